@@ -1,0 +1,17 @@
+"""Plain functions on tensors: statistics, factorisations, eliminations, selections. No configuration, no modules, no logging.
+
+Letters that end a tensor's name give its shape:
+
+    R  rows of a prunable matrix (outputs)             C  columns (inputs; a convolution is flattened to in/groups * kh * kw)
+    B  entries of a block (consecutive in one row)     n  blocks of a layer
+    K  gradients in a chunk                            N  samples
+
+Units: ``loss`` is in units of the calibration loss per gradient, ``*_bytes``, ``*_seconds``, ``*_ms`` say so.
+
+**The one meaning of H.** ``H`` is the *mean* second moment that multiplies a squared weight change in
+
+    loss increase = 1/2 * delta^T H delta
+
+For the block Fisher (CAP) ``H = 1/N sum g g^T`` with ``g`` the gradient of one calibration batch. For the layer Hessian (OBC, SparseGPT)
+``H = 2/N sum x x^T`` with ``x`` the layer's input. Dampening is added to ``H`` (never to a sum), and ``A`` always is its inverse.
+"""

@@ -1,0 +1,1 @@
+"""The driver: configuration, plan, pipeline, store, clusters, tracking, report."""

@@ -1,0 +1,91 @@
+"""``python -m orchestrator``: compose the configuration, check it, plan or run. Bad input is one line and exit status 2."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from difflib import get_close_matches
+from pathlib import Path
+
+import hydra
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+from workers.errors import ConfigError, SecateurError
+
+CONF = str(Path(__file__).resolve().parent.parent / "conf")
+
+
+@hydra.main(config_path=CONF, config_name="config", version_base="1.3")
+def conduct(composed: DictConfig) -> float | None:
+    """One run of a composed configuration; returns the final accuracy, for sweepers."""
+    try:
+        return carry_out(composed)
+    except SecateurError as error:  # worded here, since Hydra would add a line of its own
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+
+
+def carry_out(composed: DictConfig) -> float | None:
+    """Plan or run, and print what a user wants to see."""
+    from orchestrator.config import Mode, load, plain
+
+    experiment = load(composed)
+    from orchestrator.launch import plan_experiment, run_experiment
+
+    console = Console()
+    if experiment.mode is Mode.PLAN:
+        from orchestrator.plan_table import plan_table
+
+        console.print(plan_table(plan_experiment(experiment)))
+        return None
+    from orchestrator.report import summary_table
+
+    report, directory = run_experiment(experiment, plain(composed), command())
+    console.print(summary_table(report))
+    console.print(f"report: {directory / 'report.html'}\nmodel:  {directory / 'model.safetensors'}", soft_wrap=True)
+    return report.metric(report.stages[-1].name, report.headline_metric) if report.headline_metric else None
+
+
+def command() -> str:
+    """What the user typed, to be repeated."""
+    return shlex.join(["python", "-m", "orchestrator", *sys.argv[1:]])
+
+
+def complaint(error: Exception) -> str:
+    """A composition error of Hydra as one line: what is unknown, and what was probably meant."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        known = [str(option) for option in error.options or []]
+        return f"{group}={name}: there is no such {group or 'configuration'}{_meant(name, known)}"
+    cause = error.__cause__
+    key = getattr(cause, "full_key", None) or getattr(error, "full_key", None)
+    if key and "not in struct" in str(getattr(cause or error, "msg", "")):
+        parent = getattr(cause or error, "parent_node", None)
+        known = [str(name) for name in parent] if OmegaConf.is_dict(parent) else []
+        return f"{key}: unknown setting{_meant(str(key).rpartition('.')[2], known)}"
+    lines = [line for line in str(error).splitlines() if line and not line.startswith("See https://")]
+    return "; ".join(lines[:2]) or type(error).__name__
+
+
+def _meant(name: str, known: list[str]) -> str:
+    near = get_close_matches(name, known, n=3, cutoff=0.5)
+    if near:
+        return f"; did you mean {' or '.join(near)}?"
+    return f"; known are {', '.join(sorted(known))}" if known else ""
+
+
+def main() -> None:
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # hand errors over as they are; they are worded below
+    try:
+        conduct()
+    except (HydraException, OmegaConfBaseException) as error:
+        print(f"error: {complaint(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""How many weights each layer loses: central, and ignorant of pruners. It sees counts and histograms, never scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from workers.errors import ConfigError
+from workers.models.base import Layer
+from workers.pruners.base import Scope, Target
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Histograms = Callable[[int | None], Sequence["Tensor"]]  # of all layers in order: high 16 bits, or the low ones inside a high bin
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """Weights to prune in each layer, beyond the ``already`` pruned ones."""
+
+    pruned: dict[str, int]
+    already: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.pruned.values()) + sum(self.already.values())
+
+
+def allocate(target: Target, layers: Sequence[Layer], already: Mapping[str, int], histograms: Histograms) -> Allocation:
+    """Spread a target over the layers so that exactly ``round(s * d)`` weights end up pruned (more only if more were already).
+
+    ``global``: the lowest scores of all layers, equal ones in the order of layers, then of their position in the layer.
+    """
+    if target.scope is Scope.GLOBAL:
+        weights = sum(layer.weights for layer in layers)
+        wanted = max(0, round(target.sparsity * weights) - sum(already.values()))
+        pruned = dict(zip((layer.name for layer in layers), _lowest(wanted, histograms), strict=True))
+    else:
+        pruned = {name: max(0, count - already[name]) for name, count in _fixed(target, layers).items()}
+    return Allocation(pruned, dict(already))
+
+
+def _lowest(wanted: int, histograms: Histograms) -> list[int]:
+    """How many of the ``wanted`` lowest scores lie in each layer: exact, from two rounds of histograms."""
+    from kernels.select import find_bin
+
+    high = histograms(None)
+    if wanted == 0:
+        return [0] * len(high)
+    high_bin, before_high = find_bin(sum(high[1:], start=high[0]), wanted)
+    low = histograms(high_bin)
+    low_bin, before_low = find_bin(sum(low[1:], start=low[0]), wanted - before_high)
+    counts = [int(h[:high_bin].sum() + l[:low_bin].sum()) for h, l in zip(high, low, strict=True)]
+    ties_left = wanted - before_high - before_low
+    for index, histogram in enumerate(low):
+        taken = min(ties_left, int(histogram[low_bin]))
+        counts[index] += taken
+        ties_left -= taken
+    return counts
+
+
+def _fixed(target: Target, layers: Sequence[Layer]) -> dict[str, int]:
+    """Weights pruned per layer when sparsities are given; rounding is spread so that the total is exact."""
+    sparsities = layer_sparsities(target, layers)
+    exact = {layer.name: sparsities[layer.name] * layer.weights for layer in layers}
+    counts = {name: int(amount) for name, amount in exact.items()}
+    short = round(sum(exact.values())) - sum(counts.values())
+    for name in sorted(exact, key=lambda name: counts[name] - exact[name])[:short]:
+        counts[name] += 1
+    return counts
+
+
+def layer_sparsities(target: Target, layers: Sequence[Layer]) -> dict[str, float]:
+    """Sparsity of each layer for scopes ``uniform`` and ``per_layer`` (unmatched layers stay dense).
+
+    Raises: ConfigError if a pattern matches no layer.
+    """
+    if target.scope is Scope.UNIFORM:
+        return {layer.name: target.sparsity for layer in layers}
+    for pattern in target.per_layer:
+        if not any(fnmatchcase(layer.name, pattern) for layer in layers):
+            names = ", ".join(layer.name for layer in layers[:3])
+            raise ConfigError(f"pruner.target.per_layer: {pattern!r} matches none of the {len(layers)} layers ({names}, …)")
+    return {
+        layer.name: next((s for pattern, s in target.per_layer.items() if fnmatchcase(layer.name, pattern)), 0.0) for layer in layers
+    }

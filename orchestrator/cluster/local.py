@@ -1,0 +1,47 @@
+"""Everything in this process: for debugging. Gangs of several ranks are processes of this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.cluster.base import Cluster, Resources, Result, Task, default_threads, devices_here, memory_of_worker
+from workers.checks import require
+
+if TYPE_CHECKING:
+    from workers.messages import Record, RecoverTask
+
+
+@dataclass
+class Local(Cluster):
+    """One worker, this process."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.workers in (None, 1), "cluster.workers", "1 (cluster=local works in this process)", self.workers, "use cluster=ray")
+
+    def resources(self) -> Resources:
+        device, _ = devices_here(self.device)
+        return Resources(1, device, self.threads or default_threads(), memory_of_worker(self, device, 1))
+
+    def start(self, ranks: int) -> None:
+        from workers.worker import Worker
+
+        here = self.resources()
+        self._worker = Worker(here.device, here.threads)
+
+    def stop(self) -> None:
+        del self._worker
+
+    def map(self, verb: Callable[[Any, Task], Result], tasks: Sequence[Task], done: Callable[[int, Result], None]) -> list[Result]:
+        results = []
+        for index, task in enumerate(tasks):
+            results.append(verb(self._worker, task))
+            done(index, results[-1])
+        return results
+
+    def gang(self, task: RecoverTask) -> Record:
+        from workers.recovery import run_gang
+
+        return run_gang(task, task.recovery.ranks, self.resources().threads)

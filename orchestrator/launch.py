@@ -1,0 +1,141 @@
+"""From settings to a finished run: check everything that can be checked, plan, carry out, report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.config import Experiment
+from orchestrator.plan import Plan, make_plan
+from orchestrator.report import Report, write_report
+from orchestrator.results import make_report
+from orchestrator.store import MODEL, Store, fingerprint, settings
+from workers.checks import require
+from workers.errors import DamagedResult, SecateurError
+from workers.losses import Loss
+from workers.pruners.base import Scope
+from workers.recovery import Distill
+
+if TYPE_CHECKING:
+    from orchestrator.pipeline import Outcome
+    from orchestrator.run import Run
+    from workers.models.profile import ModelProfile
+
+DAMAGED_RESULTS = 20  # after that many in one run, the disk is the problem
+
+
+def plan_experiment(experiment: Experiment) -> Plan:
+    """What the run would take. Needs no weights, no data and no device. Raises: ConfigError."""
+    from orchestrator.allocate import layer_sparsities
+    from workers.models.profile import profile
+
+    found = profile(experiment.model, experiment.data.input_shape)
+    check_together(experiment, found)
+    if experiment.pruner.target.scope is not Scope.GLOBAL:
+        layer_sparsities(experiment.pruner.target, found.layers)
+    return make_plan(experiment, found, experiment.cluster.resources())
+
+
+def check_together(experiment: Experiment, profile: ModelProfile) -> None:
+    """Settings that are fine alone and not together. Raises: ConfigError."""
+    classifier, labelled = experiment.model.is_classifier, experiment.data.classes > 0
+    loss = experiment.pruner.measured_loss(classifier and labelled)
+    require(
+        classifier or loss is Loss.FEATURES, "pruner.loss", "features, since the model has no classifier", loss.value, "pruner.loss=features"
+    )
+    require(
+        labelled or loss is not Loss.LABELS, "pruner.loss", "sampled or features, since the data has no labels", loss.value, "pruner.loss=sampled"
+    )
+    require(
+        not (classifier and labelled) or experiment.data.classes <= profile.outputs,
+        "model.arguments.num_classes",
+        f"at least the {experiment.data.classes} classes of the data",
+        profile.outputs,
+    )
+    for key, recipe in (("training", experiment.training), ("recovery", experiment.recovery)):
+        used = recipe is not None and (key == "recovery" or experiment.model.checkpoint is None)
+        if recipe is None or not used:
+            continue
+        alone = recipe.distill is not Distill.NONE and recipe.distill_weight == 1.0
+        require(
+            (classifier and labelled) or alone,
+            f"{key}.distill",
+            "a recipe that learns from the dense model alone (distill=features, distill_weight=1), since there are no labels to learn from",
+            recipe.distill.value,
+        )
+
+
+def run_experiment(experiment: Experiment, config: dict[str, Any], command: str) -> tuple[Report, Path]:
+    """Carry out a run; returns its report and its directory. Raises: SecateurError, ConfigError before any worker starts."""
+    from orchestrator.progress import Progress
+    from orchestrator.run import Run
+
+    experiment.model.check()
+    experiment.data.check()
+    require(
+        experiment.model.checkpoint is not None or experiment.training is not None,
+        "model.checkpoint",
+        "a checkpoint, or a recipe to train the dense model (training=…)",
+        None,
+    )
+    plan = plan_experiment(experiment)
+    identity = run_fingerprint(experiment)
+    directory = Path(experiment.output).resolve() / f"{experiment.name}-{identity[:8]}"
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    with Progress() as progress:
+        tracked = experiment.tracking.start(experiment.name, identity[:8], config, directory, progress.warn)
+        run = Run(experiment, plan, Store(Path(experiment.output) / "store"), directory, progress, tracked)
+        try:
+            outcome = _carry_out(run)
+            report = make_report(run, outcome, config, command, identity, export(outcome, directory))
+            page = write_report(report, directory)
+        except BaseException:
+            tracked.finish(None, [], "failed")
+            raise
+        for name, lines in report.curves.items():
+            tracked.curve(name, lines)
+        tracked.layers(report.layers)
+        tracked.finish(report, [page, page.with_suffix(".json"), directory / MODEL], "finished")
+    return report, directory
+
+
+def _carry_out(run: Run) -> Outcome:
+    """Import here, start the cluster, and go through the pipeline until nothing that it reads is damaged."""
+    from orchestrator.pipeline import import_model, prune
+
+    experiment = run.experiment
+    imported = import_model(run)
+    recipes = [experiment.recovery, experiment.training if experiment.model.checkpoint is None else None]
+    try:
+        with run.timed("start workers"):
+            experiment.cluster.start(max((recipe.ranks for recipe in recipes if recipe is not None), default=1))
+        for _ in range(DAMAGED_RESULTS):
+            try:
+                return prune(run, imported)
+            except DamagedResult as damaged:
+                run.discard(damaged)
+        raise SecateurError(f"{run.store.root}: {DAMAGED_RESULTS} stored results were damaged in one run; check the disk")
+    finally:
+        experiment.cluster.stop()
+
+
+def run_fingerprint(experiment: Experiment) -> str:
+    """Names the run's directory: the same request continues there, another one gets another."""
+    parts = (experiment.model, experiment.training, experiment.pruner, experiment.recovery)
+    data = settings(experiment.data)
+    return fingerprint(experiment.name, experiment.seed, data, *parts)
+
+
+def export(outcome: Outcome, directory: Path) -> dict[str, Any]:
+    """Copy the final model into the run's directory, and its spec beside it."""
+    from workers.export import read_spec
+    from workers.files import write_text
+
+    target = directory / MODEL
+    shutil.copyfile(outcome.final.path(MODEL), target)
+    write_text(directory / "model.json", json.dumps(read_spec(target), indent=1))
+    return {"model": MODEL, "spec": "model.json"}

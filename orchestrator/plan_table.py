@@ -1,0 +1,59 @@
+"""A plan as people read it."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from orchestrator.plan import Plan, PlannedLayer
+from orchestrator.units import size
+
+
+def plan_table(plan: Plan) -> RenderableType:
+    """Layers, the grid, bytes against memory, seconds per stage, and the rates they were predicted with."""
+    return Group(_layers(plan), _stages(plan), *_sentences(plan))
+
+
+def _layers(plan: Plan) -> Table:
+    table = Table(title="Prunable layers (equal neighbours in one line)", title_justify="left")
+    for column in ("first", "layers", "rows x columns", "block", "weights", "statistic"):
+        table.add_column(column, justify="left" if column == "first" else "right")
+    kinds: dict[tuple, list[PlannedLayer]] = {}
+    for planned in plan.layers:
+        kinds.setdefault((planned.layer.name.rpartition(".")[2], planned.layer.rows, planned.layer.columns, planned.block_size), []).append(planned)
+    for (_, rows, columns, block), group in kinds.items():
+        weights, statistic = sum(p.layer.weights for p in group), sum(p.statistic_bytes for p in group)
+        table.add_row(group[0].layer.name, str(len(group)), f"{rows} x {columns}", str(block or "-"), f"{weights:,}", size(statistic))
+    return table
+
+
+def _stages(plan: Plan) -> Table:
+    table = Table(title="Stages (predicted)", title_justify="left")
+    for column in ("stage", "tasks", "seconds", "device-hours"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for name, stage in plan.stages.items():
+        table.add_row(name, str(stage.tasks), f"{stage.seconds:,.1f}", f"{stage.device_seconds / 3600:,.3g}")
+    table.add_row("all", "", f"{plan.seconds:,.1f}", f"{plan.device_hours:,.3g}", style="bold")
+    return table
+
+
+def _sentences(plan: Plan) -> list[str]:
+    kind = "GPU" if plan.resources.device == "cuda" else "CPU worker"
+    rates = plan.hardware
+    portions = [len(portion) for portion in plan.portions]
+    grid = f"{len(portions)} x {plan.shards}" if portions else "none (this pruner reads no data)"
+    return [
+        f"{len(plan.layers)} layers, {plan.profile.prunable_weights:,} prunable of {plan.profile.parameters:,} weights; "
+        f"forward {plan.profile.forward_flops / 1e9:,.3g} GFLOP per sample.",
+        f"Grid of layer portions x shards: {grid}; {plan.waves} wave{'s' if plan.waves != 1 else ''} on {plan.resources.workers} "
+        f"{kind}{'s' if plan.resources.workers != 1 else ''}{' (' + '+'.join(map(str, portions)) + ' layers)' if len(portions) > 1 else ''}.",
+        f"A worker needs up to {size(plan.worker_bytes)} of its {size(plan.resources.memory_bytes)}; the store grows by up to {size(plan.store_bytes)}.",
+        f"Assumed rates per {kind if kind == 'GPU' else 'thread'} ({rates.name}): {rates.matmul_gflops:,.0f} GFLOP/s in float32 matrix products, of which the "
+        f"network reaches {rates.model_efficiency:.0%}, collecting {rates.collect_efficiency:.0%}, elimination {rates.obs_efficiency:.0%}; "
+        f"disk {rates.disk_gbs:g} GB/s.",
+        f"In all about {_duration(plan.seconds)}, {plan.device_hours:,.2f} {'GPU' if kind == 'GPU' else 'worker'}-hours.",
+    ]
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"

@@ -1,0 +1,271 @@
+"""What a run is doing: live bars on a terminal, one line per event elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Self, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TaskID, TextColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Column
+from rich.text import Text
+
+from orchestrator.tail import Tail
+from orchestrator.units import duration
+
+POLL_SECONDS = 0.2
+LINE_SECONDS = 10.0  # without a terminal: a line after this long, or after a tenth of the stage but not more often than each second
+LINE_FRACTION = 0.1
+
+
+class Stage:
+    """One row of the display. Entering it again under the same name continues it: totals add up.
+
+    ``total`` is None while it is not known. An exception that passes through marks the stage as failed.
+    """
+
+    def __init__(self, name: str, display: Display, clock: Callable[[], float]) -> None:
+        self.name = name
+        self.total: int | None = None
+        self.done = 0
+        self.note = ""
+        self.state = "waiting"  # waiting, running, done, failed
+        self._display = display
+        self._clock = clock
+        self._started = 0.0
+        self._before = 0.0
+        self._lock = threading.RLock()
+
+    @property
+    def seconds(self) -> float:
+        return self._before + (self._clock() - self._started if self.state == "running" else 0.0)
+
+    @property
+    def remaining_seconds(self) -> float | None:
+        """By the mean speed so far; None where it cannot be said."""
+        if not self.total or not 0 < self.done < self.total:
+            return None
+        return self.seconds / self.done * (self.total - self.done)
+
+    def expect(self, total: int | None) -> None:
+        """``total`` more steps are to come."""
+        self.total = None if total is None else (self.total or 0) + total
+
+    def __enter__(self) -> Self:
+        self.state, self._started = "running", self._clock()
+        self._display.started(self)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with self._lock:
+            self._before, self.state = self.seconds, "failed" if error else "done"
+            self._display.ended(self, error)
+
+    def advance(self, n: int = 1, note: str = "") -> None:
+        """``n`` more steps are done; ``note`` says what was last."""
+        with self._lock:
+            self.reach(self.done + n, self.total, note)
+
+    def reach(self, done: int, total: int | None, note: str = "") -> None:
+        """``done`` steps of ``total`` are done."""
+        with self._lock:
+            self.done, self.total, self.note = done, total, note
+            self._display.moved(self)
+
+    @contextmanager
+    def follow(self, path: Path) -> Iterator[None]:
+        """Move with the lines of a training's progress file (``step``, ``steps``, ``epoch``, ``loss``, ..) as they are written.
+
+        The file need not exist yet. Everything written before the block ends has been read when it has ended.
+        """
+        tail, stop = Tail(path), threading.Event()
+
+        def read() -> None:
+            for line in tail.read():
+                self.reach(int(line.get("step", self.done)), line.get("steps", self.total), training_note(line))
+
+        def watch() -> None:
+            while not stop.wait(POLL_SECONDS):
+                read()
+
+        thread = threading.Thread(target=watch, name=f"follow {path.name}", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            read()
+
+
+def training_note(line: dict[str, Any]) -> str:
+    """A progress line in a few words."""
+    parts = (
+        (f"{name} {line[name]:.4g}" if name == "loss" else f"{name} {line[name]}")
+        for name in ("epoch", "loss")
+        if line.get(name) is not None
+    )
+    speed = line.get("images_per_second")
+    return ", ".join([*parts, *([f"{speed:,.0f} images/s"] if speed is not None else [])])
+
+
+class Progress:
+    """The display of a run: ``with Progress() as progress: with progress.stage("collect", 12) as stage: stage.advance(1, "blocks.0")``."""
+
+    def __init__(self, stream: TextIO | None = None, live: bool | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        """``live`` None: bars if ``stream`` (standard output) is a terminal, else lines."""
+        stream = stream or sys.stdout
+        live = stream.isatty() if live is None else live
+        self._display: Display = Bars(stream) if live else Lines(stream, clock)
+        self._clock = clock
+        self._stages: dict[str, Stage] = {}
+
+    def __enter__(self) -> Self:
+        self._display.open()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._display.close()
+
+    def stage(self, name: str, total: int | None) -> Stage:
+        """A stage of ``total`` steps, to be entered; the one of that name if there was one already."""
+        stage = self._stages.setdefault(name, Stage(name, self._display, self._clock))
+        stage.expect(total)
+        return stage
+
+    def note(self, text: str) -> None:
+        self._display.say(text, warning=False)
+
+    def warn(self, text: str) -> None:
+        self._display.say(text, warning=True)
+
+
+class Display(ABC):
+    """How stages are shown."""
+
+    @abstractmethod
+    def open(self) -> None: ...
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    @abstractmethod
+    def started(self, stage: Stage) -> None: ...
+
+    @abstractmethod
+    def moved(self, stage: Stage) -> None: ...
+
+    @abstractmethod
+    def ended(self, stage: Stage, error: BaseException | None) -> None: ...
+
+    @abstractmethod
+    def say(self, text: str, warning: bool) -> None: ...
+
+
+class Lines(Display):
+    """A line when a stage starts, now and then, and when it ends."""
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float]) -> None:
+        self._stream = stream
+        self._clock = clock
+        self._last = (0.0, 0)  # when the stage's last line was printed, and how many steps were done
+
+    def open(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def started(self, stage: Stage) -> None:
+        self._last = (self._clock(), stage.done)
+        if stage.done == 0:
+            self._print(f"{stage.name}: started" + (f", {stage.total} to do" if stage.total else ""))
+
+    def moved(self, stage: Stage) -> None:
+        when, done = self._last
+        waited, tenth = self._clock() - when, stage.total is not None and stage.done - done >= LINE_FRACTION * stage.total
+        if stage.done == stage.total or not (waited >= LINE_SECONDS or (tenth and waited >= 1)):
+            return
+        self._last = (self._clock(), stage.done)
+        left = stage.remaining_seconds
+        parts = [_counted(stage), duration(stage.seconds), "" if left is None else f"about {duration(left)} left", stage.note]
+        self._print(f"{stage.name}: {_listed(parts)}")
+
+    def ended(self, stage: Stage, error: BaseException | None) -> None:
+        how = "done" if error is None else f"failed ({type(error).__name__})"
+        self._print(f"{stage.name}: {_listed([f'{how} in {duration(stage.seconds)}', _counted(stage), stage.note])}")
+
+    def say(self, text: str, warning: bool) -> None:
+        self._print(f"warning: {text}" if warning else text)
+
+    def _print(self, line: str) -> None:
+        print(line, file=self._stream, flush=True)
+
+
+def _counted(stage: Stage) -> str:
+    if not stage.total:
+        return f"{stage.done} so far" if stage.done else ""
+    return f"{stage.done}/{stage.total} ({100 * stage.done / stage.total:.0f} %)"
+
+
+def _listed(parts: list[str]) -> str:
+    return ", ".join(part for part in parts if part)
+
+
+class Times(ProgressColumn):
+    """How long a stage has taken, and how long it may still take."""
+
+    def render(self, task: Task) -> Text:
+        stage: Stage = task.fields["stage"]
+        left = stage.remaining_seconds if stage.state == "running" else None
+        return Text(duration(stage.seconds), style="cyan") + Text("" if left is None else f", {duration(left)} left", style="dim")
+
+
+class Bars(Display):
+    """A live row per stage: mark, name, bar, count, times, last note."""
+
+    MARKS: ClassVar = {"waiting": " ", "running": "›", "done": "[green]✓[/green]", "failed": "[red]✗[/red]"}
+
+    def __init__(self, stream: TextIO) -> None:
+        self._rich = RichProgress(
+            TextColumn("{task.fields[mark]}"),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            Times(table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[note]}", markup=False, style="dim", table_column=Column(no_wrap=True, overflow="ellipsis")),
+            console=Console(file=stream, force_terminal=True),
+            refresh_per_second=5,
+        )
+        self._rows: dict[str, TaskID] = {}
+
+    def open(self) -> None:
+        self._rich.start()
+
+    def close(self) -> None:
+        self._rich.stop()
+
+    def started(self, stage: Stage) -> None:
+        if stage.name not in self._rows:
+            self._rows[stage.name] = self._rich.add_task(stage.name, mark="", note="", stage=stage, total=stage.total)
+        self.moved(stage)
+
+    def moved(self, stage: Stage) -> None:
+        row = self._rows[stage.name]
+        self._rich.update(row, completed=stage.done, total=stage.total, mark=self.MARKS[stage.state], note=stage.note)
+
+    def ended(self, stage: Stage, error: BaseException | None) -> None:
+        self.moved(stage)
+        if error is None and stage.total is None:  # a bar without a total would pulse on
+            self._rich.update(self._rows[stage.name], total=stage.done)
+
+    def say(self, text: str, warning: bool) -> None:
+        self._rich.console.print(Text(f"warning: {text}", style="yellow") if warning else Text(text))

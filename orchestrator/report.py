@@ -1,0 +1,178 @@
+"""What a run achieved and how it was measured: as values, as sentences, as a table, as JSON and as one page that opens offline."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+from orchestrator.report_page import page
+from orchestrator.report_words import ACCURACIES, sentences, summary_table, verdict
+
+__all__ = [
+    "REPORT_FILES",
+    "FileSizes",
+    "LayerResult",
+    "LossIncrease",
+    "Report",
+    "StageResult",
+    "TaskRun",
+    "plain",
+    "sentences",
+    "summary_table",
+    "verdict",
+    "write_report",
+]
+
+REPORT_FILES = ("report.html", "report.json")
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """A model of the run and how it did on the test data.
+
+    ``name`` is ``dense``, ``one_shot`` or ``recovered``; ``seconds`` is the time of its evaluation. Keys of ``metrics``, absent or None
+    where not measured: the fractions ``top1``, ``top5``, ``knn`` and ``agreement`` (with the dense model), ``loss``,
+    ``images_per_second``, and ``test_samples``, the number of images behind them.
+    """
+
+    name: str
+    metrics: dict[str, float | None]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """What was done to one layer.
+
+    ``pruned`` counts its zeros. ``curve`` samples (sparsity, predicted cumulative loss increase) of this layer alone, sparsity ascending.
+    ``notes`` are numbers of the pruner; a sentence speaks of ``blocks_with_raised_dampening``, the others stand in the table of layers.
+    """
+
+    name: str
+    rows: int
+    columns: int
+    block_size: int
+    weights: int
+    pruned: int
+    predicted_loss_increase: float | None
+    curve: list[tuple[float, float]] = field(default_factory=list)
+    notes: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def sparsity(self) -> float:
+        return self.pruned / self.weights
+
+
+@dataclass(frozen=True)
+class TaskRun:
+    """One task as it was carried out. ``started`` is in seconds since the epoch; ``computed`` is False when it was read from the store."""
+
+    verb: str
+    what: str
+    worker: str
+    started: float
+    seconds: float
+    computed: bool
+
+
+@dataclass(frozen=True)
+class LossIncrease:
+    """Rise of the calibration loss from dense to one-shot: by the pruner's quadratic model, and by evaluation. ``unit`` names the loss."""
+
+    predicted: float | None
+    measured: float | None
+    unit: str
+
+
+@dataclass(frozen=True)
+class FileSizes:
+    """Bytes of the exported file against the same model stored dense."""
+
+    dense_bytes: int
+    file_bytes: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """A run. Weights are counted: prunable ones, the zeros among them, and all parameters of the model.
+
+    ``asked["sparsity"]`` is the fraction of prunable weights that was asked for; its other entries are printed as they are.
+    ``curves`` maps a training ("dense", "recovery") to its progress lines: epoch, step, steps, loss, lr, images_per_second.
+    ``skipped`` maps what was left out ("calibration batches with non-finite values") to how many.
+    """
+
+    name: str
+    fingerprint: str
+    command: str
+    experiment: dict[str, Any]
+    asked: dict[str, Any]
+    stages: list[StageResult]
+    layers: list[LayerResult]
+    prunable_weights: int
+    pruned_weights: int
+    model_weights: int
+    loss_increase: LossIncrease
+    sizes: FileSizes | None = None
+    timeline: list[TaskRun] = field(default_factory=list)
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+    predicted_stage_seconds: dict[str, float] = field(default_factory=dict)
+    curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    environment: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def sparsity(self) -> float:
+        """Zeros among the prunable weights."""
+        return self.pruned_weights / self.prunable_weights if self.prunable_weights else 0.0
+
+    @property
+    def headline_metric(self) -> str | None:
+        """The accuracy that verdicts speak of: top-1, else k-NN, else agreement; None if none was measured."""
+        return next((key for key in ACCURACIES if any(stage.metrics.get(key) is not None for stage in self.stages)), None)
+
+    def stage(self, name: str) -> StageResult | None:
+        return next((stage for stage in self.stages if stage.name == name), None)
+
+    def metric(self, stage_name: str, key: str) -> float | None:
+        stage = self.stage(stage_name)
+        return None if stage is None else stage.metrics.get(key)
+
+
+def plain(value: Any) -> Any:
+    """``value`` as what JSON knows. Numbers that JSON lacks become "nan", "inf" and "-inf"."""
+    if value is None or isinstance(value, (str, bool)):
+        return value
+    if isinstance(value, Enum):
+        return plain(value.value)
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value) if math.isfinite(value) else str(float(value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return {item.name: plain(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return str(value)
+
+
+def write_report(report: Report, directory: Path) -> Path:
+    """Write ``report.json`` and ``report.html`` (self-contained: it loads nothing) into ``directory``; returns the page's path."""
+    from plotly.offline import get_plotlyjs
+
+    directory.mkdir(parents=True, exist_ok=True)
+    html_path, json_path = (directory / name for name in REPORT_FILES)
+    html_path.write_text(page(report, verdict(report), sentences(report), get_plotlyjs()), encoding="utf-8")
+    json_path.write_text(
+        json.dumps(plain(report) | {"verdict": verdict(report), "sentences": sentences(report)}, indent=1), encoding="utf-8"
+    )
+    return html_path

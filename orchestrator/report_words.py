@@ -1,0 +1,228 @@
+"""The report in words: a verdict, honest sentences, and the table printed at the end of a run."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from orchestrator.units import NOT_MEASURED, count, duration, number, percent, points, size
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from orchestrator.report import Report, StageResult
+
+STAGE_NAMES = {"dense": "dense", "one_shot": "one-shot", "recovered": "recovered"}
+ACCURACIES = {"top1": "top-1 accuracy", "knn": "k-NN accuracy", "agreement": "agreement with dense"}  # in order of preference
+METRICS = {"top1": "top-1", "top5": "top-5", "knn": "k-NN", "agreement": "agreement", "loss": "loss", "images_per_second": "images/s"}
+FRACTIONS = ("top1", "top5", "knn", "agreement")
+
+
+def metric_text(key: str, value: float | None) -> str:
+    if key in FRACTIONS:
+        return percent(value)
+    return NOT_MEASURED if value is None else f"{value:,.0f}" if key == "images_per_second" else f"{value:.4g}"
+
+
+def measured_metrics(report: Report) -> list[str]:
+    """Keys of the metrics that at least one stage has."""
+    return [key for key in METRICS if any(stage.metrics.get(key) is not None for stage in report.stages)]
+
+
+def standard_error(first: float, second: float, samples: float) -> float:
+    r"""Standard error of the difference of two accuracies over ``samples`` images each, were they equal.
+
+        sqrt(2 p (1 - p) / n),  p = (first + second) / 2
+
+    The usual pooled two-proportion estimate. Both stages see the same images, so the true one is smaller: this errs towards "noise".
+    """
+    pooled = (first + second) / 2
+    return math.sqrt(2 * pooled * (1 - pooled) / samples)
+
+
+def verdict(report: Report) -> str:
+    """One sentence: how much went, and what the model still can do."""
+    removed = f"{percent(report.sparsity)} of the prunable weights removed"
+    key = report.headline_metric
+    if key is None:
+        return f"{removed}; no accuracy was measured."
+    values = {stage.name: stage.metrics.get(key) for stage in report.stages}
+    dense, one_shot, recovered = (values.get(name) for name in STAGE_NAMES)
+    final, how = (recovered, " after recovery") if recovered is not None else (one_shot, " without recovery")
+    if final is None:
+        return f"{removed}; {ACCURACIES[key]} of the pruned model was not measured."
+    if dense is None or key == "agreement":
+        return f"{removed}; {ACCURACIES[key]} is {percent(final)}{how}."
+    direct = f" ({percent(one_shot)} one-shot)" if recovered is not None and one_shot is not None else ""
+    return f"{removed}; {ACCURACIES[key]} {percent(dense)} dense, {percent(final)}{how}{direct}."
+
+
+def sentences(report: Report) -> list[str]:
+    """What a reader must know to judge the run. Every sentence follows from the report's numbers."""
+    parts = (
+        _on_target,
+        _on_accuracy,
+        _on_loss,
+        _on_size_and_speed,
+        _on_missing_measurements,
+        _on_numerics,
+        _on_store,
+    )
+    return [sentence for part in parts for sentence in part(report)]
+
+
+def _on_target(report: Report) -> list[str]:
+    of_model = percent(report.pruned_weights / report.model_weights)
+    found = [
+        f"{report.pruned_weights:,} of {report.prunable_weights:,} prunable weights are exactly zero ({percent(report.sparsity, 2)}); "
+        f"the model has {report.model_weights:,} parameters in all, so this is {of_model} of it."
+    ]
+    asked = report.asked.get("sparsity")
+    if asked is not None and abs(asked * report.prunable_weights - report.pruned_weights) > 1 + len(report.layers):
+        found.append(f"The target was missed: {percent(asked, 2)} was asked for, {percent(report.sparsity, 2)} was reached.")
+    return found
+
+
+def _on_accuracy(report: Report) -> list[str]:
+    key = report.headline_metric
+    if key is None:
+        return ["Accuracy was not measured: nothing is known about what the pruned model can still do."]
+    found = []
+    dense = report.stage("dense")
+    if key != "agreement" and dense is not None:
+        found = [_compared(stage, dense, key) for stage in report.stages if stage.name != "dense" and stage.metrics.get(key) is not None]
+    if report.stage("recovered") is None:
+        found.append("The pruned model was not recovered (no training after pruning): the one-shot model is the result.")
+    return [sentence for sentence in found if sentence]
+
+
+def _compared(stage: StageResult, dense: StageResult, key: str) -> str:
+    before, after, samples = dense.metrics.get(key), stage.metrics.get(key), stage.metrics.get("test_samples")
+    if before is None or after is None:
+        return ""
+    name, what = STAGE_NAMES[stage.name].capitalize(), ACCURACIES[key]
+    if before == after:
+        return f"{name} {what} equals that of the dense model."
+    which = "lower" if after < before else "higher"
+    difference = f"{name} {what} is {points(after - before)} {which} than dense"
+    if samples is None:
+        return f"{difference}; the number of test images is not known, so it cannot be said whether that is more than noise."
+    error = standard_error(before, after, samples)
+    if abs(after - before) <= error:
+        return f"{difference}, which is noise: one standard error of such a difference is {points(error)} with {samples:,.0f} test images."
+    return f"{difference} (one standard error: {points(error)} with {samples:,.0f} test images)."
+
+
+def _on_loss(report: Report) -> list[str]:
+    predicted, measured = report.loss_increase.predicted, report.loss_increase.measured
+    if predicted is None or measured is None:
+        lacking = [name for name, value in (("predicted", predicted), ("true", measured)) if value is None]
+        return [f"The {' and the '.join(lacking)} rise of the calibration loss {'was' if len(lacking) == 1 else 'were'} not measured."]
+    unit = report.loss_increase.unit
+    text = f"Pruning was predicted to raise the calibration loss by {number(predicted)} and raised it by {number(measured)} ({unit})"
+    if predicted > 0 and measured > 0:
+        ratio = max(measured / predicted, predicted / measured)
+        side = "more" if measured > predicted else "less"
+        if ratio >= 3:
+            return [f"{text}, {number(ratio)} times {side}: here the quadratic model ranks weights, but its numbers are no forecast."]
+        return [f"{text}: the prediction was right to a factor of {number(ratio)}."]
+    return [f"{text}."]
+
+
+def _on_size_and_speed(report: Report) -> list[str]:
+    device = report.environment.get("device", "this device")
+    masked = f"Weights are masked, not taken out: the model does the same arithmetic as before and is not faster on {device}"
+    speeds = [stage.metrics.get("images_per_second") for stage in report.stages]
+    if len(speeds) > 1 and speeds[0] and speeds[-1]:
+        masked += f" (measured: {speeds[0]:,.0f} images/s dense, {speeds[-1]:,.0f} pruned)"
+    if report.sizes is None:
+        return [f"{masked}. No file was exported."]
+    stored, dense = report.sizes.file_bytes, report.sizes.dense_bytes
+    if stored < dense:
+        return [f"{masked}. The exported file is smaller: {size(stored)} instead of {size(dense)} ({dense / stored:.1f} times)."]
+    return [f"{masked}. The exported file is not smaller either: {size(stored)} against {size(dense)} dense."]
+
+
+def _on_missing_measurements(report: Report) -> list[str]:
+    found = []
+    for key in measured_metrics(report):
+        lacking = [STAGE_NAMES[stage.name] for stage in report.stages if stage.metrics.get(key) is None]
+        if lacking and not (key == "agreement" and lacking == ["dense"]):
+            found.append(f"Not measured: {METRICS[key]} of the {' and '.join(lacking)} model.")
+    return found
+
+
+def _on_numerics(report: Report) -> list[str]:
+    found = [f"Left out: {how_many:,} {what}." for what, how_many in report.skipped.items() if how_many]
+    damped = {
+        layer.name: int(layer.notes["blocks_with_raised_dampening"])
+        for layer in report.layers
+        if layer.notes.get("blocks_with_raised_dampening")
+    }
+    if damped:
+        total, worst = sum(damped.values()), max(damped, key=lambda name: damped[name])
+        found.append(
+            f"The Fisher matrix of {count(total, 'block')} in {count(len(damped), 'layer')} was not positive definite as asked "
+            f"(most in {worst}); dampening was raised there until it was, so these blocks are pruned more like by magnitude."
+        )
+    return found
+
+
+def _on_store(report: Report) -> list[str]:
+    read = sum(not task.computed for task in report.timeline)
+    if not read:
+        return []
+    computed = len(report.timeline) - read
+    were = "was" if read == 1 else "were"
+    return [f"{count(read, 'result')} of an earlier run {were} read from the store, {computed:,} computed now; times are of this run only."]
+
+
+def summary_table(report: Report) -> Table:
+    """The run on half a screen."""
+    from rich.table import Table
+
+    whole = Table.grid(padding=(0, 0))
+    whole.title, whole.title_style, whole.title_justify = report.name, "bold", "left"
+    for part in (_stage_table(report), _fact_table(report), _seconds_table(report)):
+        whole.add_row(part)
+    return whole
+
+
+def _stage_table(report: Report) -> Table:
+    from rich.table import Table
+
+    keys = measured_metrics(report)
+    table = Table(header_style="bold")
+    table.add_column("model")
+    for key in keys:
+        table.add_column(METRICS[key], justify="right")
+    for stage in report.stages:
+        values = [metric_text(key, stage.metrics.get(key)) if stage.metrics.get(key) is not None else "–" for key in keys]
+        table.add_row(STAGE_NAMES[stage.name], *values)
+    return table
+
+
+def _fact_table(report: Report) -> Table:
+    from rich.table import Table
+
+    table = Table(header_style="bold")
+    for title, where in (("", "left"), ("asked / predicted", "right"), ("reached / true", "right")):
+        table.add_column(title, justify=where)  # type: ignore[arg-type]
+    table.add_row("sparsity", percent(report.asked.get("sparsity"), 2), percent(report.sparsity, 2))
+    table.add_row("loss increase", number(report.loss_increase.predicted), number(report.loss_increase.measured))
+    if report.sizes is not None:
+        table.add_row("file", f"{size(report.sizes.dense_bytes)} dense", size(report.sizes.file_bytes))
+    return table
+
+
+def _seconds_table(report: Report) -> Table:
+    from rich.table import Table
+
+    table = Table(header_style="bold")
+    table.add_column("stage")
+    for title in ("predicted", "measured"):
+        table.add_column(title, justify="right")
+    for stage, seconds in report.stage_seconds.items():
+        predicted = report.predicted_stage_seconds.get(stage)
+        table.add_row(stage, "–" if predicted is None else duration(predicted), duration(seconds))
+    return table

@@ -1,0 +1,103 @@
+"""One run: where it writes, what it has done, and how a stage is carried out (read what is finished, compute the rest)."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator.config import Experiment
+from orchestrator.plan import Plan
+from orchestrator.progress import Progress
+from orchestrator.report import TaskRun
+from orchestrator.store import Store
+from orchestrator.track import Run as Tracked
+from workers.errors import DamagedResult
+from workers.messages import Destination, Record, RecoverTask
+
+
+@dataclass
+class Run:
+    """What the stages of one run share."""
+
+    experiment: Experiment
+    plan: Plan
+    store: Store
+    directory: Path
+    progress: Progress
+    tracked: Tracked
+    timeline: list[TaskRun] = field(default_factory=list)
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def map(self, stage: str, verb: Callable[[Any, Any], Record], tasks: Sequence[Any], costs: Sequence[float] = ()) -> list[Record]:
+        """Records of ``verb`` on ``tasks``, in order. What is in the store is read; the rest is computed, longest (``costs``) first."""
+        found = [self.find(task.to) for task in tasks]
+        order = [index for index, record in enumerate(found) if record is None]
+        if costs:
+            order.sort(key=lambda index: -costs[index])
+        results = self.compute(stage, verb, [tasks[index] for index in order], [record for record in found if record])
+        for index, record in zip(order, results, strict=True):
+            found[index] = record
+        return [record for record in found if record is not None]
+
+    def compute(self, stage: str, verb: Callable[[Any, Any], Any], tasks: Sequence[Any], read: Sequence[Record] = ()) -> list[Any]:
+        """Results of ``verb`` on tasks that nothing is stored of; ``read`` are the stage's results that were found."""
+        with self.timed(stage), self.progress.stage(stage, len(tasks) + len(read)) as bar:
+            for record in read:
+                self.note(stage, record)
+            if read:
+                bar.advance(len(read), "from the store")
+
+            def done(index: int, result: Any) -> None:
+                for record in result if isinstance(result, list) else [result]:
+                    if isinstance(record, Record):
+                        self.note(stage, record)
+                bar.advance(1)
+
+            return self.experiment.cluster.map(verb, tasks, done) if tasks else []
+
+    def gang(self, stage: str, task: RecoverTask) -> Record:
+        """Train with a gang, unless the result is in the store."""
+        record = self.find(task.to)
+        with self.timed(stage), self.progress.stage(stage, None) as bar:
+            if record is None:
+                with bar.follow(task.progress):
+                    record = self.experiment.cluster.gang(task)
+            self.note(stage, record)
+        return record
+
+    def find(self, to: Destination) -> Record | None:
+        """The stored result, or None; a damaged one is discarded with a warning."""
+        try:
+            return self.store.find(to)
+        except DamagedResult as damaged:
+            self.discard(damaged)
+            return None
+
+    def discard(self, damaged: DamagedResult) -> None:
+        self.warn(f"a stored result is damaged and is computed again: {damaged}")
+        self.store.discard(damaged)
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+        self.progress.warn(text)
+
+    def note(self, stage: str, record: Record) -> None:
+        """Keep what ran, or was read, in the time line and in ``tasks.jsonl``."""
+        what = str(record.numbers.get("layer", stage))
+        task = TaskRun(record.verb, what, record.worker, record.started, record.seconds, record.computed)
+        self.timeline.append(task)
+        line = {"stage": stage, "fingerprint": record.fingerprint, "time": time.time(), "layer": record.numbers.get("layer")} | vars(task)
+        with (self.directory / "tasks.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + time.perf_counter() - start

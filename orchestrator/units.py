@@ -1,0 +1,53 @@
+"""How quantities are written for people. None is always "not measured"."""
+
+from __future__ import annotations
+
+NOT_MEASURED = "not measured"
+
+
+def percent(fraction: float | None, digits: int = 1) -> str:
+    return NOT_MEASURED if fraction is None else f"{100 * fraction:.{digits}f} %"
+
+
+def points(difference: float) -> str:
+    """A difference of two fractions, unsigned, in percentage points."""
+    size = f"{100 * abs(difference):.1f}"
+    return f"{size} point" if size == "1.0" else f"{size} points"
+
+
+def number(value: float | None) -> str:
+    """Three significant digits; a thousands separator from 1,000 up; an exponent below 0.001."""
+    if value is None:
+        return NOT_MEASURED
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def count(value: int, one: str, many: str = "") -> str:
+    """``count(1, "block")`` is "1 block", ``count(2000, "block")`` is "2,000 blocks"."""
+    return f"{value:,} {one if value == 1 else many or one + 's'}"
+
+
+def size(value_bytes: int | None) -> str:
+    """Decimal units: 1 kB is 1000 bytes."""
+    if value_bytes is None:
+        return NOT_MEASURED
+    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value_bytes >= limit:
+            return f"{value_bytes / limit:.3g} {unit}" if value_bytes < 1000 * limit else f"{value_bytes / limit:,.0f} {unit}"
+    return f"{value_bytes} B"
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return NOT_MEASURED
+    if seconds < 1:
+        return f"{seconds:.2f} s"
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        whole = round(seconds)
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,223 @@
+"""Speed of the block kernels on this machine: from gradients in hand to pruned weights, stage by stage.
+
+Rates use the operation counts of the method (per weight of a block of B, N gradients): collect 2 N B, invert 2 B^2, eliminate 2/3 B^2,
+solve B^2, whatever the code really does (it uses symmetry: half of these to invert and to eliminate). Fractions are of this machine's own
+matrix product in the same precision (float32 to collect, float64 otherwise), measured in the same run. Times are medians.
+
+    python scripts/bench_obs.py [--sizes 64 128 192 256] [--threads 2] [--json bench_obs.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernels import obs
+from kernels.masks import prefix_mask
+from kernels.obs import cpu, reference
+from kernels.scores import hull
+from kernels.select import select_smallest
+from kernels.statistics import SecondMoment, add_outer_, zeros
+
+DAMPENING = 1e-8
+SPARSITY = 0.75
+CHUNK = 128  # gradients added at a time
+
+
+def median_seconds(work: Callable[[], object], repeats: int) -> float:
+    work()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def matrix_product_rate(dtype: torch.dtype, repeats: int, size: int = 1024) -> float:
+    """Flops per second of a square matrix product."""
+    square = torch.randn(size, size, dtype=dtype)
+    return 2 * size**3 / median_seconds(lambda: square @ square, repeats)
+
+
+@numba.njit(parallel=True, error_model="numpy")
+def _invert_all(mean_nBB, absolute):  # type: ignore[no-untyped-def]
+    """The factor and inverse that ``cpu.eliminate`` computes, alone."""
+    blocks, block_size = mean_nBB.shape[:2]
+    for group in numba.prange(cpu.GROUPS):
+        scratch, lines, places = cpu._scratch(block_size)
+        for i in range(block_size):
+            places[0, i] = i
+        report = np.zeros(2)
+        for block in range(group * blocks // cpu.GROUPS, (group + 1) * blocks // cpu.GROUPS):
+            cpu._factor_dampened(mean_nBB[block], places[0], block_size, absolute, scratch[0], lines[0], report[:1], report[1:])
+            cpu._invert(scratch[0], scratch[1], scratch[2], block_size)
+
+
+def problem(blocks: int, size: int, gradients: int) -> tuple[Tensor, Tensor]:
+    """Gradients of the size that large vision models have, and weights."""
+    generator = torch.Generator().manual_seed(0)
+    scale_nB = torch.randn(blocks, size, generator=generator).exp() * 1e-3
+    return torch.randn(gradients, blocks, size, generator=generator) * scale_nB, torch.randn(blocks, size, generator=generator) * 0.02
+
+
+def collect(gradients_KnB: Tensor) -> SecondMoment:
+    moment = zeros(*gradients_KnB.shape[1:])
+    for chunk_KnB in gradients_KnB.split(CHUNK):
+        add_outer_(moment.sum_nBB, chunk_KnB)
+    return SecondMoment(moment.sum_nBB, len(gradients_KnB))
+
+
+def prune(gradients_KnB: Tensor, weights_nB: Tensor) -> Tensor:
+    """The whole way with our kernels: gradients in hand to pruned weights."""
+    mean_nBB = collect(gradients_KnB).mean_nBB()
+    alive_nB = torch.ones_like(weights_nB, dtype=torch.bool)
+    done = obs.eliminate(weights_nB, mean_nBB, alive_nB, DAMPENING, False)
+    counts_n = select_smallest(hull(done.loss_nB), round(SPARSITY * weights_nB.numel())).sum(dim=1)
+    return obs.solve_on_mask(weights_nB, mean_nBB, ~prefix_mask(done.order_nB, counts_n), alive_nB, DAMPENING, False)
+
+
+def prune_by_rank_one(gradients_KnB: Tensor, weights_nB: Tensor) -> Tensor:
+    """The whole way as published: N Sherman-Morrison updates of the inverse, whole-matrix elimination with traces, weights from the trace."""
+    count, blocks, size = gradients_KnB.shape
+    everything_n = torch.arange(blocks)
+    inverse_nBB = (torch.eye(size) / DAMPENING).repeat(blocks, 1, 1)
+    for gradient_nB in gradients_KnB:
+        product_nB = torch.bmm(inverse_nBB, gradient_nB[:, :, None])[:, :, 0]
+        root_n1 = (count + (gradient_nB * product_nB).sum(dim=1, keepdim=True)).sqrt()
+        product_nB /= root_n1
+        inverse_nBB.baddbmm_(product_nB[:, :, None], product_nB[:, None, :], alpha=-1)
+    w_nB, gone_nB = weights_nB.clone(), torch.zeros(blocks, size, dtype=torch.bool)
+    trace = torch.empty(size + 1, blocks, size)
+    trace[0] = w_nB
+    loss_nB = torch.empty(blocks, size)
+    for step in range(size):
+        diagonal_nB = inverse_nBB.diagonal(dim1=1, dim2=2)
+        cost_nB = (w_nB.square() / diagonal_nB).masked_fill(gone_nB, torch.inf)
+        loss_nB[:, step], q_n = cost_nB.min(dim=1)
+        column_nB = inverse_nBB[everything_n, :, q_n] / diagonal_nB[everything_n, q_n].sqrt()[:, None]
+        w_nB -= (w_nB[everything_n, q_n] / diagonal_nB[everything_n, q_n].sqrt())[:, None] * column_nB
+        inverse_nBB.baddbmm_(column_nB[:, :, None], column_nB[:, None, :], alpha=-1)
+        gone_nB[everything_n, q_n] = True
+        w_nB[gone_nB] = 0
+        inverse_nBB[everything_n, q_n, q_n] = 1
+        trace[step + 1] = w_nB
+    score_nB = loss_nB.cumsum(dim=1)
+    threshold = score_nB.flatten().kthvalue(round(SPARSITY * score_nB.numel())).values
+    return trace[(score_nB <= threshold).sum(dim=1), everything_n]
+
+
+def stages(size: int, weights: int, repeats: int, rates: dict[str, float]) -> list[dict[str, object]]:
+    """Time, weights per second, rate and fraction of the matrix product for each stage at one block size, and against plain torch."""
+    blocks, gradients = max(1, weights // size), size
+    gradients_KnB, weights_nB = problem(blocks, size, gradients)
+    mean_nBB = collect(gradients_KnB).mean_nBB()
+    alive_nB = torch.ones_like(weights_nB, dtype=torch.bool)
+    order_nB = obs.eliminate(weights_nB, mean_nBB, alive_nB, DAMPENING, False).order_nB
+    keep_nB = ~prefix_mask(order_nB, torch.full((blocks,), size // 2))
+    few = slice(0, max(1, blocks // 16))
+    arguments = weights_nB[few], mean_nBB[few], alive_nB[few], DAMPENING, False
+
+    collecting = median_seconds(lambda: collect(gradients_KnB), repeats)
+    inverting = median_seconds(lambda: _invert_all(mean_nBB.numpy(), DAMPENING), repeats)
+    both = median_seconds(lambda: obs.eliminate(weights_nB, mean_nBB, alive_nB, DAMPENING, False), repeats)
+    solving = median_seconds(lambda: obs.solve_on_mask(weights_nB, mean_nBB, keep_nB, alive_nB, DAMPENING, False), repeats)
+    torch_both = median_seconds(lambda: reference.eliminate(*arguments), 1) * blocks / len(weights_nB[few])
+    torch_solving = (
+        median_seconds(lambda: reference.solve_on_mask(weights_nB[few], mean_nBB[few], keep_nB[few], *arguments[2:]), 1)
+        * blocks
+        / len(weights_nB[few])
+    )
+
+    entries = weights_nB.numel()
+    table = [
+        ("collect", collecting, 2.0 * gradients, size, "float32", None),
+        ("factor + inverse", inverting, 2.0 * size, size, "float64", None),
+        ("eliminate", both - inverting, 2 / 3 * size, size, "float64", None),
+        ("both, fused", both, 8 / 3 * size, size, "float64", torch_both),
+        ("solve (half kept)", solving, 1.0 * size, size, "float64", torch_solving),
+    ]
+    return [
+        {
+            "block": size,
+            "stage": name,
+            "seconds": seconds,
+            "weights_per_second": entries / seconds,
+            "gflops": entries * count * width / seconds / 1e9,
+            "of_matrix_product": entries * count * width / seconds / rates[precision],
+            "times_torch": None if in_torch is None else in_torch / seconds,
+        }
+        for name, seconds, count, width, precision, in_torch in table
+    ]
+
+
+def whole_way(size: int, gradients: int, blocks: int, repeats: int) -> dict[str, float]:
+    """Seconds from gradients in hand to pruned weights, ours and as published, on the same blocks."""
+    gradients_KnB, weights_nB = problem(blocks, size, gradients)
+    ours = median_seconds(lambda: prune(gradients_KnB, weights_nB), repeats)
+    published = median_seconds(lambda: prune_by_rank_one(gradients_KnB, weights_nB), 1)
+    return {
+        "block": size,
+        "gradients": gradients,
+        "blocks": blocks,
+        "seconds": ours,
+        "rank_one_seconds": published,
+        "times": published / ours,
+    }
+
+
+def machine() -> dict[str, object]:
+    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numba": numba.__version__,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128, 192, 256])
+    parser.add_argument("--weights", type=int, default=96_000, help="weights per measurement")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    numba.set_num_threads(min(options.threads, numba.config.NUMBA_NUM_THREADS))
+
+    rates = {str(dtype).removeprefix("torch."): matrix_product_rate(dtype, 5 * options.repeats) for dtype in (torch.float32, torch.float64)}
+    rows = [row for size in options.sizes for row in stages(size, options.weights, options.repeats, rates)]
+    way = whole_way(192, 1024, 128, options.repeats)
+
+    print(", ".join(f"{key} {value}" for key, value in machine().items()))
+    print("matrix product: " + ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {name}" for name, rate in rates.items()))
+    print(f"{'B':>4} {'stage':18} {'seconds':>8} {'Mweights/s':>11} {'GFLOP/s':>8} {'of product':>11} {'x torch':>8}")
+    for row in rows:
+        times = "" if row["times_torch"] is None else f"{row['times_torch']:.1f}"
+        print(
+            f"{row['block']:>4} {row['stage']:18} {row['seconds']:8.4f} {row['weights_per_second'] / 1e6:11.2f} "
+            f"{row['gflops']:8.1f} {row['of_matrix_product']:11.0%} {times:>8}"
+        )
+    print(
+        f"gradients in hand to pruned weights (N={way['gradients']}, B={way['block']}, {way['blocks']} blocks): {way['seconds']:.3f} s, "
+        f"as published by rank-one updates {way['rank_one_seconds']:.2f} s: {way['times']:.0f} times"
+    )
+    if options.json:
+        options.json.write_text(json.dumps({"machine": machine(), "matrix_product": rates, "stages": rows, "whole_way": way}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

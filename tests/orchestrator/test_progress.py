@@ -1,0 +1,178 @@
+"""The display of a run follows its stages, on a terminal and without one."""
+
+import io
+import json
+
+import pytest
+
+from orchestrator.progress import Progress, training_note
+from orchestrator.tail import Tail
+
+
+class Clock:
+    """Seconds that pass only when told."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def out() -> io.StringIO:
+    return io.StringIO()
+
+
+def told(out: io.StringIO) -> list[str]:
+    return out.getvalue().splitlines()
+
+
+def test_a_stage_is_told_when_it_starts_and_when_it_ends(out, clock):
+    with Progress(out, live=False, clock=clock) as progress, progress.stage("collect", 2) as stage:
+        stage.advance(1, "blocks.0")
+        clock.now += 5
+        stage.advance(1, "blocks.1")
+    assert told(out) == ["collect: started, 2 to do", "collect: done in 5.0 s, 2/2 (100 %), blocks.1"]
+
+
+def test_many_quick_steps_are_few_lines(out, clock):
+    with Progress(out, live=False, clock=clock) as progress, progress.stage("collect", 10_000) as stage:
+        for _ in range(10_000):
+            clock.now += 0.001
+            stage.advance()
+    assert len(told(out)) <= 2 + 10
+
+
+def test_slow_steps_are_told_after_ten_seconds_with_the_time_left(out, clock):
+    with Progress(out, live=False, clock=clock) as progress, progress.stage("solve", 1000) as stage:
+        for _ in range(4):
+            clock.now += 6
+            stage.advance(1, "blocks.0")
+    # 2 steps in 12 s: 998 more take 5988 s, an hour and 40 minutes
+    assert told(out)[1] == "solve: 2/1000 (0 %), 12 s, about 1 h 40 min left, blocks.0"
+    assert len(told(out)) == 4
+
+
+def test_stages_follow_each_other_and_go_on_under_the_same_name(out, clock):
+    with Progress(out, live=False, clock=clock) as progress:
+        with progress.stage("evaluate", 2) as stage:
+            clock.now += 1
+            stage.advance(2, "from the store")
+        with progress.stage("export", 1) as stage:
+            stage.advance()
+        clock.now += 50
+        with progress.stage("evaluate", 1) as stage:
+            clock.now += 2
+            stage.advance(1)
+    assert told(out) == [
+        "evaluate: started, 2 to do",
+        "evaluate: done in 1.0 s, 2/2 (100 %), from the store",
+        "export: started, 1 to do",
+        "export: done in 0.00 s, 1/1 (100 %)",
+        "evaluate: done in 3.0 s, 3/3 (100 %)",
+    ]
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_an_exception_marks_the_stage_as_failed_and_passes(out, clock, live):
+    progress = Progress(out, live=live, clock=clock)
+    with pytest.raises(ValueError, match="no weights"), progress, progress.stage("solve", 4) as stage:
+        stage.advance()
+        raise ValueError("no weights")
+    assert stage.state == "failed"
+    assert ("✗" in out.getvalue()) if live else (told(out)[-1] == "solve: failed (ValueError) in 0.00 s, 1/4 (25 %)")
+
+
+def test_notes_and_warnings_are_lines_of_their_own(out):
+    with Progress(out, live=False) as progress:
+        progress.note("2 workers")
+        progress.warn("a stored file was damaged")
+    assert told(out) == ["2 workers", "warning: a stored file was damaged"]
+
+
+def test_a_terminal_sees_every_stage_and_no_markup_is_read_from_notes(out):
+    with Progress(out, live=True) as progress:
+        progress.warn("[bold]not bold[/bold]")
+        with progress.stage("collect", 3) as stage:
+            stage.advance(3, "blocks.0[red]")
+        with progress.stage("recover", None):
+            pass
+    shown = out.getvalue()
+    assert all(text in shown for text in ("[bold]not bold[/bold]", "collect", "recover", "✓", "blocks.0[red]", "3/3"))
+
+
+def test_a_stream_that_is_no_terminal_gets_lines(out):
+    with Progress(out) as progress, progress.stage("collect", 1) as stage:
+        stage.advance()
+    assert "\x1b" not in out.getvalue()
+
+
+# ------------------------------------------------------------------------------------------------------------------- following
+
+
+def line(step: int, steps: int = 40) -> str:
+    return json.dumps({"epoch": 1, "step": step, "steps": steps, "loss": 0.25, "lr": 0.001, "images_per_second": 812.4}) + "\n"
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_stage_follows_a_file_that_comes_later_and_ends_in_half_a_line(tmp_path, out, live):
+    path = tmp_path / "progress.jsonl"
+    with Progress(out, live=live) as progress, progress.stage("recover", None) as stage:
+        with stage.follow(path):
+            path.write_text(line(1) + line(7) + line(8)[:20], encoding="utf-8")
+        assert (stage.done, stage.total, stage.note) == (7, 40, "epoch 1, loss 0.25, 812 images/s")
+
+
+def test_a_stage_without_a_file_does_not_move(tmp_path, out):
+    with Progress(out, live=False) as progress, progress.stage("recover", None) as stage, stage.follow(tmp_path / "none.jsonl"):
+        pass
+    assert (stage.done, stage.total, stage.state) == (0, None, "done")
+
+
+def test_following_ends_when_the_training_fails(tmp_path, out):
+    path = tmp_path / "progress.jsonl"
+    with pytest.raises(RuntimeError), Progress(out, live=False) as progress, progress.stage("recover", None) as stage, stage.follow(path):
+        path.write_text(line(3), encoding="utf-8")
+        raise RuntimeError
+    assert (stage.done, stage.state) == (3, "failed")
+
+
+def test_a_tail_gives_each_complete_line_once(tmp_path):
+    path = tmp_path / "progress.jsonl"
+    tail = Tail(path)
+    assert tail.read() == []
+    with path.open("w", encoding="utf-8") as file:
+        seen = []
+        text = "".join(line(step) for step in range(1, 30))
+        for start in range(0, len(text), 37):  # lines arrive in pieces
+            file.write(text[start : start + 37])
+            file.flush()
+            seen += [found["step"] for found in tail.read()]
+    assert seen == list(range(1, 30))
+    assert tail.read() == []
+
+
+def test_a_tail_starts_over_with_a_file_that_was_begun_anew(tmp_path):
+    path = tmp_path / "progress.jsonl"
+    tail = Tail(path)
+    path.write_text(line(1) + line(2), encoding="utf-8")
+    assert len(tail.read()) == 2
+    path.write_text(line(1), encoding="utf-8")
+    assert [found["step"] for found in tail.read()] == [1]
+
+
+def test_a_tail_passes_over_what_is_no_object(tmp_path):
+    path = tmp_path / "progress.jsonl"
+    path.write_bytes(b"not json\n\n[1]\n\xff\xfe\n" + line(4).encode())
+    assert [found["step"] for found in Tail(path).read()] == [4]
+
+
+def test_a_note_says_only_what_is_known():
+    assert training_note({"step": 3}) == ""
+    assert training_note({"epoch": 2, "loss": 0.123456}) == "epoch 2, loss 0.1235"

@@ -1,0 +1,243 @@
+"""The numbers of a run are always in metrics.jsonl, in W&B when asked, and W&B cannot harm the run."""
+
+import hashlib
+import json
+import socket
+from pathlib import Path
+
+import offline_wandb
+import pytest
+import yaml
+from example_report import example
+
+from orchestrator import track
+from orchestrator.report import write_report
+from orchestrator.track import Files, Mode, WandB, has_credentials
+from workers.errors import ConfigError
+
+CONF = Path(__file__).parents[2] / "conf" / "tracking"
+CONFIG = {"pruner": {"target": {"sparsity": 0.75}}, "seed": 0}
+
+
+def lines(directory: Path) -> list[dict]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def wandb_settings(**changes) -> WandB:
+    given = {"project": "secateur", "entity": None, "mode": Mode.OFFLINE, "group": "sweep", "tags": ["test"], "log_model": True}
+    return WandB(**{**given, "upload_seconds": 2.0, **changes})
+
+
+@pytest.fixture(autouse=True)
+def no_account(monkeypatch, tmp_path):
+    """No test may find, use or create anything of the person who runs it."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "NETRC", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "home" / name.lower()))
+
+
+@pytest.fixture
+def artifacts(tmp_path) -> list[Path]:
+    page = write_report(example(), tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    return [page, page.with_suffix(".json"), tmp_path / "model.safetensors"]
+
+
+def carry_out(run, artifacts: list[Path]) -> None:
+    report = example()
+    for stage in report.stages:
+        run.log(stage.name, stage.metrics)
+    run.curve("recovery", report.curves["recovery"])
+    run.layers(report.layers)
+    run.finish(report, artifacts, "finished")
+
+
+# -------------------------------------------------------------------------------------------------------------------- files
+
+
+def test_every_number_is_a_line_with_time_stage_and_metrics(tmp_path, artifacts):
+    run = Files().start("digits", "abc", CONFIG, tmp_path)
+    carry_out(run, artifacts)
+    found = lines(tmp_path)
+    assert all(set(line) == {"time", "stage", "metrics"} for line in found)
+    assert [line["stage"] for line in found] == ["start", "dense", "one_shot", "recovered", *["recovery"] * 40, "layers", "end"]
+    assert found[2]["metrics"] == example().stages[1].metrics
+    assert found[-2]["metrics"]["blocks.0.mlp.fc1"]["sparsity"] == 0.75
+    assert run.where == str(tmp_path / "metrics.jsonl")
+
+
+def test_a_rerun_appends(tmp_path):
+    for top1 in (0.1, 0.2):
+        Files().start("digits", "abc", CONFIG, tmp_path).log("dense", {"top1": top1})
+    assert [line["metrics"]["top1"] for line in lines(tmp_path) if line["stage"] == "dense"] == [0.1, 0.2]
+
+
+def test_half_a_line_of_a_killed_run_spoils_no_other(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"time": 1, "stage": "de', encoding="utf-8")
+    Files().start("digits", "abc", CONFIG, tmp_path).log("dense", {"top1": 0.5})
+    whole = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[1:]
+    assert [json.loads(line)["stage"] for line in whole] == ["start", "dense"]
+
+
+def test_numbers_json_lacks_are_written_as_words(tmp_path):
+    Files().start("digits", "abc", CONFIG, tmp_path).log("dense", {"loss": float("nan"), "top1": None})
+    assert lines(tmp_path)[-1]["metrics"] == {"loss": "nan", "top1": None}
+
+
+# -------------------------------------------------------------------------------------------------------------------- W&B
+
+
+def test_an_offline_run_holds_config_metrics_curves_table_and_artifacts(tmp_path, artifacts):
+    warnings: list[str] = []
+    run = wandb_settings().start("digits", "abc", CONFIG, tmp_path, warnings.append)
+    carry_out(run, artifacts)
+    assert warnings == []
+    assert "wandb sync" in run.where
+
+    found = offline_wandb.records(offline_wandb.the_file(tmp_path))
+    identity = next(record.run for record in found if record.HasField("run"))
+    assert (identity.run_id, identity.display_name, identity.project) == ("abc", "digits", "secateur")
+    assert (identity.run_group, list(identity.tags)) == ("sweep", ["test"])
+    assert {key: value for key, value in offline_wandb.config(found).items() if key != "_wandb"} == CONFIG
+
+    history = offline_wandb.history(found)
+    for stage in example().stages:
+        (row,) = [row for row in history if f"{stage.name}/top1" in row]
+        assert {key: row[f"{stage.name}/{key}"] for key in stage.metrics} == stage.metrics
+    curve = [(row["recovery_curve/step"], row["recovery_curve/loss"]) for row in history if "recovery_curve/step" in row]
+    assert curve == [(line["step"], line["loss"]) for line in example().curves["recovery"]]
+    assert offline_wandb.metrics(found)["recovery_curve/*"] == "recovery_curve/step"
+
+    summary = offline_wandb.summary(found)
+    assert summary["recovered/top1"] == 0.965
+    assert (
+        summary["sparsity"] == 0.75
+        and summary["loss_increase/measured"] == 0.3
+        and summary["size/file_bytes"] == example().sizes.file_bytes
+    )
+
+    (table,) = tmp_path.glob("wandb/offline-run-*/files/media/table/layers*.json")
+    read = json.loads(table.read_text())
+    assert [row[0] for row in read["data"]] == [layer.name for layer in example().layers]
+    assert [row[read["columns"].index("sparsity")] for row in read["data"]] == [0.75] * 8
+
+    kept = offline_wandb.artifacts(found)
+    assert [name for name, _, _ in kept["report"]] == ["report.html", "report.json"]
+    ((name, path, size),) = kept["model"]
+    assert (name, path, size) == ("model.safetensors", str(tmp_path / "model.safetensors"), 7)  # not copied
+    assert digest(kept["report"][0][1]) == digest(artifacts[0])
+    assert [record.exit.exit_code for record in found if record.HasField("exit")] == [0]
+    assert [line["stage"] for line in lines(tmp_path)][-1] == "end"
+
+
+def digest(path: str | Path) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def test_a_failed_run_without_report_ends_as_failed(tmp_path):
+    run = wandb_settings().start("digits", "abc", CONFIG, tmp_path)
+    run.finish(None, [], "failed")
+    found = offline_wandb.records(offline_wandb.the_file(tmp_path))
+    assert [record.exit.exit_code for record in found if record.HasField("exit")] == [1]
+
+
+def test_a_rerun_has_the_same_id(tmp_path):
+    for attempt in ("first", "second"):
+        run = wandb_settings().start("digits", "run/1", CONFIG, tmp_path / attempt)
+        run.finish(None, [], "failed")
+    found = [offline_wandb.records(offline_wandb.the_file(tmp_path / attempt)) for attempt in ("first", "second")]
+    ids = [next(record.run.run_id for record in records if record.HasField("run")) for records in found]
+    assert ids == ["run-1", "run-1"]  # W&B allows no slash
+
+
+def test_the_model_stays_here_unless_asked(tmp_path, artifacts):
+    run = wandb_settings(log_model=False).start("digits", "abc", CONFIG, tmp_path)
+    carry_out(run, artifacts)
+    assert set(offline_wandb.artifacts(offline_wandb.records(offline_wandb.the_file(tmp_path)))) == {"run_table", "report"}
+
+
+def test_a_failing_wandb_is_warned_of_once_and_loses_nothing(tmp_path, artifacts, monkeypatch):
+    warnings: list[str] = []
+    run = wandb_settings().start("digits", "abc", CONFIG, tmp_path, warnings.append)
+    remote = run.remote
+
+    def broken(*_args, **_kwargs):
+        raise RuntimeError("the connection is gone\ndetails")
+
+    monkeypatch.setattr(remote, "log", broken)
+    carry_out(run, artifacts)
+    monkeypatch.undo()
+    remote.finish()
+    assert len(warnings) == 1 and "the connection is gone" in warnings[0] and "details" not in warnings[0]
+    assert [line["stage"] for line in lines(tmp_path)].count("recovery") == 40
+
+
+def test_a_server_that_cannot_be_reached_leaves_an_offline_run(tmp_path, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setattr(track, "START_SECONDS", 1)
+    warnings: list[str] = []
+    run = wandb_settings(mode=Mode.AUTO).start("digits", "abc", CONFIG, tmp_path, warnings.append)
+    run.log("dense", {"top1": 0.5})
+    run.finish(None, [], "finished")
+    assert len(warnings) == 1 and "(online)" in warnings[0]
+    assert {"top1": 0.5} in [line["metrics"] for line in lines(tmp_path)]
+    assert any(row.get("dense/top1") == 0.5 for row in offline_wandb.history(offline_wandb.records(offline_wandb.the_file(tmp_path))))
+
+
+def test_online_without_an_account_is_offline_with_a_warning_and_asks_nothing(tmp_path):
+    warnings: list[str] = []
+    run = wandb_settings(mode=Mode.ONLINE).start("digits", "abc", CONFIG, tmp_path, warnings.append)
+    run.finish(None, [], "finished")
+    assert len(warnings) == 1 and "WANDB_API_KEY" in warnings[0]
+    assert offline_wandb.the_file(tmp_path).exists()
+
+
+def test_disabled_starts_nothing(tmp_path):
+    wandb_settings(mode=Mode.DISABLED).start("digits", "abc", CONFIG, tmp_path).log("dense", {"top1": 0.5})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl"]
+
+
+# -------------------------------------------------------------------------------------------------------------------- settings
+
+
+def test_credentials_are_a_key_or_a_netrc_entry_of_the_right_host(tmp_path, monkeypatch):
+    assert not has_credentials()
+    file = tmp_path / "netrc"
+    monkeypatch.setenv("NETRC", str(file))
+    assert not has_credentials()
+    file.write_text("machine elsewhere.org login user password secret\n")
+    assert not has_credentials()
+    file.write_text("machine api.wandb.ai login user password secret\n")
+    assert has_credentials()
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    assert not has_credentials()
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    assert has_credentials()
+
+
+def test_a_broken_netrc_is_no_credential(tmp_path, monkeypatch):
+    (tmp_path / "netrc").write_text("this is not a netrc file\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert not has_credentials()
+
+
+def test_bad_settings_name_the_key():
+    with pytest.raises(ConfigError, match=r"tracking\.project"):
+        wandb_settings(project="")
+    with pytest.raises(ConfigError, match=r"tracking\.upload_seconds"):
+        wandb_settings(upload_seconds=0.0)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("files", Files), ("wandb", WandB)])
+def test_each_yaml_lists_every_field(name, kind):
+    read = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    assert read.pop("_target_") == f"orchestrator.track.{kind.__name__}"
+    assert set(read) == set(kind.__dataclass_fields__)
+    kind(**read)
+    assert Mode(read.get("mode", "auto")) is Mode.AUTO

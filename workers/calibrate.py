@@ -1,0 +1,88 @@
+"""Collecting the block Fisher: gradients of calibration batches, summed as outer products."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from kernels.statistics import SecondMoment, add_outer_, cut_blocks, zeros
+from workers.data.base import Batch
+from workers.losses import Loss, calibration_loss, forward
+from workers.models.base import Layer
+
+
+def chunk_size(block_size: int) -> int:
+    """Gradients kept before they are multiplied: enough for a matrix product, at half the memory of the statistic."""
+    return max(16, block_size // 2)
+
+
+def derived_seed(*parts: int | str) -> int:
+    """A 63-bit seed that depends on every part and on nothing else."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+
+
+class GradientSum:
+    """Second moment of one layer's block gradients, fed one gradient at a time and multiplied a chunk at a time.
+
+    Fixed chunk boundaries make the bytes independent of which other layers are collected in the same pass.
+    """
+
+    def __init__(self, layer: Layer, block_size: int, device: torch.device) -> None:
+        blocks = layer.rows * -(-layer.columns // block_size)
+        self.block_size = block_size
+        self.moment = zeros(blocks, block_size, device)
+        self.chunk_KnB = torch.empty(chunk_size(block_size), blocks, block_size, device=device)
+        self.waiting = 0
+        self.count = 0
+
+    def add(self, gradient_RC: Tensor) -> None:
+        if not torch.isfinite(gradient_RC).all():
+            return
+        self.chunk_KnB[self.waiting] = cut_blocks(gradient_RC.float(), self.block_size)
+        self.waiting += 1
+        self.count += 1
+        if self.waiting == len(self.chunk_KnB):
+            self._multiply()
+
+    def _multiply(self) -> None:
+        add_outer_(self.moment.sum_nBB, self.chunk_KnB[: self.waiting])
+        self.waiting = 0
+
+    def result(self) -> SecondMoment:
+        if self.waiting:
+            self._multiply()
+        return SecondMoment(self.moment.sum_nBB, self.count)
+
+
+def block_fisher(
+    model: nn.Module, layers: list[Layer], batches: Iterator[Batch], block_sizes: dict[str, int], loss: Loss, seed: int
+) -> tuple[dict[str, SecondMoment], int]:
+    r"""Sum of ``g_n g_n^T`` over calibration batches, block-diagonal, per layer; and how many batches were seen.
+
+    Source: Kuznedelev et al. 2023 (arXiv 2210.09223), the Fisher of section 3; one ``g_n`` is the gradient of the mean loss of one batch.
+    Differs: outer products are summed and factored once, in place of rank-1 updates of an inverse.
+    Only the weights of ``layers`` require gradients, so a backward pass ends at the earliest of them. A batch whose loss is not finite is
+    skipped for every layer, a gradient that is not finite for its layer alone: the statistic's ``count`` says how many went in.
+    """
+    model.requires_grad_(False)
+    weights = {layer.name: model.get_parameter(f"{layer.name}.weight").requires_grad_(True) for layer in layers}
+    device = next(iter(weights.values())).device
+    sums = {layer.name: GradientSum(layer, block_sizes[layer.name], device) for layer in layers}
+    seen = 0
+    for batch in batches:
+        seen += 1
+        outputs = forward(loss, model, batch.images_NCHW.to(device))
+        value = calibration_loss(loss, outputs, batch.labels_N.to(device), derived_seed(seed, seen)) if finite(outputs) else None
+        if value is None or not finite(value):
+            continue
+        gradients = torch.autograd.grad(value, list(weights.values()))
+        for total, gradient in zip(sums.values(), gradients, strict=True):
+            total.add(gradient.reshape(gradient.shape[0], -1))
+    return {name: total.result() for name, total in sums.items()}, seen
+
+
+def finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())

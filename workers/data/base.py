@@ -1,0 +1,85 @@
+"""What the pipeline asks of a data set."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """``images_NCHW`` float32, normalised; ``labels_N`` int64 (-1 where a sample has no label)."""
+
+    images_NCHW: Tensor
+    labels_N: Tensor
+
+
+@dataclass
+class Dataset(ABC):
+    """Images for calibration, training and testing. Fields are settings: plain values only.
+
+    Every iterator is a pure function of the settings and its arguments: the same call yields the same bytes on any worker.
+    """
+
+    seed: int
+    calibration_batches: int  # gradients of the block Fisher in all (N in the formulas)
+    calibration_batch_size: int  # samples averaged into one gradient; |g|^2 falls with it, so a good dampening depends on it
+    shards: int  # cuts of the calibration set; part of the result's identity, unlike the number of workers
+    eval_batch_size: int
+
+    def __post_init__(self) -> None:
+        from workers.checks import require
+
+        require(
+            self.calibration_batches >= 1,
+            "data.calibration_batches",
+            "at least 1",
+            self.calibration_batches,
+            "nothing can be measured without data",
+        )
+        require(self.calibration_batch_size >= 1, "data.calibration_batch_size", "at least 1", self.calibration_batch_size)
+        require(
+            1 <= self.shards <= self.calibration_batches,
+            "data.shards",
+            f"1 to {self.calibration_batches} (data.calibration_batches)",
+            self.shards,
+        )
+        require(self.eval_batch_size >= 1, "data.eval_batch_size", "at least 1", self.eval_batch_size)
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise ``ConfigError`` with a remedy if the data is not there or too small for the settings."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Changes whenever images, labels or preprocessing change. The fields of this base class are accounted for by the caller."""
+
+    @property
+    @abstractmethod
+    def input_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one image."""
+
+    @property
+    @abstractmethod
+    def classes(self) -> int:
+        """Number of classes; 0 when there are no labels."""
+
+    @abstractmethod
+    def size(self, split: str) -> int:
+        """Number of samples of ``train``, ``test`` or ``bank`` (labelled training images without augmentation, for k-NN)."""
+
+    @abstractmethod
+    def calibration(self, shard: int, shards: int) -> Iterator[Batch]:
+        """The ``shard``-th contiguous part of the ``calibration_batches`` batches; fixed by the seed, without augmentation."""
+
+    @abstractmethod
+    def train(self, rank: int, world: int, epoch: int, batch_size: int) -> Iterator[Batch]:
+        """This rank's part of an epoch's global batches of ``batch_size``: shuffled by (seed, epoch), augmented, last one dropped."""
+
+    @abstractmethod
+    def evaluation(self, split: str, shard: int, shards: int) -> Iterator[Batch]:
+        """The ``shard``-th contiguous part of split ``test``, ``bank`` or ``calibration``, in order, without augmentation."""

@@ -1,0 +1,84 @@
+"""Decoding image files into batches, with timm's transforms."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from timm.data import create_transform
+from torch import Tensor
+from torch.utils import data
+
+from workers.data.base import Batch
+from workers.data.sampling import Pick
+from workers.errors import SecateurError
+
+Transform = Callable[[Image.Image], Tensor]
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "light": {"color_jitter": 0.0, "auto_augment": None, "re_prob": 0.0},
+    "deit": {"color_jitter": 0.0, "auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25, "re_mode": "pixel"},
+}
+
+
+def transforms(
+    size: int, crop_fraction: float, interpolation: str, mean: list[float], std: list[float], recipe: str
+) -> tuple[Transform, Transform]:
+    """How an image is prepared for testing, and for training by ``recipe`` (none, light or deit)."""
+    wide_mean, wide_std = tuple(mean) * (3 // len(mean)), tuple(std) * (3 // len(std))
+    common: dict[str, Any] = {"input_size": (3, size, size), "interpolation": interpolation, "mean": wide_mean, "std": wide_std}
+    testing = create_transform(**common, is_training=False, crop_pct=crop_fraction)
+    return testing, testing if recipe == "none" else create_transform(**common, is_training=True, **RECIPES[recipe])
+
+
+def batches(
+    files: list[str], labels_N: NDArray[np.int64], picks: list[Pick], testing: Transform, training: Transform, decoders: int
+) -> Iterator[Batch]:
+    """One batch for each pick, in order. ``decoders`` processes work ahead, each on whole batches, so the bytes do not depend on how many
+    there are. Raises: SecateurError naming a file that cannot be decoded."""
+    reader = _Reader(files, labels_N, testing, training)
+    if decoders == 0:
+        return (reader[pick] for pick in picks)
+    generator = torch.Generator().manual_seed(0)  # else the loader would draw from the caller's global generator
+    loader = data.DataLoader(reader, batch_size=None, sampler=picks, num_workers=decoders, generator=generator)
+    return iter(loader)
+
+
+class _Reader(data.Dataset[Batch]):
+    def __init__(self, files: list[str], labels_N: NDArray[np.int64], testing: Transform, training: Transform) -> None:
+        self.files, self.labels_N, self.testing, self.training = files, labels_N, testing, training
+
+    def __getitem__(self, pick: Pick) -> Batch:
+        seeds = [None] * len(pick.indices_N) if pick.draws_ND is None else [int(draw * 2**32) for draw in pick.draws_ND[:, 0]]
+        images = [self._image(self.files[index], seed) for index, seed in zip(pick.indices_N, seeds, strict=True)]
+        return Batch(torch.stack(images), torch.from_numpy(self.labels_N[pick.indices_N]))
+
+    def _image(self, path: str, seed: int | None) -> Tensor:
+        try:
+            with Image.open(path) as file:
+                image = file.convert("RGB")
+        except OSError as error:
+            raise SecateurError(f"{path}: expected a readable image, got: {error}; remove or replace the file") from error
+        if seed is None:
+            return self.testing(image)
+        with _seeded(seed):
+            return self.training(image)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """timm's transforms draw from three global generators: seed them for one image, and put them back."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        yield
+    random.setstate(python_state)
+    np.random.set_state(numpy_state)

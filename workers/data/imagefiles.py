@@ -1,0 +1,66 @@
+"""Data sets of image files, read with timm's transforms."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from workers.checks import require
+from workers.data.arrays import check_normalisation
+from workers.data.base import Batch
+from workers.data.indexed import IndexedDataset
+
+if TYPE_CHECKING:
+    from workers.data.sampling import Pick
+
+
+class Interpolation(Enum):
+    BILINEAR = "bilinear"
+    BICUBIC = "bicubic"
+
+
+class Augmentation(Enum):
+    """What training does to an image. Mixup and CutMix are left out, since a batch has one label per image."""
+
+    NONE = "none"  # as in testing
+    LIGHT = "light"  # random resized crop and mirroring: enough for short recoveries
+    DEIT = "deit"  # light, RandAugment (m9, mstd 0.5) and random erasing (0.25): for long ones (Touvron et al. 2021, arXiv 2012.12877)
+
+
+@dataclass
+class ImageFiles(IndexedDataset):
+    """RGB images in files. Testing and calibration resize the shorter side to ``image_size / crop_fraction`` and crop the centre."""
+
+    image_size: int  # pixels
+    crop_fraction: float  # 0.875 resizes to 256 for 224 pixels
+    interpolation: Interpolation
+    mean: list[float]  # of pixels in [0, 1]; one number per channel, or one for all
+    std: list[float]
+    augmentation: Augmentation  # training only
+    decoders: int  # processes that decode ahead, per worker; 0: the worker itself does. Does not change a byte
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.image_size >= 1, "data.image_size", "at least 1 pixel", self.image_size)
+        require(0 < self.crop_fraction <= 1, "data.crop_fraction", "a fraction in (0, 1]", self.crop_fraction)
+        require(self.decoders >= 0, "data.decoders", "at least 0", self.decoders)
+        check_normalisation(self.mean, self.std, 3)
+
+    @abstractmethod
+    def files(self, split: str) -> list[str]:
+        """The image files of ``train`` or ``test``, in the order of ``labels``."""
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        return 3, self.image_size, self.image_size
+
+    def read(self, split: str, picks: list[Pick]) -> Iterator[Batch]:
+        from workers.data.decode import batches, transforms
+
+        testing, training = transforms(
+            self.image_size, self.crop_fraction, self.interpolation.value, self.mean, self.std, self.augmentation.value
+        )
+        return batches(self.files(split), self.labels(split), picks, testing, training, self.decoders)

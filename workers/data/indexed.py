@@ -1,0 +1,114 @@
+"""Data sets whose samples have numbers: everything but reading them."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, ClassVar
+
+from workers.checks import require
+from workers.data.base import Batch, Dataset
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from workers.data.sampling import Pick
+
+
+@dataclass
+class IndexedDataset(Dataset):
+    """A ``train`` and a ``test`` split of numbered samples.
+
+    Calibration draws ``calibration_batches * calibration_batch_size`` samples from ``train`` by the seed, without replacement. Where the
+    set is smaller, it is passed through again in a new order; a batch at the seam may then hold a sample twice.
+    """
+
+    train_size: int  # 0: all; otherwise as many, drawn by the seed
+    test_size: int  # 0: all
+    bank_size: int  # labelled training images that k-NN votes with; 0: all
+
+    elsewhere: ClassVar[tuple[str, ...]] = ()  # settings that say where the data is or how fast it is read: they change no batch
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.seed >= 0, "data.seed", "at least 0", self.seed)
+        for name in ("train_size", "test_size", "bank_size"):
+            require(getattr(self, name) >= 0, f"data.{name}", "at least 0 (0: all)", getattr(self, name))
+
+    @abstractmethod
+    def labels(self, split: str) -> NDArray[np.int64]:
+        """Label of every sample of ``train`` or ``test``, before any subset is taken; -1 where there is none."""
+
+    def count(self, split: str) -> int:
+        """Samples of ``train`` or ``test`` before any subset is taken; needs no data where that is known without."""
+        return len(self.labels(split))
+
+    @abstractmethod
+    def read(self, split: str, picks: list[Pick]) -> Iterator[Batch]:
+        """One batch for each pick, in order."""
+
+    @abstractmethod
+    def content(self) -> str:
+        """Changes whenever the images or the labels change."""
+
+    def check(self) -> None:
+        train, test = len(self.labels("train")), len(self.labels("test"))  # not count: the data itself has to be there
+        require(self.train_size <= train, "data.train_size", f"at most {train}, as many as there are", self.train_size, "0 takes all")
+        require(self.test_size <= test, "data.test_size", f"at most {test}, as many as there are", self.test_size, "0 takes all")
+        bank = self.size("train")
+        require(self.bank_size <= bank, "data.bank_size", f"at most {bank} (data.train_size)", self.bank_size, "0 takes all")
+
+    def fingerprint(self) -> str:
+        """Of what the data is and how it is prepared. How it is cut into batches is left to those who cut it, so that other calibration
+        settings do not make another data set."""
+        cuts = {field.name for field in fields(Dataset)} - {"seed"}
+        settings = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in {*cuts, *self.elsewhere}}
+        return hashlib.sha256(repr((type(self).__qualname__, sorted(settings.items()), self.content())).encode()).hexdigest()
+
+    def size(self, split: str) -> int:
+        if split == "calibration":
+            return self.calibration_batches * self.calibration_batch_size
+        require(split in ("train", "test", "bank"), "split", "train, test, bank or calibration", split)
+        if split == "test":
+            return self.test_size or self.count("test")
+        train = self.train_size or self.count("train")
+        return train if split == "train" else self.bank_size or train
+
+    def calibration(self, shard: int, shards: int) -> Iterator[Batch]:
+        from workers.data.sampling import in_batches, part
+
+        batches = in_batches(self._members("calibration"), self.calibration_batch_size)
+        mine = part(len(batches), shard, shards)
+        return self.read("train", batches[mine.start : mine.stop])
+
+    def train(self, rank: int, world: int, epoch: int, batch_size: int) -> Iterator[Batch]:
+        from workers.data.sampling import training_batches
+
+        require(batch_size % world == 0, "batch_size", f"a multiple of the {world} ranks", batch_size)
+        members = self._members("train")
+        require(batch_size <= len(members), "batch_size", f"at most the {len(members)} training samples", batch_size)
+        return self.read("train", training_batches(self.seed, epoch, members, batch_size, rank, world))
+
+    def evaluation(self, split: str, shard: int, shards: int) -> Iterator[Batch]:
+        from workers.data.sampling import in_batches, part
+
+        members = self._members(split)
+        mine = part(len(members), shard, shards)
+        return self.read("test" if split == "test" else "train", in_batches(members[mine.start : mine.stop], self.eval_batch_size))
+
+    def _members(self, split: str) -> NDArray[np.int64]:
+        """Numbers of the samples of ``train``, ``test``, ``bank`` or ``calibration`` within the split they are read from."""
+        from workers.data.sampling import calibration_order, subset
+
+        require(split in ("train", "test", "bank", "calibration"), "split", "train, test, bank or calibration", split)
+        if split == "test":
+            return subset(self.seed, len(self.labels("test")), self.test_size)
+        train = subset(self.seed, len(self.labels("train")), self.train_size)
+        if split == "bank":
+            return train[subset(self.seed, len(train), self.bank_size)]
+        if split == "calibration":
+            return train[calibration_order(self.seed, len(train), self.size("calibration"))]
+        return train

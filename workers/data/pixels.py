@@ -1,0 +1,35 @@
+"""From stored pixels to what a network sees."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+
+def to_input(images_NHWC: NDArray[np.generic], full_scale: float, channels: int, size: int) -> Tensor:
+    """float32 in [0, 1], grey repeated to ``channels``, resized bilinearly (with antialias where it shrinks) to ``size`` x ``size``."""
+    images_NCHW = torch.from_numpy(images_NHWC.astype(np.float32) / np.float32(full_scale)).permute(0, 3, 1, 2)
+    if tuple(images_NCHW.shape[-2:]) != (size, size):
+        images_NCHW = functional.interpolate(images_NCHW, (size, size), mode="bilinear", align_corners=False, antialias=True)
+    return images_NCHW.expand(-1, channels, -1, -1).contiguous()
+
+
+def augment(images_NCHW: Tensor, draws_ND: NDArray[np.float64], max_shift: int, flip: bool) -> Tensor:
+    """Shift each image by up to ``max_shift`` pixels in each direction (black moves in) and mirror every other one if ``flip``."""
+    height, width = images_NCHW.shape[-2:]
+    if max_shift:
+        padded = functional.pad(images_NCHW, [max_shift] * 4)
+        shifts_N2 = (draws_ND[:, :2] * (2 * max_shift + 1)).astype(int).tolist()
+        images_NCHW = torch.stack([image[:, y : y + height, x : x + width] for image, (y, x) in zip(padded, shifts_N2, strict=True)])
+    if flip:
+        mirrored_N = torch.from_numpy(draws_ND[:, 2] < 0.5)[:, None, None, None]
+        images_NCHW = torch.where(mirrored_N, images_NCHW.flip(-1), images_NCHW)
+    return images_NCHW
+
+
+def normalise(images_NCHW: Tensor, mean: list[float], std: list[float]) -> Tensor:
+    """``(x - mean) / std`` with one number per channel, or one for all."""
+    return (images_NCHW - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]

@@ -1,0 +1,23 @@
+"""Errors a user can act on. Each message says where, what was expected, what was found, and the remedy."""
+
+from pathlib import Path
+
+
+class SecateurError(Exception):
+    """A failure with a remedy: printed as one line, without a traceback."""
+
+
+class ConfigError(SecateurError):
+    """The request cannot be carried out as written. Raised before any worker starts; exit status 2."""
+
+
+class DamagedResult(SecateurError):
+    """A stored result does not match its record: it is discarded and computed again."""
+
+    def __init__(self, directory: Path, reason: str) -> None:
+        super().__init__(f"{directory}: {reason}")
+        self.directory = directory
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type, tuple[Path, str]]:
+        return type(self), (self.directory, self.reason)

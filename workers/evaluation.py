@@ -1,0 +1,84 @@
+"""What a model does on data it was not calibrated on, and metrics of it."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor, nn
+
+from workers.data.base import Dataset
+from workers.losses import Loss, forward, loss_increase
+
+NEIGHBOURS = 20
+TEMPERATURE = 0.07
+
+
+@torch.inference_mode()
+def outputs(model: nn.Module, data: Dataset, split: str, shard: int, shards: int, device: torch.device) -> tuple[Tensor, Tensor, float]:
+    """Logits (or pooled features) of a shard, its labels, and the seconds spent in the model alone."""
+    outputs_ND, labels_N, seconds = [], [], 0.0
+    for batch in data.evaluation(split, shard, shards):
+        images = batch.images_NCHW.to(device)
+        start = time.perf_counter()
+        outputs_ND.append(model(images).float().cpu())
+        seconds += time.perf_counter() - start
+        labels_N.append(batch.labels_N)
+    return torch.cat(outputs_ND), torch.cat(labels_N), seconds
+
+
+@torch.inference_mode()
+def total_loss_increase(dense: nn.Module, pruned: nn.Module, data: Dataset, shard: int, kind: Loss, device: torch.device) -> tuple[float, int]:
+    """Summed real loss increase over a calibration shard, and its samples. Non-finite batches are left out."""
+    total, samples = 0.0, 0
+    for batch in data.calibration(shard, data.shards):
+        images, labels_N = batch.images_NCHW.to(device), batch.labels_N.to(device)
+        rise = float(loss_increase(kind, forward(kind, dense, images), forward(kind, pruned, images), labels_N))
+        if rise == rise and abs(rise) != float("inf"):
+            total, samples = total + rise, samples + len(labels_N)
+    return total, samples
+
+
+def classification(outputs_ND: Tensor, labels_N: Tensor) -> dict[str, float]:
+    """Top-1, top-5 and cross-entropy over the labelled samples."""
+    known = labels_N >= 0
+    logits, labels = outputs_ND[known], labels_N[known]
+    if not len(labels):
+        return {}
+    hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+    return {
+        "top1": float(hits[:, 0].double().mean()),
+        "top5": float(hits.any(1).double().mean()),
+        "loss": float(torch.nn.functional.cross_entropy(logits.double(), labels)),
+    }
+
+
+def nearest_neighbours(query_ND: Tensor, bank_ND: Tensor, bank_labels_N: Tensor) -> Tensor:
+    """Labels by weighted vote of the 20 nearest bank features (cosine, weights ``exp(cos / 0.07)``), ``(N,)``.
+
+    Source: Wu et al. 2018 (arXiv 1805.01978), as used to judge DINO features.
+    """
+    bank = torch.nn.functional.normalize(bank_ND, dim=1)
+    classes = int(bank_labels_N.max()) + 1
+    votes = []
+    for part in torch.nn.functional.normalize(query_ND, dim=1).split(1024):
+        near = (part @ bank.T).topk(min(NEIGHBOURS, len(bank)), dim=1)
+        weights = (near.values / TEMPERATURE).exp()
+        votes.append(torch.zeros(len(part), classes).scatter_add_(1, bank_labels_N[near.indices], weights).argmax(1))
+    return torch.cat(votes)
+
+
+def neighbour_accuracy(query_ND: Tensor, labels_N: Tensor, bank_ND: Tensor, bank_labels_N: Tensor) -> dict[str, float]:
+    """k-NN accuracy of features over the labelled queries; nothing if either side has no labels."""
+    known, bank_known = labels_N >= 0, bank_labels_N >= 0
+    if not (known.any() and bank_known.any()):
+        return {}
+    found = nearest_neighbours(query_ND[known], bank_ND[bank_known], bank_labels_N[bank_known])
+    return {"knn": float((found == labels_N[known]).double().mean())}
+
+
+def agreement(outputs_ND: Tensor, dense_ND: Tensor, is_classifier: bool) -> dict[str, float]:
+    """How much of the dense model is left: equal top-1 decisions of a classifier, or mean cosine of features."""
+    if is_classifier:
+        return {"agreement": float((outputs_ND.argmax(1) == dense_ND.argmax(1)).double().mean())}
+    return {"agreement": float(torch.nn.functional.cosine_similarity(outputs_ND.double(), dense_ND.double(), dim=1).mean())}

@@ -1,0 +1,107 @@
+"""Model files: the weights of a pruned model and how to build it, in one safetensors file that loads anywhere.
+
+A pruned layer ``name`` is stored as ``name.weight.mask`` (one bit per weight, row-major) and ``name.weight.values`` (its surviving weights
+in the same order), so the file shrinks with sparsity; everything else is stored as it is. The header holds a JSON spec.
+The pipeline keeps its models in the same format: what is evaluated is what is exported.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workers.errors import SecateurError
+from workers.files import read_metadata, read_tensors, write_tensors
+from workers.models.base import ModelFamily
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+FORMAT = "secateur/1"
+
+
+def save_model(path: Path, family: ModelFamily, state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> str:
+    """Write a model file; returns its digest.
+
+    ``masks`` maps layer names to bool tensors of the weight's shape, True where a weight survives.
+    Raises: SecateurError if a weight outside its mask is not exactly zero.
+    """
+    import torch
+
+    from kernels.masks import pack_bits
+
+    tensors = {name: tensor.detach().cpu() for name, tensor in state.items()}
+    layers: dict[str, dict[str, Any]] = {}
+    for layer, mask in masks.items():
+        weight = tensors.pop(f"{layer}.weight")
+        keep = mask.cpu().reshape(weight.shape)
+        if torch.count_nonzero(weight[~keep]):
+            raise SecateurError(f"{layer}: {int(torch.count_nonzero(weight[~keep]))} pruned weights are not zero; refusing to store the model")
+        tensors[f"{layer}.weight.mask"] = pack_bits(keep)
+        tensors[f"{layer}.weight.values"] = weight[keep]
+        layers[layer] = {"shape": list(weight.shape), "kept": int(keep.sum()), "of": weight.numel()}
+    spec = {"format": FORMAT, "family": _target(family), "settings": asdict(family) | {"checkpoint": None}, "layers": layers}
+    return write_tensors(path, tensors, {"secateur": json.dumps(spec, sort_keys=True)})
+
+
+def read_spec(path: Path | str) -> dict[str, Any]:
+    """The JSON spec of a model file. Raises: SecateurError if it is none of ours."""
+    header = read_metadata(Path(path)).get("secateur")
+    if header is None:
+        raise SecateurError(f"{path}: expected a model written by secateur, got a safetensors file without its spec")
+    spec = json.loads(header)
+    if spec.get("format") != FORMAT:
+        raise SecateurError(f"{path}: expected format {FORMAT}, got {spec.get('format')}; load it with the version that wrote it")
+    return spec
+
+
+def load_family(path: Path | str) -> ModelFamily:
+    """The family, with its settings, that a model file was written by. Raises: SecateurError."""
+    spec = read_spec(path)
+    module, _, name = spec["family"].rpartition(".")
+    if not module.startswith("workers.models."):
+        raise SecateurError(f"{path}: expected a model family of workers.models, got {spec['family']}")
+    return getattr(importlib.import_module(module), name)(**spec["settings"])
+
+
+def load_state(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Full state dict (zeros filled in) and the masks (True where a weight survives) of a model file."""
+    import torch
+
+    from kernels.masks import unpack_bits
+
+    tensors, masks = read_tensors(Path(path)), {}
+    for layer, entry in read_spec(path)["layers"].items():
+        keep = unpack_bits(tensors.pop(f"{layer}.weight.mask"), tuple(entry["shape"]))
+        values = tensors.pop(f"{layer}.weight.values")
+        weight = torch.zeros(tuple(entry["shape"]), dtype=values.dtype)
+        weight[keep] = values
+        tensors[f"{layer}.weight"], masks[layer] = weight, keep
+    return tensors, masks
+
+
+def load_model(path: Path | str) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The module in eval mode with its weights, and its masks."""
+    import torch
+
+    state, masks = load_state(path)
+    with torch.random.fork_rng(devices=[]):
+        model = load_family(path).build()
+    model.load_state_dict(state, strict=True)
+    return model.eval(), masks
+
+
+def load_pruned(path: Path | str) -> nn.Module:
+    """The pruned model as an ordinary torch module in eval mode: ``model = load_pruned("model.safetensors")``.
+
+    Weights are bit-equal to those that were evaluated. Raises: SecateurError if the file is not a model of ours.
+    """
+    return load_model(path)[0]
+
+
+def _target(family: ModelFamily) -> str:
+    return f"{type(family).__module__}.{type(family).__qualname__}"

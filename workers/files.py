@@ -1,0 +1,128 @@
+"""Files that can be trusted: tensors in safetensors, written to a temporary name and moved into place, checked by digest when read.
+
+A result is a directory of files plus ``record.json``, which is written last: a result without a record does not exist.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workers.errors import DamagedResult, SecateurError
+from workers.messages import Destination, Record
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+RECORD = "record.json"
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _move_into_place(temporary: Path, path: Path) -> None:
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _temporary(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole text file or nothing."""
+    temporary = _temporary(path)
+    temporary.write_text(text, encoding="utf-8")
+    _move_into_place(temporary, path)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> str:
+    """Write a whole safetensors file or nothing; returns its digest."""
+    from safetensors.torch import save_file
+
+    temporary = _temporary(path)
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+    written = digest(temporary)
+    _move_into_place(temporary, path)
+    return written
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file. Raises: SecateurError if it is not one."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise SecateurError(f"{path}: expected a readable safetensors file, got: {error}") from error
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The header's text entries of a safetensors file. Raises: SecateurError if it is not one."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise SecateurError(f"{path}: expected a readable safetensors file, got: {error}") from error
+
+
+def read_result(record: Record, name: str) -> dict[str, Tensor]:
+    """Tensors of a file of a stored result. Raises: DamagedResult if its bytes are not those that were written."""
+    path = record.path(name)
+    if not path.exists():
+        raise DamagedResult(record.directory, f"{name} is missing")
+    if digest(path) != record.files[name]:
+        raise DamagedResult(record.directory, f"{name} does not match its checksum")
+    return read_tensors(path)
+
+
+def finish(to: Destination, verb: str, files: dict[str, str], numbers: dict[str, Any], started: float) -> Record:
+    """Write a result's record, which makes the result exist. ``started`` is ``time.time()`` at the start of the work."""
+    record = Record(
+        verb=verb,
+        fingerprint=to.fingerprint,
+        directory=to.directory,
+        files=files,
+        numbers=numbers,
+        worker=worker_name(),
+        started=started,
+        seconds=time.time() - started,
+    )
+    entries = {key: value for key, value in asdict(record).items() if key not in ("directory", "computed")}
+    write_text(to.directory / RECORD, json.dumps(entries, indent=1, default=str))
+    return record
+
+
+def read_record(directory: Path) -> Record | None:
+    """The result stored in ``directory``, or None if there is none. Raises: DamagedResult if its record cannot be used."""
+    try:
+        entries = json.loads((directory / RECORD).read_text(encoding="utf-8"))
+        record = Record(**entries, directory=directory, computed=False)
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise DamagedResult(directory, f"{RECORD} is unreadable ({error})") from error
+    missing = [name for name in record.files if not record.path(name).exists()]
+    if missing:
+        raise DamagedResult(directory, f"{', '.join(missing)} missing")
+    return record
+
+
+def worker_name() -> str:
+    """This process, as records and the time line name it."""
+    return os.environ.get("SECATEUR_WORKER", f"{socket.gethostname()}:{os.getpid()}")

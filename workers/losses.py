@@ -1,0 +1,56 @@
+"""Calibration losses: what the Fisher is the curvature of, and how much a pruned model really loses by the same measure."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class Loss(Enum):
+    """Whose second moment of gradients is collected."""
+
+    LABELS = "labels"  # cross-entropy with the given labels: the empirical Fisher, as in the CAP paper
+    SAMPLED = "sampled"  # cross-entropy with labels drawn from the model's own softmax: the true Fisher
+    FEATURES = "features"  # <f(x), eps>, eps ~ N(0, I): the Gauss-Newton matrix of the feature error; needs no labels and no head
+
+
+def forward(kind: Loss, model: nn.Module, images_NCHW: Tensor) -> Tensor:
+    """The outputs that loss ``kind`` looks at: logits, or the last feature map of the backbone."""
+    return model.forward_features(images_NCHW) if kind is Loss.FEATURES else model(images_NCHW)  # type: ignore[operator]
+
+
+def calibration_loss(kind: Loss, outputs: Tensor, labels_N: Tensor, seed: int) -> Tensor:
+    r"""Mean loss of a batch, whose gradient enters the Fisher.
+
+    ``features``: with ``f`` the M output numbers of a sample, ``1/N sum_i <f_i, eps_i> / sqrt(M)``. Noise is independent per sample and
+    output number, so ``E[g g^T] = 1/N * mean_i J_i^T J_i / M``. The gradient of "distance to the dense output" itself would be zero.
+    """
+    import torch
+    from torch.nn import functional
+
+    generator = torch.Generator().manual_seed(seed)
+    if kind is Loss.LABELS:
+        return functional.cross_entropy(outputs, labels_N)
+    if kind is Loss.SAMPLED:
+        drawn_N1 = torch.multinomial(outputs.detach().float().softmax(-1).cpu(), 1, generator=generator)
+        return functional.cross_entropy(outputs, drawn_N1[:, 0].to(outputs.device))
+    noise = torch.randn(outputs.shape, generator=generator).to(outputs.device)
+    return (outputs * noise).sum() / (outputs.shape[0] * (outputs[0].numel() ** 0.5))
+
+
+def loss_increase(kind: Loss, dense: Tensor, pruned: Tensor, labels_N: Tensor) -> Tensor:
+    """What a pruned model really loses on a batch, summed over its samples (float64), in the units of the quadratic model.
+
+    ``labels``: rise of the cross-entropy. ``sampled``: KL(dense || pruned). ``features``: half the mean squared feature error.
+    """
+    from torch.nn import functional
+
+    dense, pruned = dense.double(), pruned.double()
+    if kind is Loss.LABELS:
+        return functional.cross_entropy(pruned, labels_N, reduction="sum") - functional.cross_entropy(dense, labels_N, reduction="sum")
+    if kind is Loss.SAMPLED:
+        return functional.kl_div(pruned.log_softmax(-1), dense.log_softmax(-1), reduction="sum", log_target=True)
+    return 0.5 * (pruned - dense).square().flatten(1).mean(1).sum()

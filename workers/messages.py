@@ -1,0 +1,152 @@
+"""What travels between the driver and the workers: tasks down, records up. Small, frozen, picklable; tensors stay in files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workers.data.base import Dataset
+from workers.models.base import Layer, ModelFamily
+from workers.pruners.base import Pruner
+from workers.recovery import Recovery
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished result. Its files lie beside ``record.json`` in ``directory``; ``files`` maps their names to SHA-256 digests.
+
+    ``started`` is in seconds since the epoch; ``seconds`` is wall time; ``numbers`` is what the driver needs of the result.
+    """
+
+    verb: str
+    fingerprint: str
+    directory: Path
+    files: dict[str, str]
+    numbers: dict[str, Any]
+    worker: str
+    started: float
+    seconds: float
+    computed: bool = True  # False when it was read from the store instead
+
+    def path(self, name: str) -> Path:
+        return self.directory / name
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where a result goes: a directory of the store and the fingerprint of everything the result depends on."""
+
+    fingerprint: str
+    directory: Path
+
+
+@dataclass(frozen=True)
+class ImportTask:
+    """Bring a checkpoint into the store (or draw initial weights from ``seed``) as a model file."""
+
+    family: ModelFamily
+    fresh: bool
+    seed: int
+    to: Destination
+
+
+@dataclass(frozen=True)
+class CollectTask:
+    """Partial statistics of some layers over one shard of the calibration data; one result per layer."""
+
+    model: Path
+    data: Dataset
+    pruner: Pruner
+    layers: tuple[Layer, ...]
+    shard: int
+    seed: int
+    to: tuple[Destination, ...]
+
+
+@dataclass(frozen=True)
+class ScoreTask:
+    """Merge a layer's partial statistics in shard order and find what its weights are worth."""
+
+    model: Path
+    pruner: Pruner
+    layer: Layer
+    partials: tuple[Record, ...]
+    to: Destination
+
+
+@dataclass(frozen=True)
+class CountTask:
+    """Histogram of a layer's scores: of their high 16 bits, or of the low 16 bits inside one high bin."""
+
+    scores: Record
+    high_bin: int | None
+
+
+@dataclass(frozen=True)
+class SolveTask:
+    """Prune the ``pruned`` cheapest weights of a layer and re-fit the others."""
+
+    model: Path
+    pruner: Pruner
+    layer: Layer
+    partials: tuple[Record, ...]
+    scores: Record
+    pruned: int
+    to: Destination
+
+
+@dataclass(frozen=True)
+class JoinTask:
+    """Put solved layers into a model."""
+
+    model: Path
+    solutions: tuple[Record, ...]
+    to: Destination
+
+
+@dataclass(frozen=True)
+class EvaluateTask:
+    """Outputs of a model on one shard of a split."""
+
+    model: Path
+    data: Dataset
+    split: str
+    shard: int
+    shards: int
+    to: Destination
+
+
+@dataclass(frozen=True)
+class CompareTask:
+    """Real rise of the calibration loss from the dense to the pruned model over one shard."""
+
+    dense: Path
+    pruned: Path
+    data: Dataset
+    loss: str
+    shard: int
+    to: Destination
+
+
+@dataclass(frozen=True)
+class AssessTask:
+    """Metrics of a model from its outputs, beside those of the dense model. Keys of the dicts are splits."""
+
+    outputs: dict[str, tuple[Record, ...]]
+    dense_outputs: dict[str, tuple[Record, ...]]
+    is_classifier: bool
+    to: Destination
+
+
+@dataclass(frozen=True)
+class RecoverTask:
+    """Train a model, keeping its zeros. Carried out by a gang of ``recovery.ranks`` processes."""
+
+    model: Path
+    teacher: Path | None
+    data: Dataset
+    recovery: Recovery
+    seed: int
+    progress: Path  # a jsonl file that rank 0 appends to
+    to: Destination

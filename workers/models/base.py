@@ -1,0 +1,64 @@
+"""What the pipeline asks of a family of models."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One prunable matrix.
+
+    ``name`` is the module's dotted name (its weight is ``name + ".weight"``), ``rows`` its outputs, ``columns`` its inputs
+    (a convolution is flattened to ``in_channels / groups * kh * kw``).
+    """
+
+    name: str
+    rows: int
+    columns: int
+
+    @property
+    def weights(self) -> int:
+        return self.rows * self.columns
+
+
+@dataclass
+class ModelFamily(ABC):
+    """A way to build a model and to name its prunable layers. Its fields are its settings: plain values only."""
+
+    checkpoint: str | None  # where the weights come from; None: the dense model is trained here
+
+    selects: ClassVar[tuple[str, ...]] = ()  # fields that choose what is pruned and leave the weights as they are
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise ``ConfigError`` if this model cannot be built or its checkpoint cannot be read. Must be cheap: nothing is built."""
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """The architecture, with whatever initial weights it draws; honours ``torch.device("meta")``. Never downloads."""
+
+    @abstractmethod
+    def layers(self, model: nn.Module) -> list[Layer]:
+        """The prunable layers in forward (definition) order. Raises ``ConfigError`` if a pattern matches nothing."""
+
+    @abstractmethod
+    def pretrained_state(self) -> dict[str, Tensor] | None:
+        """State dict of the checkpoint, fitting ``build()`` exactly, or None if the model is to be trained here.
+
+        Raises ``ConfigError`` naming the tensor and both shapes when the checkpoint does not fit.
+        """
+
+    @abstractmethod
+    def weights_fingerprint(self) -> str:
+        """Digest of the checkpoint's bytes. Only called when there is a checkpoint."""
+
+    @property
+    @abstractmethod
+    def is_classifier(self) -> bool:
+        """Whether the output is class logits; otherwise it is a feature vector (headless)."""

@@ -1,0 +1,192 @@
+"""A worker: one accelerator, the verbs it does, and where their results go. It keeps nothing that a file does not hold."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from kernels import masks, select
+from kernels.statistics import SecondMoment, join_blocks
+from workers import evaluation
+from workers.calibrate import derived_seed
+from workers.errors import SecateurError
+from workers.export import load_family, load_model, load_state, save_model
+from workers.files import finish, read_result, write_tensors
+from workers.losses import Loss
+from workers.messages import (
+    AssessTask,
+    CollectTask,
+    CompareTask,
+    CountTask,
+    EvaluateTask,
+    ImportTask,
+    JoinTask,
+    Record,
+    ScoreTask,
+    SolveTask,
+)
+from workers.models.base import Layer
+
+CURVE_POINTS = 21
+
+
+class Worker:
+    """Does verbs. Verbs are idempotent: doing a task twice leaves equal bytes."""
+
+    def __init__(self, device: str, threads: int) -> None:
+        torch.set_num_threads(threads)
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+        self.device = torch.device(device)
+
+    def describe(self) -> dict[str, str]:
+        """What this worker runs on, for the report."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        return {"device": name, "torch": torch.__version__, "threads": str(torch.get_num_threads()), "host": os.uname().nodename}
+
+    def import_model(self, task: ImportTask) -> Record:
+        """Store a checkpoint, or seeded initial weights, as a model file."""
+        started = time.time()
+        state = None if task.fresh else task.family.pretrained_state()
+        if state is None:
+            torch.manual_seed(task.seed)
+            state = task.family.build().state_dict()
+        written = save_model(task.to.directory / "model.safetensors", task.family, state, {})
+        return finish(task.to, "import", {"model.safetensors": written}, {}, started)
+
+    def collect(self, task: CollectTask) -> list[Record]:
+        """Partial statistics of some layers over one shard."""
+        started = time.time()
+        seed = derived_seed(task.seed, "collect", task.shard)
+        batches = task.data.calibration(task.shard, task.data.shards)
+        statistics, seen = task.pruner.collect(self._model(task.model), list(task.layers), batches, seed)
+        records = []
+        for layer, to in zip(task.layers, task.to, strict=True):
+            moment = statistics[layer.name]
+            written = write_tensors(to.directory / "statistic.safetensors", {"sum_nBB": moment.sum_nBB})
+            numbers = {"layer": layer.name, "shard": task.shard, "count": moment.count, "skipped": seen - moment.count}
+            records.append(finish(to, "collect", {"statistic.safetensors": written}, numbers, started))
+        return records
+
+    def score(self, task: ScoreTask) -> Record:
+        """What each weight of a layer is worth."""
+        started = time.time()
+        weight_RC, layer = self._weight(task.model, task.layer), task.layer
+        found = task.pruner.score(weight_RC, layer, self._merge(task.partials))
+        tensors = {"order_nB": found.order_nB, "loss_nB": found.loss_nB, "score_nB": found.score_nB}
+        written = write_tensors(task.to.directory / "scores.safetensors", tensors)
+        numbers = {
+            "layer": layer.name,
+            "already_pruned": masks.zeros(weight_RC),
+            "curve": loss_curve(found.loss_nB, layer.weights),
+            "notes": found.notes,
+        }
+        return finish(task.to, "score", {"scores.safetensors": written}, numbers, started)
+
+    def count(self, task: CountTask) -> Tensor:
+        """Histogram of a layer's scores, for the exact selection of a global threshold."""
+        score_nB = read_result(task.scores, "scores.safetensors")["score_nB"]
+        return select.high_histogram(score_nB) if task.high_bin is None else select.low_histogram(score_nB, task.high_bin)
+
+    def solve(self, task: SolveTask) -> Record:
+        """Mask and re-fitted weights of a layer."""
+        started = time.time()
+        weight_RC, layer = self._weight(task.model, task.layer), task.layer
+        scores = {name: tensor.to(self.device) for name, tensor in read_result(task.scores, "scores.safetensors").items()}
+        counts_n = select.select_smallest(scores["score_nB"], task.pruned).sum(1)
+        removed_nB = masks.prefix_mask(scores["order_nB"], counts_n)
+        keep_RC = ~join_blocks(removed_nB, layer.rows, layer.columns) & (weight_RC != 0)
+        solution = task.pruner.solve(weight_RC, layer, self._merge(task.partials), keep_RC)
+        if not torch.isfinite(solution.weight_RC).all():
+            raise SecateurError(f"{layer.name}: the re-fitted weights are not finite; raise pruner.dampening")
+        steps = torch.arange(scores["loss_nB"].shape[1], device=self.device)
+        predicted = scores["loss_nB"].double()[steps < counts_n[:, None]].sum()
+        tensors = {"weight_RC": solution.weight_RC, "keep": masks.pack_bits(solution.keep_RC)}
+        written = write_tensors(task.to.directory / "solution.safetensors", tensors)
+        numbers = {
+            "layer": layer.name,
+            "weights": layer.weights,
+            "pruned": int((~solution.keep_RC).sum()),
+            "predicted_loss": float(predicted) if torch.isfinite(predicted) else None,
+        }
+        return finish(task.to, "solve", {"solution.safetensors": written}, numbers, started)
+
+    def join(self, task: JoinTask) -> Record:
+        """The model with its solved layers in place."""
+        started = time.time()
+        state, keeps = load_state(task.model)
+        for record in task.solutions:
+            solution, name = read_result(record, "solution.safetensors"), record.numbers["layer"]
+            shape = state[f"{name}.weight"].shape
+            state[f"{name}.weight"] = solution["weight_RC"].reshape(shape).to(state[f"{name}.weight"].dtype)
+            keeps[name] = masks.unpack_bits(solution["keep"], tuple(shape))
+        written = save_model(task.to.directory / "model.safetensors", load_family(task.model), state, keeps)
+        return finish(task.to, "join", {"model.safetensors": written}, {}, started)
+
+    def evaluate(self, task: EvaluateTask) -> Record:
+        """Outputs of a model on a shard of a split."""
+        started = time.time()
+        model = self._model(task.model)
+        outputs_ND, labels_N, seconds = evaluation.outputs(model, task.data, task.split, task.shard, task.shards, self.device)
+        written = write_tensors(task.to.directory / "outputs.safetensors", {"outputs_ND": outputs_ND, "labels_N": labels_N})
+        numbers = {"samples": len(labels_N), "model_seconds": seconds}
+        return finish(task.to, "evaluate", {"outputs.safetensors": written}, numbers, started)
+
+    def compare(self, task: CompareTask) -> Record:
+        """How much the calibration loss of a shard really rose."""
+        started = time.time()
+        dense, pruned = self._model(task.dense), self._model(task.pruned)
+        total, samples = evaluation.total_loss_increase(dense, pruned, task.data, task.shard, Loss(task.loss), self.device)
+        return finish(task.to, "compare", {}, {"total": total, "samples": samples}, started)
+
+    def assess(self, task: AssessTask) -> Record:
+        """Metrics of a model from its outputs."""
+        started = time.time()
+        outputs_ND, labels_N = self._outputs(task.outputs["test"])
+        dense_ND, _ = self._outputs(task.dense_outputs["test"])
+        metrics = evaluation.agreement(outputs_ND, dense_ND, task.is_classifier)
+        if task.is_classifier:
+            metrics |= evaluation.classification(outputs_ND, labels_N)
+        elif "bank" in task.outputs:
+            metrics |= evaluation.neighbour_accuracy(outputs_ND, labels_N, *self._outputs(task.outputs["bank"]))
+        seconds = sum(record.numbers["model_seconds"] for record in task.outputs["test"])
+        metrics |= {"images_per_second": len(labels_N) / seconds, "test_samples": float(len(labels_N))}
+        return finish(task.to, "assess", {}, {"metrics": metrics}, started)
+
+    def _merge(self, partials: Sequence[Record]) -> SecondMoment | None:
+        total: SecondMoment | None = None
+        for record in partials:
+            sum_nBB = read_result(record, "statistic.safetensors")["sum_nBB"].to(self.device)
+            partial = SecondMoment(sum_nBB, record.numbers["count"])
+            total = partial if total is None else total.merge(partial)
+        return total
+
+    def _outputs(self, records: Sequence[Record]) -> tuple[Tensor, Tensor]:
+        parts = [read_result(record, "outputs.safetensors") for record in records]
+        return torch.cat([part["outputs_ND"] for part in parts]), torch.cat([part["labels_N"] for part in parts])
+
+    def _model(self, path: Path) -> nn.Module:
+        return _load(path, self.device)
+
+    def _weight(self, path: Path, layer: Layer) -> Tensor:
+        return self._model(path).get_parameter(f"{layer.name}.weight").detach().reshape(layer.rows, layer.columns)
+
+
+@lru_cache(maxsize=2)
+def _load(path: Path, device: torch.device) -> nn.Module:
+    return load_model(path)[0].to(device)
+
+
+def loss_curve(loss_nB: Tensor, weights: int) -> list[tuple[float, float]]:
+    """(sparsity, smallest predicted loss) of a layer at evenly spaced sparsities, its steps taken cheapest first."""
+    ordered = loss_nB[torch.isfinite(loss_nB)].double().sort().values.cumsum(0)
+    if not len(ordered):
+        return []
+    counts = torch.linspace(0, len(ordered), CURVE_POINTS).long()
+    return [(int(k) / weights, float(ordered[k - 1]) if k else 0.0) for k in counts]
