@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
@@ -17,16 +16,7 @@ if TYPE_CHECKING:
 Histograms = Callable[[int | None], Sequence["Tensor"]]  # of all layers in order: high 16 bits, or the low ones inside a high bin
 
 
-@dataclass(frozen=True)
-class Allocation:
-    """Weights to prune in each layer, beyond the ``already`` pruned ones."""
-
-    pruned: dict[str, int]
-    already: dict[str, int]
-
-    @property
-    def total(self) -> int:
-        return sum(self.pruned.values()) + sum(self.already.values())
+Allocation = dict[str, int]  # weights to prune in each layer, beyond those that are zero already
 
 
 def allocate(target: Target, layers: Sequence[Layer], already: Mapping[str, int], histograms: Histograms) -> Allocation:
@@ -37,10 +27,8 @@ def allocate(target: Target, layers: Sequence[Layer], already: Mapping[str, int]
     if target.scope is Scope.GLOBAL:
         weights = sum(layer.weights for layer in layers)
         wanted = max(0, round(target.sparsity * weights) - sum(already.values()))
-        pruned = dict(zip((layer.name for layer in layers), _lowest(wanted, histograms), strict=True))
-    else:
-        pruned = {name: max(0, count - already[name]) for name, count in _fixed(target, layers).items()}
-    return Allocation(pruned, dict(already))
+        return dict(zip((layer.name for layer in layers), _lowest(wanted, histograms), strict=True))
+    return {name: max(0, count - already[name]) for name, count in _fixed(target, layers).items()}
 
 
 def _lowest(wanted: int, histograms: Histograms) -> list[int]:
@@ -53,7 +41,7 @@ def _lowest(wanted: int, histograms: Histograms) -> list[int]:
     high_bin, before_high = find_bin(sum(high[1:], start=high[0]), wanted)
     low = histograms(high_bin)
     low_bin, before_low = find_bin(sum(low[1:], start=low[0]), wanted - before_high)
-    counts = [int(h[:high_bin].sum() + l[:low_bin].sum()) for h, l in zip(high, low, strict=True)]
+    counts = [int(top[:high_bin].sum() + bottom[:low_bin].sum()) for top, bottom in zip(high, low, strict=True)]
     ties_left = wanted - before_high - before_low
     for index, histogram in enumerate(low):
         taken = min(ties_left, int(histogram[low_bin]))

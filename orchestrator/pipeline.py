@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -9,6 +10,7 @@ from orchestrator.allocate import Allocation, allocate
 from orchestrator.plan import PlannedLayer, cost_model, fixed_bytes, portions
 from orchestrator.run import Run
 from orchestrator.store import MODEL, settings
+from workers.files import finish
 from workers.losses import Loss
 from workers.messages import (
     AssessTask,
@@ -161,16 +163,22 @@ def score(run: Run, dense: Record, partials: dict[str, list[Record]]) -> dict[st
 def allocate_layers(run: Run, scores: dict[str, Record]) -> Allocation:
     """How many weights each layer loses, from histograms of the scores."""
     layers = [planned.layer for planned in run.plan.layers]
+    target = run.experiment.pruner.target
     already = {layer.name: scores[layer.name].numbers["already_pruned"] for layer in layers}
+    to = run.store.destination("allocate", target=target, scores=list(scores.values()))
 
     def histograms(high_bin: int | None) -> list:
         return run.compute("allocate", Worker.count, [CountTask(scores[layer.name], high_bin) for layer in layers])
 
-    allocation = allocate(run.experiment.pruner.target, layers, already, histograms)
-    asked = run.experiment.pruner.target.sparsity
-    if sum(already.values()) > round(asked * sum(layer.weights for layer in layers)):
-        run.warn(f"the model had more zeros than pruner.target.sparsity={asked} asks for; nothing was pruned beyond them")
-    return allocation
+    record = run.find(to)
+    if record is None:
+        started = time.time()
+        pruned = allocate(target, layers, already, histograms)
+        record = finish(to, "allocate", {}, {"pruned": pruned}, started)
+    run.note("allocate", record)
+    if sum(already.values()) > round(target.sparsity * sum(layer.weights for layer in layers)):
+        run.warn(f"the model had more zeros than pruner.target.sparsity={target.sparsity} asks for; nothing was pruned beyond them")
+    return dict(record.numbers["pruned"])
 
 
 def solve(
@@ -180,7 +188,7 @@ def solve(
     costs = cost_model(run.experiment, run.plan.profile, run.plan.resources)
     tasks = []
     for planned in run.plan.layers:
-        layer, scored, count = planned.layer, scores[planned.layer.name], allocation.pruned[planned.layer.name]
+        layer, scored, count = planned.layer, scores[planned.layer.name], allocation[planned.layer.name]
         to = run.store.destination("solve", scores=scored, pruned=count)
         tasks.append(SolveTask(dense.path(MODEL), run.experiment.pruner, layer, tuple(partials[layer.name]), scored, count, to))
     records = run.map("solve", Worker.solve, tasks, [costs.solve(planned, run.plan.shards) for planned in run.plan.layers])

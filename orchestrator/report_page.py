@@ -229,7 +229,7 @@ def _measured_how(report: Report) -> str:
         "k-NN accuracy labels a test image by its nearest training images in feature space. "
         "The predicted loss increase is the pruner's quadratic model, summed over all removed weights; the true one is the loss on the "
         "calibration data after pruning, less the loss before. Seconds are wall time. "
-        "Images per second are measured in the evaluation itself, loading included."
+        "Images per second are those of the model alone on one worker of the run; loading is not included."
     )
     facts = [("command", report.command), ("fingerprint", report.fingerprint)]
     facts += [(str(name), _flat(value)) for name, value in report.environment.items()]

@@ -27,6 +27,7 @@ CODE = {
     "collect": ("workers/calibrate.py", "workers/losses.py", "kernels/statistics.py", "workers/data/*.py"),
     "score": ("workers/pruners/*.py", "kernels/*.py", "kernels/obs/*.py"),
     "solve": ("workers/pruners/*.py", "kernels/*.py", "kernels/obs/*.py"),
+    "allocate": ("orchestrator/allocate.py", "kernels/select.py"),
     "join": ("workers/export.py", "kernels/masks.py"),
     "recover": ("workers/recovery*.py", "workers/data/*.py"),
 }

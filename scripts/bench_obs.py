@@ -2,7 +2,8 @@
 
 Rates use the operation counts of the method (per weight of a block of B, N gradients): collect 2 N B, invert 2 B^2, eliminate 2/3 B^2,
 solve B^2, whatever the code really does (it uses symmetry: half of these to invert and to eliminate). Fractions are of this machine's own
-matrix product in the same precision (float32 to collect, float64 otherwise), measured in the same run. Times are medians.
+matrix product in the same precision (float32 to collect, float64 otherwise): the best seen between the measurements of the same run. Times
+are lower quartiles, which a neighbour on the machine disturbs less than means.
 
     python scripts/bench_obs.py [--sizes 64 128 192 256] [--threads 2] [--json bench_obs.json]
 """
@@ -12,10 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numba
 import numpy as np
@@ -34,20 +35,20 @@ SPARSITY = 0.75
 CHUNK = 128  # gradients added at a time
 
 
-def median_seconds(work: Callable[[], object], repeats: int) -> float:
+def usual_seconds(work: Callable[[], object], repeats: int) -> float:
     work()
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
         work()
         times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return sorted(times)[len(times) // 4]
 
 
 def matrix_product_rate(dtype: torch.dtype, repeats: int, size: int = 1024) -> float:
     """Flops per second of a square matrix product."""
     square = torch.randn(size, size, dtype=dtype)
-    return 2 * size**3 / median_seconds(lambda: square @ square, repeats)
+    return 2 * size**3 / usual_seconds(lambda: square @ square, repeats)
 
 
 @numba.njit(parallel=True, error_model="numpy")
@@ -88,7 +89,7 @@ def prune(gradients_KnB: Tensor, weights_nB: Tensor) -> Tensor:
 
 
 def prune_by_rank_one(gradients_KnB: Tensor, weights_nB: Tensor) -> Tensor:
-    """The whole way as published: N Sherman-Morrison updates of the inverse, whole-matrix elimination with traces, weights from the trace."""
+    """The whole way as published: N Sherman-Morrison updates of the inverse, whole-matrix elimination with traces."""
     count, blocks, size = gradients_KnB.shape
     everything_n = torch.arange(blocks)
     inverse_nBB = (torch.eye(size) / DAMPENING).repeat(blocks, 1, 1)
@@ -117,7 +118,7 @@ def prune_by_rank_one(gradients_KnB: Tensor, weights_nB: Tensor) -> Tensor:
     return trace[(score_nB <= threshold).sum(dim=1), everything_n]
 
 
-def stages(size: int, weights: int, repeats: int, rates: dict[str, float]) -> list[dict[str, object]]:
+def stages(size: int, weights: int, repeats: int) -> list[dict[str, Any]]:
     """Time, weights per second, rate and fraction of the matrix product for each stage at one block size, and against plain torch."""
     blocks, gradients = max(1, weights // size), size
     gradients_KnB, weights_nB = problem(blocks, size, gradients)
@@ -128,13 +129,13 @@ def stages(size: int, weights: int, repeats: int, rates: dict[str, float]) -> li
     few = slice(0, max(1, blocks // 16))
     arguments = weights_nB[few], mean_nBB[few], alive_nB[few], DAMPENING, False
 
-    collecting = median_seconds(lambda: collect(gradients_KnB), repeats)
-    inverting = median_seconds(lambda: _invert_all(mean_nBB.numpy(), DAMPENING), repeats)
-    both = median_seconds(lambda: obs.eliminate(weights_nB, mean_nBB, alive_nB, DAMPENING, False), repeats)
-    solving = median_seconds(lambda: obs.solve_on_mask(weights_nB, mean_nBB, keep_nB, alive_nB, DAMPENING, False), repeats)
-    torch_both = median_seconds(lambda: reference.eliminate(*arguments), 1) * blocks / len(weights_nB[few])
+    collecting = usual_seconds(lambda: collect(gradients_KnB), repeats)
+    inverting = usual_seconds(lambda: _invert_all(mean_nBB.numpy(), DAMPENING), repeats)
+    both = usual_seconds(lambda: obs.eliminate(weights_nB, mean_nBB, alive_nB, DAMPENING, False), repeats)
+    solving = usual_seconds(lambda: obs.solve_on_mask(weights_nB, mean_nBB, keep_nB, alive_nB, DAMPENING, False), repeats)
+    torch_both = usual_seconds(lambda: reference.eliminate(*arguments), 1) * blocks / len(weights_nB[few])
     torch_solving = (
-        median_seconds(lambda: reference.solve_on_mask(weights_nB[few], mean_nBB[few], keep_nB[few], *arguments[2:]), 1)
+        usual_seconds(lambda: reference.solve_on_mask(weights_nB[few], mean_nBB[few], keep_nB[few], *arguments[2:]), 1)
         * blocks
         / len(weights_nB[few])
     )
@@ -153,8 +154,8 @@ def stages(size: int, weights: int, repeats: int, rates: dict[str, float]) -> li
             "stage": name,
             "seconds": seconds,
             "weights_per_second": entries / seconds,
-            "gflops": entries * count * width / seconds / 1e9,
-            "of_matrix_product": entries * count * width / seconds / rates[precision],
+            "flops_per_second": entries * count * width / seconds,
+            "precision": precision,
             "times_torch": None if in_torch is None else in_torch / seconds,
         }
         for name, seconds, count, width, precision, in_torch in table
@@ -164,8 +165,8 @@ def stages(size: int, weights: int, repeats: int, rates: dict[str, float]) -> li
 def whole_way(size: int, gradients: int, blocks: int, repeats: int) -> dict[str, float]:
     """Seconds from gradients in hand to pruned weights, ours and as published, on the same blocks."""
     gradients_KnB, weights_nB = problem(blocks, size, gradients)
-    ours = median_seconds(lambda: prune(gradients_KnB, weights_nB), repeats)
-    published = median_seconds(lambda: prune_by_rank_one(gradients_KnB, weights_nB), 1)
+    ours = usual_seconds(lambda: prune(gradients_KnB, weights_nB), repeats)
+    published = usual_seconds(lambda: prune_by_rank_one(gradients_KnB, weights_nB), 1)
     return {
         "block": size,
         "gradients": gradients,
@@ -195,11 +196,17 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     numba.set_num_threads(min(options.threads, numba.config.NUMBA_NUM_THREADS))
+    torch.set_num_threads(options.threads)
 
-    rates = {str(dtype).removeprefix("torch."): matrix_product_rate(dtype, 5 * options.repeats) for dtype in (torch.float32, torch.float64)}
-    rows = [row for size in options.sizes for row in stages(size, options.weights, options.repeats, rates)]
+    rates = dict.fromkeys(("float32", "float64"), 0.0)
+    rows = []
+    for size in options.sizes:
+        rows += stages(size, options.weights, options.repeats)
+        for name in rates:
+            rates[name] = max(rates[name], matrix_product_rate(getattr(torch, name), 5 * options.repeats))
+    for row in rows:
+        row["of_matrix_product"] = row["flops_per_second"] / rates[row["precision"]]
     way = whole_way(192, 1024, 128, options.repeats)
 
     print(", ".join(f"{key} {value}" for key, value in machine().items()))
@@ -209,7 +216,7 @@ def main() -> None:
         times = "" if row["times_torch"] is None else f"{row['times_torch']:.1f}"
         print(
             f"{row['block']:>4} {row['stage']:18} {row['seconds']:8.4f} {row['weights_per_second'] / 1e6:11.2f} "
-            f"{row['gflops']:8.1f} {row['of_matrix_product']:11.0%} {times:>8}"
+            f"{row['flops_per_second'] / 1e9:8.1f} {row['of_matrix_product']:11.0%} {times:>8}"
         )
     print(
         f"gradients in hand to pruned weights (N={way['gradients']}, B={way['block']}, {way['blocks']} blocks): {way['seconds']:.3f} s, "

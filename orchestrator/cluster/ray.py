@@ -37,10 +37,8 @@ class Ray(Cluster):
         self._started_here = False
 
     def resources(self) -> Resources:
-        if self.address is not None or self.device is Device.CUDA:
-            device, found = self._declared_device(), 0
-        else:
-            device, found = devices_here(self.device)
+        # What is asked for counts where the workers may be elsewhere; "auto" takes this machine for an example of the others.
+        device, found = ("cuda", 0) if self.device is Device.CUDA else devices_here(self.device)
         workers = self.workers or found or CPU_WORKERS
         require(
             device == "cpu" or self.memory_gb is not None or found > 0,
@@ -49,9 +47,6 @@ class Ray(Cluster):
             self.memory_gb,
         )
         return Resources(workers, device, self.threads or default_threads(), memory_of_worker(self, device, workers))
-
-    def _declared_device(self) -> str:
-        return "cpu" if self.device is Device.CPU else "cuda"
 
     def _needs(self, count: int) -> dict[str, float]:
         """Ray resources of ``count`` workers."""

@@ -1,5 +1,8 @@
 """Elimination and group solve against literal float64 brain surgery, and what must not change them."""
 
+import subprocess
+import sys
+
 import numba
 import numpy as np
 import pytest
@@ -195,6 +198,16 @@ def test_bytes_are_the_same_for_one_and_two_threads() -> None:
         results.append((done.order_nB, done.loss_nB, done.dampening_n, solved_nB))
     torch.set_num_threads(before)
     assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
+
+
+def test_the_number_of_torch_threads_stays_what_it_was() -> None:
+    """In a fresh process: numba's first parallel run sets the thread count of OpenMP, which is torch's."""
+    script = (
+        "import torch; torch.set_num_threads(1); from kernels import obs; everything = torch.ones(2, 3, dtype=torch.bool)\n"
+        "obs.eliminate(torch.ones(2, 3), torch.eye(3).repeat(2, 1, 1), everything, 0.1, False); print(torch.get_num_threads())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1"
 
 
 @both

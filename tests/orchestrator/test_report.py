@@ -96,6 +96,10 @@ def test_every_figure_has_its_place_and_every_place_its_figure(page):
     assert {f"figure-{name}" for name in drawn} == {found for found in page.ids if found.startswith("figure-")}
 
 
+def test_the_figures_cannot_end_their_script_element(page):
+    assert "\\u003cbr>" in page.scripts[0] and "<" not in page.scripts[0]
+
+
 def test_the_page_says_the_verdict_and_every_sentence(page):
     assert verdict(example()) in page.text
     assert all(sentence in page.text for sentence in sentences(example()))

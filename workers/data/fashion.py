@@ -88,7 +88,7 @@ def _idx(folder: Path, name: str) -> NDArray[np.uint8]:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
         raise ConfigError(f"data.root: {path} is damaged ({error}); fetch it again") from error
-    dimensions = content[3] if content[:3] == b"\x00\x00\x08" else 0
+    dimensions = content[3] if len(content) > 3 and content[:3] == b"\x00\x00\x08" else 0
     shape = np.frombuffer(content, ">u4", dimensions, offset=4) if len(content) >= 4 + 4 * dimensions else np.zeros(0)
     data = content[4 + 4 * dimensions :]
     require(

@@ -69,15 +69,9 @@ class CAP(Pruner):
         from kernels import scores
         from workers.pruners import obs
 
-        elimination = obs.eliminate_layer(weight_RC, layer, statistic, self.block_size_of(layer), self.dampening, self.relative_dampening)
+        elimination, notes = obs.eliminate_layer(weight_RC, layer, statistic, self.block_size_of(layer), self.dampening, self.relative_dampening)
         rule = {Score.ACCUMULATED: scores.accumulated, Score.MARGINAL: scores.marginal, Score.HULL: scores.hull}[self.score_rule]
-        raised = int((elimination.dampening_n > elimination.dampening_n.min()).sum())
-        return Sensitivity(
-            elimination.order_nB,
-            elimination.loss_nB,
-            rule(elimination.loss_nB),
-            {"blocks_with_raised_dampening": raised, "dampening": float(elimination.dampening_n.min())},
-        )
+        return Sensitivity(elimination.order_nB, elimination.loss_nB, rule(elimination.loss_nB), notes)
 
     def solve(self, weight_RC: Tensor, layer: Layer, statistic: SecondMoment | None, keep_RC: Tensor) -> Solution:
         from workers.pruners import obs

@@ -18,17 +18,20 @@ SLICE_BYTES = 256 * 2**20  # of one float32 mean; keeps the copies made per slic
 
 def eliminate_layer(
     weight_RC: Tensor, layer: Layer, statistic: SecondMoment | None, block_size: int, dampening: float, relative: bool
-) -> Elimination:
-    """Eliminate all non-zero weights of a layer. Raises: SecateurError naming the layer if its statistic cannot be factored."""
+) -> tuple[Elimination, dict[str, float]]:
+    """Eliminate all non-zero weights of a layer; and its absolute dampening, and how many blocks needed more, for the report.
+
+    Raises: SecateurError naming the layer if its statistic cannot be factored.
+    """
     weights_nB, alive_nB, statistic = _blocks(weight_RC, layer, statistic, block_size)
     absolute = _absolute_dampening(statistic, alive_nB, dampening, relative)
     parts = []
     with _naming(layer, statistic, absolute):
         for part, mean_nBB in _slices(statistic):
             parts.append(eliminate(weights_nB[part], mean_nBB, alive_nB[part], absolute, relative=False))
-    return Elimination(
-        torch.cat([p.order_nB for p in parts]), torch.cat([p.loss_nB for p in parts]), torch.cat([p.dampening_n for p in parts])
-    )
+    dampening_n = torch.cat([part.dampening_n for part in parts])
+    notes = {"dampening": absolute, "blocks_with_raised_dampening": float((dampening_n > 1.5 * absolute).sum())}
+    return Elimination(torch.cat([part.order_nB for part in parts]), torch.cat([part.loss_nB for part in parts]), dampening_n), notes
 
 
 def solve_layer(

@@ -1,0 +1,82 @@
+"""Bad input: one clear line, exit status 2, before any worker starts."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tiny import tiny_overrides
+
+
+def orchestrate(*overrides: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "orchestrator", *overrides], cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def assert_refused(found: subprocess.CompletedProcess[str], *words: str) -> None:
+    lines = found.stderr.strip().splitlines()
+    assert found.returncode == 2, found.stderr
+    assert len(lines) == 1 and lines[0].startswith("error: "), found.stderr
+    for word in words:
+        assert word in lines[0], lines[0]
+    assert "start workers" not in found.stdout and "collect" not in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["pruner.dampning=1e-8"], ["pruner.dampning", "unknown setting", "did you mean dampening"]),
+        (["+pruner.colour=red"], ["pruner.colour", "unknown setting", "block_size"]),
+        (["sede=1"], ["sede", "unknown setting", "did you mean seed"]),
+        (["+experiment=dino_vitg_50"], ["there is no such experiment", "did you mean dino_vitg_50pct"]),
+        (["pruner=capp"], ["there is no such pruner", "did you mean cap"]),
+        (["pruner.target.sparsity=1.5"], ["pruner.target.sparsity", "1.5", "[0, 1)"]),
+        (["pruner.block_size=many"], ["pruner.block_size", "many"]),
+        (["pruner.loss=label"], ["pruner.loss", "labels", "'label'"]),
+        (["pruner.target.scope=per_layer"], ["pruner.target.per_layer", "patterns"]),
+        (["data.calibration_batches=0"], ["data.calibration_batches", "at least 1", "0"]),
+        (["data.shards=5000"], ["data.shards", "5000"]),
+        (["recovery.zero_stage=4"], ["recovery.zero_stage", "4"]),
+        (["model.name=vit_tinny_patch16_224"], ["model.name", "vit_tiny_patch16_224"]),
+        (["model.include=['*.atn.qkv']"], ["model.include", "*.atn.qkv", "attn.qkv"]),
+        (["model=deit_small", "recovery@training=none"], ["model.checkpoint", "a checkpoint"]),
+        (["model.checkpoint=/nowhere/vit.safetensors"], ["model.checkpoint", "/nowhere/vit.safetensors"]),
+        (["data=imagefolder", "data.root=/nowhere"], ["data.root", "/nowhere"]),
+        (["data=imagefolder"], ["data.root", "a value is needed"]),
+        (["data.channels=3"], ["data", "3x32x32"]),
+        (["model.arguments.num_classes=5"], ["num_classes", "10", "5"]),
+        (["cluster.memory_gb=0.001"], ["cluster.memory_gb", "GB"]),
+        (["cluster=local", "cluster.workers=2"], ["cluster.workers", "cluster=ray"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) and "=" in value[0] else "",
+)
+def test_bad_input_is_one_line(overrides: list[str], words: list[str], tmp_path: Path) -> None:
+    assert_refused(orchestrate(*overrides, cwd=tmp_path), *words)
+
+
+def test_a_checkpoint_of_other_shapes_names_the_tensor_and_both_shapes(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    overrides = tiny_overrides(tmp_path)
+    path = next(o.partition("=")[2] for o in overrides if o.startswith("model.checkpoint"))
+    state = load_file(path)
+    state["blocks.0.mlp.fc1.weight"] = torch.zeros(7, 32)
+    save_file(state, path)
+    assert_refused(orchestrate(*overrides, cwd=tmp_path), "blocks.0.mlp.fc1.weight", "7", "32")
+
+
+def test_more_workers_than_the_cluster_has_names_what_is_missing(tmp_path: Path) -> None:
+    found = orchestrate(*tiny_overrides(tmp_path), "cluster=ray", "cluster.workers=99", "cluster.threads=1", cwd=tmp_path)
+    assert_refused(found, "cluster.workers", "99 CPU needed")
+
+
+def test_a_cluster_that_does_not_answer_is_named(tmp_path: Path) -> None:
+    found = orchestrate(*tiny_overrides(tmp_path), "cluster=ray", "cluster.address=127.0.0.1:1", cwd=tmp_path)
+    assert_refused(found, "cluster.address", "127.0.0.1:1")
+
+
+def test_a_misspelled_key_costs_no_import_of_torch(tmp_path: Path) -> None:
+    code = "import sys; sys.argv = ['x', 'pruner.blok=1']\nimport orchestrator.__main__ as m\ntry: m.main()\nfinally: print('torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert found.stdout.strip() == "False" and found.returncode == 2

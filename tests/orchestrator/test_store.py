@@ -1,0 +1,75 @@
+"""Fingerprints, records and what happens to damaged ones."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from orchestrator.store import Store, fingerprint
+from workers.errors import DamagedResult
+from workers.files import finish, read_result, write_tensors
+from workers.messages import Record
+from workers.pruners.base import Scope, Target
+
+
+def stored(store: Store, **inputs: object) -> Record:
+    to = store.destination("assess", **inputs)
+    written = write_tensors(to.directory / "model.safetensors", {"w": torch.arange(4.0)})
+    return finish(to, "assess", {"model.safetensors": written}, {"x": 1}, started=0.0)
+
+
+def test_a_fingerprint_sees_values_types_and_names_and_nothing_else() -> None:
+    a = Target(0.5, Scope.GLOBAL)
+    assert fingerprint("v", t=a) == fingerprint("v", t=Target(0.5, Scope.GLOBAL))
+    others = [fingerprint("v", t=Target(0.6, Scope.GLOBAL)), fingerprint("v", t=Target(0.5, Scope.UNIFORM)), fingerprint("w", t=a)]
+    others += [fingerprint("v", u=a), fingerprint("v", t={"sparsity": 0.5}), fingerprint("v", t=a, more=None)]
+    assert len({fingerprint("v", t=a), *others}) == 7
+    with pytest.raises(TypeError, match="cannot fingerprint"):
+        fingerprint(object())
+
+
+def test_what_was_finished_is_found_and_what_was_not_is_not(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    record = stored(store, a=1)
+    found = store.find(store.destination("assess", a=1))
+    assert found is not None and found.numbers == {"x": 1} and not found.computed and record.computed
+    assert store.find(store.destination("assess", a=2)) is None
+    unfinished = store.destination("assess", a=3)
+    write_tensors(unfinished.directory / "model.safetensors", {"w": torch.zeros(1)})
+    assert store.find(unfinished) is None, "files without a record are no result"
+
+
+@pytest.mark.parametrize("damage", ["flip a byte", "cut the file", "delete the file", "cut the record", "other inputs"])
+def test_damage_is_noticed_and_can_be_discarded(tmp_path: Path, damage: str) -> None:
+    record = stored(Store(tmp_path), a=1)
+    model, entry = record.path("model.safetensors"), record.path("record.json")
+    if damage == "flip a byte":
+        content = bytearray(model.read_bytes())
+        content[-1] ^= 1
+        model.write_bytes(content)
+    elif damage == "cut the file":
+        model.write_bytes(model.read_bytes()[:-3])
+    elif damage == "delete the file":
+        model.unlink()
+    elif damage == "cut the record":
+        entry.write_text(entry.read_text()[:-20])
+    else:
+        entry.write_text(json.dumps(json.loads(entry.read_text()) | {"fingerprint": "0" * 64}))
+    store = Store(tmp_path)
+    with pytest.raises(DamagedResult) as caught:
+        store.find(store.destination("assess", a=1))
+    store.discard(caught.value)
+    assert store.find(store.destination("assess", a=1)) is None
+
+
+def test_a_worker_refuses_a_file_that_changed_after_it_was_written(tmp_path: Path) -> None:
+    record = stored(Store(tmp_path), a=1)
+    write_tensors(record.path("model.safetensors"), {"w": torch.ones(4)})
+    with pytest.raises(DamagedResult, match="does not match its checksum"):
+        read_result(record, "model.safetensors")
+
+
+def test_only_results_inside_the_store_can_be_discarded(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not inside the store"):
+        Store(tmp_path / "store").discard(DamagedResult(tmp_path / "elsewhere", "x"))

@@ -1,0 +1,174 @@
+"""The whole program from the command line: equal bytes however it is carried out, and no finished work repeated."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from tiny import tiny_overrides
+from workers.export import load_pruned, load_state
+
+STAGES = ("evaluate dense", "collect", "score", "allocate", "solve", "join", "compare", "evaluate one-shot")
+ON_RAY = ("cluster=ray", "cluster.cpus_per_worker=0.5")
+
+
+def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "orchestrator", *tiny_overrides(folder), *overrides]
+    return subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def run(folder: Path, *overrides: str) -> str:
+    folder.mkdir(exist_ok=True)
+    process = start(folder, *overrides)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def directory(folder: Path) -> Path:
+    (found,) = (path for path in (folder / "runs").iterdir() if path.name.startswith("tiny-"))
+    return found
+
+
+def model_bytes(folder: Path) -> bytes:
+    return (directory(folder) / "model.safetensors").read_bytes()
+
+
+def computed(folder: Path) -> Counter[str]:
+    """How often each result was computed, over all starts of a run."""
+    lines = [json.loads(line) for line in (directory(folder) / "tasks.jsonl").read_text().splitlines()]
+    return Counter(line["fingerprint"] for line in lines if line["computed"])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run(folder)
+    return folder
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_any_number_of_ray_workers_gives_the_bytes_of_one_process(workers: int, undisturbed: Path, tmp_path: Path) -> None:
+    run(tmp_path, *ON_RAY, f"cluster.workers={workers}")
+    assert model_bytes(tmp_path) == model_bytes(undisturbed)
+
+
+def test_many_waves_give_the_bytes_of_one(undisturbed: Path, tmp_path: Path) -> None:
+    """With little memory each worker collects a few layers at a time."""
+    run(tmp_path, "cluster.memory_gb=0.0045")
+    assert model_bytes(tmp_path) == model_bytes(undisturbed)
+    tasks = [json.loads(line) for line in (directory(tmp_path) / "tasks.jsonl").read_text().splitlines()]
+    assert len({line["started"] for line in tasks if line["verb"] == "collect"}) > 2, "more cells than the two shards"
+
+
+@pytest.mark.parametrize("verb", ["collect", "solve"])
+def test_a_killed_worker_is_replaced_and_changes_no_byte(verb: str, undisturbed: Path, tmp_path: Path) -> None:
+    process = start(tmp_path, *ON_RAY, "cluster.workers=2", "data.calibration_batches=24")
+    victim = None
+    while process.poll() is None and victim is None:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            try:
+                if child.cmdline() and child.cmdline()[0].startswith(f"ray::Worker.{verb}"):
+                    child.send_signal(signal.SIGKILL)
+                    victim = child
+                    break
+            except psutil.Error:
+                continue
+        time.sleep(0.001)
+    output, _ = process.communicate(timeout=300)
+    assert victim is not None, "no worker was caught at work"
+    assert process.returncode == 0, output
+    assert model_bytes(tmp_path) == model_bytes(undisturbed)
+    report = json.loads((directory(tmp_path) / "report.json").read_text())
+    assert any("died" in warning and verb in warning for warning in report["warnings"]), report["warnings"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_killed_driver_continues_where_it_was(stage: str, undisturbed: Path, tmp_path: Path) -> None:
+    process = start(tmp_path)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(f"{stage}: started"):
+            process.send_signal(signal.SIGKILL)
+            break
+    else:
+        pytest.fail(f"{stage} never started")
+    process.wait()
+    run(tmp_path)
+    assert model_bytes(tmp_path) == model_bytes(undisturbed)
+    assert max(computed(tmp_path).values()) == 1, "finished work was repeated"
+
+
+def test_a_finished_run_computes_nothing_again(tmp_path: Path) -> None:
+    run(tmp_path)
+    before = computed(tmp_path)
+    run(tmp_path)
+    assert computed(tmp_path) == before
+
+
+def test_a_sweep_over_sparsity_collects_and_eliminates_once(tmp_path: Path) -> None:
+    run(tmp_path, "--multirun", "pruner.target.sparsity=0.5,0.7,0.9")
+    reports = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("tiny-*/report.json")]
+    assert sorted(round(r["pruned_weights"] / r["prunable_weights"], 3) for r in reports) == [0.5, 0.7, 0.9]
+    done = Counter(task["verb"] for r in reports for task in r["timeline"] if task["computed"])
+    assert done["collect"] == 8 * 2 and done["score"] == 8 and done["solve"] == 3 * 8
+
+
+def test_the_exported_model_is_the_evaluated_one_and_shrinks(undisturbed: Path) -> None:
+    """Weights bit for bit, exactly round(0.75 d) zeros, and a file about as small as 1 bit + a quarter of 32 bits per weight."""
+    path = directory(undisturbed) / "model.safetensors"
+    model, (state, masks) = load_pruned(path), load_state(path)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    weights = {name: model.get_parameter(f"{name}.weight") for name in masks}
+    total = sum(weight.numel() for weight in weights.values())
+    assert len(masks) == 8 and sum(int((weight == 0).sum()) for weight in weights.values()) == round(0.75 * total)
+    assert all(torch.equal(weights[name] != 0, masks[name]) for name in masks)
+    dense = sum(4 * tensor.numel() for tensor in state.values())
+    assert path.stat().st_size < dense - 4 * total + total * (1 / 8 + 4 / 4) + 8000
+    logits = json.loads((directory(undisturbed) / "report.json").read_text())
+    assert logits["sizes"]["file_bytes"] == path.stat().st_size
+
+
+@pytest.mark.parametrize("verb", ["collect", "score", "solve", "import", "evaluate"])
+def test_a_damaged_result_is_computed_again_with_a_warning(verb: str, undisturbed: Path, tmp_path: Path) -> None:
+    run(tmp_path)
+    record = sorted((tmp_path / "runs" / "store" / verb).glob("*/*/record.json"))[0]
+    (damaged,) = (path for path in record.parent.iterdir() if path.suffix == ".safetensors")
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 0xFF
+    damaged.write_bytes(content)
+    for later in ("join", "compare", "assess", "allocate", *(("solve",) if verb in ("collect", "score") else ()), *(("score",) if verb == "collect" else ())):
+        for path in (tmp_path / "runs" / "store" / later).glob("*/*/record.json"):
+            path.unlink()
+    output = run(tmp_path)
+    assert "damaged" in output and "computed again" in output
+    assert model_bytes(tmp_path) == model_bytes(undisturbed)
+
+
+def test_a_batch_with_nan_is_skipped_counted_and_reported(tmp_path: Path) -> None:
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    images = rng.random((96, 16, 16, 1), dtype=np.float32)
+    images[5] = np.nan
+    labels = np.arange(96) % 10
+    np.savez(tmp_path / "data.npz", train_images=images, train_labels=labels, test_images=images[8:28], test_labels=labels[8:28])
+    overrides = ["data=arrays", f"data.path={tmp_path / 'data.npz'}", "data.channels=1", "data.image_size=16", "data.calibration_batch_size=4"]
+    overrides += ["data.calibration_batches=24", "data.mean=[0.5]", "data.std=[0.5]"]
+    run(tmp_path, *overrides)
+    report = json.loads((directory(tmp_path) / "report.json").read_text())
+    assert report["skipped"] == {"calibration batches with non-finite values": 1}
+    images[:] = np.nan
+    np.savez(tmp_path / "data.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    process = start(tmp_path, *overrides)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1 and "non-finite" in output and "Traceback" not in output
