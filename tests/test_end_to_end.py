@@ -64,7 +64,7 @@ def test_any_number_of_ray_workers_gives_the_bytes_of_one_process(workers: int, 
 
 def test_many_waves_give_the_bytes_of_one(undisturbed: Path, tmp_path: Path) -> None:
     """With little memory each worker collects a few layers at a time."""
-    run(tmp_path, "cluster.memory_gb=0.0045")
+    run(tmp_path, "cluster.memory_gb=0.0015")
     assert model_bytes(tmp_path) == model_bytes(undisturbed)
     tasks = [json.loads(line) for line in (directory(tmp_path) / "tasks.jsonl").read_text().splitlines()]
     assert len({line["started"] for line in tasks if line["verb"] == "collect"}) > 2, "more cells than the two shards"

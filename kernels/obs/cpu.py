@@ -30,8 +30,9 @@ from kernels.obs.vector import LINE_COLUMNS, TILE_COLUMNS, TILE_ROWS, add_line, 
 PANEL = 16  # pivots between two updates of the trailing matrix; a multiple of TILE_ROWS and of TILE_COLUMNS
 MARGIN = LINE_COLUMNS + PANEL  # what scratch matrices have beyond a block, so that tiles need no clean edges
 GROUPS = 64  # portions of the blocks that threads take
-LOOSE = {"contract", "reassoc", "nsz", "nnan"}  # sums and minima may be taken in any (fixed) order
+LOOSE = {"contract", "reassoc"}  # sums may be taken in any (fixed) order
 
+LAST = np.iinfo(np.int64).max
 SCRATCH = 4  # matrices of a thread
 LINES = 4  # vectors of a thread
 
@@ -295,14 +296,14 @@ def _eliminate_packed(a, w, diagonal, floor, m, entry, place, panel, score, orde
     for i in range(m):
         place[entry[i]] = i
         score[i] = w[i] * w[i] / diagonal[i]
+    score_bits = score.view(np.int64)
     step = 0
     while m > 0:
         width = min(PANEL, m)
         for p in range(width):
-            least = _least(score, m)
-            q = place[_first_entry(score, entry, m, least)]
+            q = place[_cheapest(score_bits, entry, m)]
             order_B[step] = entry[q]
-            loss_B[step] = least / 2
+            loss_B[step] = score[q] / 2
             step += 1
             column = panel[p]
             for i in range(q + 1):
@@ -319,20 +320,16 @@ def _eliminate_packed(a, w, diagonal, floor, m, entry, place, panel, score, orde
         _add_products(a, m, -1.0, panel, 0, width)
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=LOOSE)
-def _least(score, m):
-    least = np.inf
-    for j in range(m):
-        least = min(least, score[j])
-    return least
-
-
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _first_entry(score, entry, m, least):
-    """The entry that comes first in the block among those with the least score."""
-    first = entry[0] if not least < np.inf else np.int64(1 << 62)
+def _cheapest(score_bits, entry, m):
+    """The entry with the least score; of several the one that comes first in the block. Floats that are not negative sort like their bits,
+    and only the minimum of whole numbers is compiled to vector instructions."""
+    least = np.int64(LAST)
     for j in range(m):
-        first = min(first, entry[j] if score[j] == least else np.int64(1 << 62))
+        least = min(least, score_bits[j])
+    first = np.int64(LAST)
+    for j in range(m):
+        first = min(first, entry[j] if score_bits[j] == least else np.int64(LAST))
     return first
 
 

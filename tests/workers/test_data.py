@@ -283,6 +283,7 @@ def test_a_folders_fingerprint_follows_its_files_and_not_its_place(image_root, t
     shutil.copytree(image_root, tmp_path / "copy")
     base = folder(image_root).fingerprint()
     assert folder(tmp_path / "copy").fingerprint() == base == folder(image_root, decoders=2).fingerprint()
+    assert folder(image_root, seed=1).fingerprint() != base
     shutil.copytree(image_root, tmp_path / "changed")
     changed = tmp_path / "changed" / "train" / "ant" / "0.JPEG"
     changed.write_bytes(changed.read_bytes() + b" ")

@@ -1,0 +1,62 @@
+"""What recovery minimises: the label loss, the distance to the dense model, or a mixture."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from workers.recovery import Distill, Recovery
+
+
+class Tapped(nn.Module):
+    """A model that also returns its features: what goes into its classifier, or its output if it has none.
+
+    The features are caught on their way, not computed by a second entry point, so that ZeRO-3 gathers every weight as usual.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self._caught: list[Tensor] = []
+        head = _classifier(model)
+        if head is not None:
+            head.register_forward_pre_hook(lambda _, inputs: self._caught.append(inputs[0]))
+
+    def forward(self, images_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+        self._caught.clear()
+        outputs_ND = self.model(images_NCHW)
+        return outputs_ND, self._caught[-1] if self._caught else outputs_ND
+
+
+def recovery_loss(recovery: Recovery, student: tuple[Tensor, Tensor], labels_N: Tensor, teacher: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Mean loss of a batch: ``(1 - w) * cross-entropy + w * distillation`` with ``w = distill_weight``."""
+    total = student[0].new_zeros(())
+    if recovery.distill_weight < 1:
+        total = total + (1 - recovery.distill_weight) * functional.cross_entropy(
+            student[0].float(), labels_N, label_smoothing=recovery.label_smoothing, ignore_index=-1
+        )
+    if teacher is not None:
+        total = total + recovery.distill_weight * distillation(recovery, student, teacher)
+    return total
+
+
+def distillation(recovery: Recovery, student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> Tensor:
+    """Distance to the dense model, zero exactly where they agree.
+
+    ``logits``: ``T^2 * KL(softmax(teacher / T) || softmax(student / T))``. Source: Hinton et al. 2015 (arXiv 1503.02531).
+    ``features``: ``|f - f_dense|^2 / |f_dense|^2``, summed over the batch.
+    """
+    if recovery.distill is Distill.LOGITS:
+        temperature = recovery.temperature
+        soft = [(outputs.float() / temperature).log_softmax(-1) for outputs in (student[0], teacher[0])]
+        return temperature**2 * functional.kl_div(soft[0], soft[1], reduction="batchmean", log_target=True)
+    difference, power = student[1].float() - teacher[1].float(), teacher[1].float().square().sum()
+    return difference.square().sum() / power.clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def _classifier(model: nn.Module) -> nn.Module | None:
+    """The classifier of a timm model that has one."""
+    find = getattr(model, "get_classifier", None)
+    head = find() if callable(find) else None
+    return head if isinstance(head, nn.Module) and not isinstance(head, nn.Identity) else None
