@@ -80,6 +80,7 @@ def _meant(name: str, known: list[str]) -> str:
 
 def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand errors over as they are; they are worded below
+    os.environ["SECATEUR_WORKER"] = "driver"  # its name in records; workers have names of their own
     try:
         conduct()
     except (HydraException, OmegaConfBaseException) as error:

@@ -28,7 +28,7 @@ def make_report(run: Run, outcome: Outcome, config: dict[str, Any], command: str
         command=command,
         experiment=config,
         asked={"sparsity": target.sparsity, "scope": target.scope.value} | ({"per_layer": target.per_layer} if target.per_layer else {}),
-        stages=[StageResult(name, record.numbers["metrics"], record.seconds) for name, record in outcome.metrics.items()],
+        stages=[StageResult(name, record.numbers["metrics"], record.numbers["seconds"]) for name, record in outcome.metrics.items()],
         layers=layers,
         prunable_weights=plan.profile.prunable_weights,
         pruned_weights=sum(layer.pruned for layer in layers),

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class Run:
         with self.timed(stage), self.progress.stage(stage, None) as bar:
             if record is None:
                 with bar.follow(task.progress):
-                    record = self.experiment.cluster.gang(task)
+                    record = replace(self.experiment.cluster.gang(task), computed=True)
             self.note(stage, record)
         return record
 

@@ -34,6 +34,7 @@ def tiny_overrides(folder: Path) -> list[str]:
         "data.image_size=16",
         "data.calibration_batches=24",
         "pruner.block_size=16",
+        "pruner.target.sparsity=0.75",
         "recovery=none",
         "cluster=local",
         "cluster.threads=1",

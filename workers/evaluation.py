@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from statistics import median
 
 import torch
 from torch import Tensor, nn
@@ -12,19 +13,37 @@ from workers.losses import Loss, forward, loss_increase
 
 NEIGHBOURS = 20
 TEMPERATURE = 0.07
+TIMINGS = 5
 
 
 @torch.inference_mode()
 def outputs(model: nn.Module, data: Dataset, split: str, shard: int, shards: int, device: torch.device) -> tuple[Tensor, Tensor, float]:
-    """Logits (or pooled features) of a shard, its labels, and the seconds spent in the model alone."""
-    outputs_ND, labels_N, seconds = [], [], 0.0
+    """Logits (or pooled features) of a shard, its labels, and the images per second of the model alone."""
+    outputs_ND, labels_N, speed = [], [], 0.0
     for batch in data.evaluation(split, shard, shards):
-        images = batch.images_NCHW.to(device)
-        start = time.perf_counter()
-        outputs_ND.append(model(images).float().cpu())
-        seconds += time.perf_counter() - start
+        images_NCHW = batch.images_NCHW.to(device)
+        speed = speed or images_per_second(model, images_NCHW)
+        outputs_ND.append(model(images_NCHW).float().cpu())
         labels_N.append(batch.labels_N)
-    return torch.cat(outputs_ND), torch.cat(labels_N), seconds
+    return torch.cat(outputs_ND), torch.cat(labels_N), speed
+
+
+def images_per_second(model: nn.Module, images_NCHW: Tensor) -> float:
+    """By the median of up to 5 forward passes (fewer once they take a second in all), after one to warm up."""
+    seconds: list[float] = []
+    model(images_NCHW)
+    while len(seconds) < TIMINGS and sum(seconds) < 1.0:
+        _wait(images_NCHW.device)
+        start = time.perf_counter()
+        model(images_NCHW)
+        _wait(images_NCHW.device)
+        seconds.append(time.perf_counter() - start)
+    return len(images_NCHW) / median(seconds)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 @torch.inference_mode()

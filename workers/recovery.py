@@ -133,6 +133,7 @@ def run_gang(task: RecoverTask, ranks: int, threads: int) -> Record:
 def _rank(rank: int, ranks: int, port: int, threads: int, task: RecoverTask) -> None:
     import torch
 
+    os.environ["SECATEUR_WORKER"] = f"rank {rank}"
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"})
     torch.set_num_threads(threads)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from statistics import median
 
 import torch
 from torch import Tensor, nn
@@ -133,9 +134,9 @@ class Worker:
         """Outputs of a model on a shard of a split."""
         started = time.time()
         model = self._model(task.model)
-        outputs_ND, labels_N, seconds = evaluation.outputs(model, task.data, task.split, task.shard, task.shards, self.device)
+        outputs_ND, labels_N, speed = evaluation.outputs(model, task.data, task.split, task.shard, task.shards, self.device)
         written = write_tensors(task.to.directory / "outputs.safetensors", {"outputs_ND": outputs_ND, "labels_N": labels_N})
-        numbers = {"samples": len(labels_N), "model_seconds": seconds}
+        numbers = {"samples": len(labels_N), "images_per_second": speed}
         return finish(task.to, "evaluate", {"outputs.safetensors": written}, numbers, started)
 
     def compare(self, task: CompareTask) -> Record:
@@ -155,9 +156,10 @@ class Worker:
             metrics |= evaluation.classification(outputs_ND, labels_N)
         elif "bank" in task.outputs:
             metrics |= evaluation.neighbour_accuracy(outputs_ND, labels_N, *self._outputs(task.outputs["bank"]))
-        seconds = sum(record.numbers["model_seconds"] for record in task.outputs["test"])
-        metrics |= {"images_per_second": len(labels_N) / seconds, "test_samples": float(len(labels_N))}
-        return finish(task.to, "assess", {}, {"metrics": metrics}, started)
+        speed = median(record.numbers["images_per_second"] for record in task.outputs["test"])
+        metrics |= {"images_per_second": speed, "test_samples": float(len(labels_N))}
+        seconds = sum(record.seconds for records in task.outputs.values() for record in records)
+        return finish(task.to, "assess", {}, {"metrics": metrics, "seconds": seconds}, started)
 
     def _merge(self, partials: Sequence[Record]) -> SecondMoment | None:
         total: SecondMoment | None = None

@@ -206,6 +206,7 @@ def _train(config: dict[str, Any]) -> None:
 
     from workers.recovery import recover
 
+    os.environ["SECATEUR_WORKER"] = f"rank {os.environ['RANK']}"
     torch.set_num_threads(config["threads"])
     recover(config["task"])
 
