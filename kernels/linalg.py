@@ -12,7 +12,7 @@ RAISES = 6  # how often a block's dampening is raised tenfold before the block i
 ROUNDING = torch.finfo(torch.float64).eps
 
 
-class NotPositiveDefinite(ArithmeticError):  # noqa: N818
+class NotPositiveDefinite(ArithmeticError):
     """A block has no Cholesky factor, even with its dampening raised tenfold ``RAISES`` times.
 
     ``smallest_pivot`` is the worst pivot met (may be NaN), ``dampening`` the largest tried, ``blocks`` how many blocks failed.

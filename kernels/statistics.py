@@ -26,7 +26,7 @@ def join_blocks(blocks_nB: Tensor, rows: int, columns: int) -> Tensor:
     return blocks_nB.reshape(rows, -1)[:, :columns].contiguous()
 
 
-def existing_nB(rows: int, columns: int, block_size: int) -> Tensor:  # noqa: N802
+def existing_nB(rows: int, columns: int, block_size: int) -> Tensor:
     """False on the padding of the blocks of an (R, C) matrix, True elsewhere."""
     return cut_blocks(torch.ones(1, columns, dtype=torch.bool), block_size).repeat(rows, 1)
 
@@ -56,7 +56,7 @@ class SecondMoment:
             raise ValueError(f"cannot merge moments of shapes {tuple(self.sum_nBB.shape)} and {tuple(other.sum_nBB.shape)}")
         return SecondMoment(self.sum_nBB + other.sum_nBB, self.count + other.count)
 
-    def mean_nBB(self) -> Tensor:  # noqa: N802
+    def mean_nBB(self) -> Tensor:
         """``H = sum / count``. Raises ValueError when nothing was added."""
         if self.count == 0:
             raise ValueError("the mean of a second moment needs at least one sample, got none")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import hydra
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
@@ -65,7 +65,7 @@ def complaint(error: Exception) -> str:
     key = getattr(cause, "full_key", None) or getattr(error, "full_key", None)
     if key and "not in struct" in str(getattr(cause or error, "msg", "")):
         parent = getattr(cause or error, "parent_node", None)
-        known = [str(name) for name in parent] if OmegaConf.is_dict(parent) else []
+        known = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
         return f"{key}: unknown setting{_meant(str(key).rpartition('.')[2], known)}"
     lines = [line for line in str(error).splitlines() if line and not line.startswith("See https://")]
     return "; ".join(lines[:2]) or type(error).__name__

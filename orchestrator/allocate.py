@@ -72,6 +72,4 @@ def layer_sparsities(target: Target, layers: Sequence[Layer]) -> dict[str, float
         if not any(fnmatchcase(layer.name, pattern) for layer in layers):
             names = ", ".join(layer.name for layer in layers[:3])
             raise ConfigError(f"pruner.target.per_layer: {pattern!r} matches none of the {len(layers)} layers ({names}, …)")
-    return {
-        layer.name: next((s for pattern, s in target.per_layer.items() if fnmatchcase(layer.name, pattern)), 0.0) for layer in layers
-    }
+    return {layer.name: next((s for pattern, s in target.per_layer.items() if fnmatchcase(layer.name, pattern)), 0.0) for layer in layers}

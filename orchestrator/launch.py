@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,10 +43,18 @@ def check_together(experiment: Experiment, profile: ModelProfile) -> None:
     classifier, labelled = experiment.model.is_classifier, experiment.data.classes > 0
     loss = experiment.pruner.measured_loss(classifier and labelled)
     require(
-        classifier or loss is Loss.FEATURES, "pruner.loss", "features, since the model has no classifier", loss.value, "pruner.loss=features"
+        classifier or loss is Loss.FEATURES,
+        "pruner.loss",
+        "features, since the model has no classifier",
+        loss.value,
+        "pruner.loss=features",
     )
     require(
-        labelled or loss is not Loss.LABELS, "pruner.loss", "sampled or features, since the data has no labels", loss.value, "pruner.loss=sampled"
+        labelled or loss is not Loss.LABELS,
+        "pruner.loss",
+        "sampled or features, since the data has no labels",
+        loss.value,
+        "pruner.loss=sampled",
     )
     require(
         not (classifier and labelled) or experiment.data.classes <= profile.outputs,

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from orchestrator.allocate import Allocation, allocate
-from orchestrator.plan import PlannedLayer, cost_model, fixed_bytes, portions
+from orchestrator.costs import PlannedLayer, cost_model
+from orchestrator.plan import fixed_bytes, portions
 from orchestrator.run import Run
 from orchestrator.store import MODEL, settings
 from workers.files import finish

@@ -5,8 +5,9 @@ from __future__ import annotations
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from orchestrator.plan import Plan, PlannedLayer
-from orchestrator.units import size
+from orchestrator.costs import PlannedLayer
+from orchestrator.plan import Plan
+from orchestrator.units import count, size
 
 
 def plan_table(plan: Plan) -> RenderableType:
@@ -20,7 +21,9 @@ def _layers(plan: Plan) -> Table:
         table.add_column(column, justify="left" if column == "first" else "right")
     kinds: dict[tuple, list[PlannedLayer]] = {}
     for planned in plan.layers:
-        kinds.setdefault((planned.layer.name.rpartition(".")[2], planned.layer.rows, planned.layer.columns, planned.block_size), []).append(planned)
+        kinds.setdefault((planned.layer.name.rpartition(".")[2], planned.layer.rows, planned.layer.columns, planned.block_size), []).append(
+            planned
+        )
     for (_, rows, columns, block), group in kinds.items():
         weights, statistic = sum(p.layer.weights for p in group), sum(p.statistic_bytes for p in group)
         table.add_row(group[0].layer.name, str(len(group)), f"{rows} x {columns}", str(block or "-"), f"{weights:,}", size(statistic))
@@ -38,20 +41,21 @@ def _stages(plan: Plan) -> Table:
 
 
 def _sentences(plan: Plan) -> list[str]:
-    kind = "GPU" if plan.resources.device == "cuda" else "CPU worker"
-    rates = plan.hardware
+    rates, resources, gpu = plan.hardware, plan.resources, plan.resources.device == "cuda"
+    kind = "GPU" if gpu else "CPU worker"
     portions = [len(portion) for portion in plan.portions]
-    grid = f"{len(portions)} x {plan.shards}" if portions else "none (this pruner reads no data)"
+    cut = f" ({'+'.join(map(str, portions))} layers)" if len(portions) > 1 else ""
+    grid = f"{len(portions)} x {plan.shards}{cut}" if portions else "none (this pruner reads no data)"
     return [
         f"{len(plan.layers)} layers, {plan.profile.prunable_weights:,} prunable of {plan.profile.parameters:,} weights; "
         f"forward {plan.profile.forward_flops / 1e9:,.3g} GFLOP per sample.",
-        f"Grid of layer portions x shards: {grid}; {plan.waves} wave{'s' if plan.waves != 1 else ''} on {plan.resources.workers} "
-        f"{kind}{'s' if plan.resources.workers != 1 else ''}{' (' + '+'.join(map(str, portions)) + ' layers)' if len(portions) > 1 else ''}.",
-        f"A worker needs up to {size(plan.worker_bytes)} of its {size(plan.resources.memory_bytes)}; the store grows by up to {size(plan.store_bytes)}.",
-        f"Assumed rates per {kind if kind == 'GPU' else 'thread'} ({rates.name}): {rates.matmul_gflops:,.0f} GFLOP/s in float32 matrix products, of which the "
-        f"network reaches {rates.model_efficiency:.0%}, collecting {rates.collect_efficiency:.0%}, elimination {rates.obs_efficiency:.0%}; "
-        f"disk {rates.disk_gbs:g} GB/s.",
-        f"In all about {_duration(plan.seconds)}, {plan.device_hours:,.2f} {'GPU' if kind == 'GPU' else 'worker'}-hours.",
+        f"Grid of layer portions x shards: {grid}; {count(plan.waves, 'wave')} on {count(resources.workers, kind)}.",
+        f"A worker needs up to {size(plan.worker_bytes)} of its {size(resources.memory_bytes)}; "
+        f"the store grows by up to {size(plan.store_bytes)}.",
+        f"Assumed rates per {'GPU' if gpu else 'thread'} ({rates.name}): {rates.matmul_gflops:,.0f} GFLOP/s in float32 matrix products, "
+        f"of which the network reaches {rates.model_efficiency:.0%}, collecting {rates.collect_efficiency:.0%}, "
+        f"elimination {rates.obs_efficiency:.0%}; disk {rates.disk_gbs:g} GB/s.",
+        f"In all about {_duration(plan.seconds)}, {plan.device_hours:,.2f} {'GPU' if gpu else 'worker'}-hours.",
     ]
 
 

@@ -51,7 +51,9 @@ def layer_results(run: Run, outcome: Outcome) -> list[LayerResult]:
     results = []
     for planned in run.plan.layers:
         name, scored, solved = planned.layer.name, outcome.scores[planned.layer.name].numbers, outcome.solutions[planned.layer.name].numbers
-        scale = run.experiment.data.calibration_batch_size  # a gradient is a mean over this many samples, so its moment is that much smaller
+        scale = (
+            run.experiment.data.calibration_batch_size
+        )  # a gradient is a mean over this many samples, so its moment is that much smaller
         predicted = solved["predicted_loss"]
         results.append(
             LayerResult(
@@ -110,7 +112,9 @@ def _skipped(outcome: Outcome) -> dict[str, int]:
 def _commit() -> str:
     try:
         where = Path(__file__).parent
-        found = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=where, capture_output=True, text=True, timeout=10, check=True)
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=where, capture_output=True, text=True, timeout=10, check=True
+        )
         return found.stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-
 from tiny import tiny_overrides
+
 from workers.export import load_pruned, load_state
 
 STAGES = ("evaluate dense", "collect", "score", "allocate", "solve", "join", "compare", "evaluate one-shot")
@@ -64,7 +64,7 @@ def test_any_number_of_ray_workers_gives_the_bytes_of_one_process(workers: int, 
 
 def test_many_waves_give_the_bytes_of_one(undisturbed: Path, tmp_path: Path) -> None:
     """With little memory each worker collects a few layers at a time."""
-    run(tmp_path, "cluster.memory_gb=0.0015")
+    run(tmp_path, "cluster.memory_gb=0.0018")
     assert model_bytes(tmp_path) == model_bytes(undisturbed)
     tasks = [json.loads(line) for line in (directory(tmp_path) / "tasks.jsonl").read_text().splitlines()]
     assert len({line["started"] for line in tasks if line["verb"] == "collect"}) > 2, "more cells than the two shards"
@@ -146,7 +146,14 @@ def test_a_damaged_result_is_computed_again_with_a_warning(verb: str, undisturbe
     content = bytearray(damaged.read_bytes())
     content[-1] ^= 0xFF
     damaged.write_bytes(content)
-    for later in ("join", "compare", "assess", "allocate", *(("solve",) if verb in ("collect", "score") else ()), *(("score",) if verb == "collect" else ())):
+    for later in (
+        "join",
+        "compare",
+        "assess",
+        "allocate",
+        *(("solve",) if verb in ("collect", "score") else ()),
+        *(("score",) if verb == "collect" else ()),
+    ):
         for path in (tmp_path / "runs" / "store" / later).glob("*/*/record.json"):
             path.unlink()
     output = run(tmp_path)
@@ -162,7 +169,13 @@ def test_a_batch_with_nan_is_skipped_counted_and_reported(tmp_path: Path) -> Non
     images[5] = np.nan
     labels = np.arange(96) % 10
     np.savez(tmp_path / "data.npz", train_images=images, train_labels=labels, test_images=images[8:28], test_labels=labels[8:28])
-    overrides = ["data=arrays", f"data.path={tmp_path / 'data.npz'}", "data.channels=1", "data.image_size=16", "data.calibration_batch_size=4"]
+    overrides = [
+        "data=arrays",
+        f"data.path={tmp_path / 'data.npz'}",
+        "data.channels=1",
+        "data.image_size=16",
+        "data.calibration_batch_size=4",
+    ]
     overrides += ["data.calibration_batches=24", "data.mean=[0.5]", "data.std=[0.5]"]
     run(tmp_path, *overrides)
     report = json.loads((directory(tmp_path) / "report.json").read_text())

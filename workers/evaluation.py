@@ -47,7 +47,9 @@ def _wait(device: torch.device) -> None:
 
 
 @torch.inference_mode()
-def total_loss_increase(dense: nn.Module, pruned: nn.Module, data: Dataset, shard: int, kind: Loss, device: torch.device) -> tuple[float, int]:
+def total_loss_increase(
+    dense: nn.Module, pruned: nn.Module, data: Dataset, shard: int, kind: Loss, device: torch.device
+) -> tuple[float, int]:
     """Summed real loss increase over a calibration shard, and its samples. Non-finite batches are left out."""
     total, samples = 0.0, 0
     for batch in data.calibration(shard, data.shards):

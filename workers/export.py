@@ -40,7 +40,9 @@ def save_model(path: Path, family: ModelFamily, state: Mapping[str, Tensor], mas
         weight = tensors.pop(f"{layer}.weight")
         keep = mask.cpu().reshape(weight.shape)
         if torch.count_nonzero(weight[~keep]):
-            raise SecateurError(f"{layer}: {int(torch.count_nonzero(weight[~keep]))} pruned weights are not zero; refusing to store the model")
+            raise SecateurError(
+                f"{layer}: {int(torch.count_nonzero(weight[~keep]))} pruned weights are not zero; refusing to store the model"
+            )
         tensors[f"{layer}.weight.mask"] = pack_bits(keep)
         tensors[f"{layer}.weight.values"] = weight[keep]
         layers[layer] = {"shape": list(weight.shape), "kept": int(keep.sum()), "of": weight.numel()}

@@ -122,7 +122,12 @@ def run_gang(task: RecoverTask, ranks: int, threads: int) -> Record:
 
     port = _free_port()
     if ranks == 1:
-        _rank(0, 1, port, threads, task)
+        before = dict(os.environ)
+        try:
+            _rank(0, 1, port, threads, task)
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
     else:
         _spawn(ranks, port, threads, task)
     record = read_record(task.to.directory)

@@ -98,6 +98,7 @@ class Cluster(ABC):
     def gang(self, task: RecoverTask) -> Record:
         """Train with ``task.recovery.ranks`` processes; returns rank 0's result."""
 
+
 def devices_here(device: Device) -> tuple[str, int]:
     """The device kind to use on this machine and how many of them there are (0 for the CPU).
 

@@ -77,7 +77,9 @@ class Ray(Cluster):
             ray.init(address=self.address, **quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise ConfigError(f"cluster.address: no Ray cluster answers at {self.address!r} ({reason}); start one with `ray start`") from error
+            raise ConfigError(
+                f"cluster.address: no Ray cluster answers at {self.address!r} ({reason}); start one with `ray start`"
+            ) from error
 
     def _wait_until_cluster_has(self, what: str, needed: dict[str, float]) -> None:
         import ray
@@ -132,7 +134,8 @@ class Ray(Cluster):
         if missing:
             free = ", ".join(f"{amount:g} {kind}" for kind, amount in ray.available_resources().items() if kind in ("CPU", "GPU"))
             raise SecateurError(
-                f"cluster.workers: {len(ready)} of {len(pings)} workers started in time; each needs {self._needs(1)}, free now: {free or 'none'}"
+                f"cluster.workers: {len(ready)} of {len(pings)} workers started in time; "
+                f"each needs {self._needs(1)}, free now: {free or 'none'}"
             )
         ray.get(ready)
 
@@ -170,8 +173,8 @@ class Ray(Cluster):
         reason = next((line.strip() for line in str(error).splitlines() if "cause" in line.lower() or "memory" in line.lower()), "it died")
         if attempts > self.retries:
             raise SecateurError(
-                f"{verb}: a task lost {attempts} workers in a row ({reason}); if memory ran out, lower cluster.memory_gb or pruner.block_size, "
-                "then run the same command again: finished work is kept"
+                f"{verb}: a task lost {attempts} workers in a row ({reason}); if memory ran out, lower cluster.memory_gb or "
+                "pruner.block_size, then run the same command again: finished work is kept"
             ) from error
         self.warnings.append(f"worker {worker} died during {verb} and was replaced ({reason})")
         self._actors[worker] = self._new_actor(worker)
@@ -196,7 +199,9 @@ class Ray(Cluster):
             raise _cause(error) from None
         record = read_record(task.to.directory)
         if record is None:
-            raise SecateurError(f"{task.to.directory}: the training gang ended without a result that this driver can see; is the store on a shared disk?")
+            raise SecateurError(
+                f"{task.to.directory}: the training gang ended without a result that this driver can see; is the store on a shared disk?"
+            )
         return record
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from tiny import tiny_overrides
 
 
@@ -77,6 +76,7 @@ def test_a_cluster_that_does_not_answer_is_named(tmp_path: Path) -> None:
 
 
 def test_a_misspelled_key_costs_no_import_of_torch(tmp_path: Path) -> None:
-    code = "import sys; sys.argv = ['x', 'pruner.blok=1']\nimport orchestrator.__main__ as m\ntry: m.main()\nfinally: print('torch' in sys.modules)"
+    code = "import sys; sys.argv = ['x', 'pruner.blok=1']\nimport orchestrator.__main__ as m\n"
+    code += "try: m.main()\nfinally: print('torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert found.stdout.strip() == "False" and found.returncode == 2

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.plan import PlannedLayer, makespan, portions
+from orchestrator.costs import PlannedLayer
+from orchestrator.plan import makespan, portions
 from workers.errors import ConfigError
 from workers.models.base import Layer
 
@@ -18,7 +19,7 @@ def planned(index: int, blocks: int, block_size: int = 64) -> PlannedLayer:
 @given(sizes=st.lists(st.integers(1, 200), min_size=1, max_size=30), at_least=st.integers(1, 8), spare=st.floats(1.0, 4.0))
 def test_portions_hold_every_layer_once_and_fit_the_memory(sizes: list[int], at_least: int, spare: float) -> None:
     layers = [planned(index, size) for index, size in enumerate(sizes)]
-    room = int(spare * max(layer.collect_bytes for layer in layers))
+    room = int(spare * max(max(layer.collect_bytes, layer.score_bytes) for layer in layers))
     cut = portions(layers, room, at_least)
     assert sorted(layer.layer.name for portion in cut for layer in portion) == sorted(layer.layer.name for layer in layers)
     assert all(sum(layer.collect_bytes for layer in portion) <= room for portion in cut)

@@ -52,7 +52,9 @@ def profile(family: ModelFamily, input_shape: tuple[int, int, int]) -> ModelProf
             output = model(torch.empty(1, *input_shape, device="meta"))
     except (RuntimeError, AssertionError) as error:
         shape = "x".join(map(str, input_shape))
-        raise ConfigError(f"data: images of {shape} (channels x height x width) do not fit the model: {str(error).splitlines()[0]}") from error
+        raise ConfigError(
+            f"data: images of {shape} (channels x height x width) do not fit the model: {str(error).splitlines()[0]}"
+        ) from error
     finally:
         for hook in hooks:
             hook.remove()

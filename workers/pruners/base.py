@@ -36,7 +36,9 @@ class Target:
     per_layer: dict[str, float] = field(default_factory=dict)  # pattern of layer names -> sparsity, for scope=per_layer
 
     def __post_init__(self) -> None:
-        require(0.0 <= self.sparsity < 1.0, "pruner.target.sparsity", "a fraction in [0, 1)", self.sparsity, "0.75 prunes three weights of four")
+        require(
+            0.0 <= self.sparsity < 1.0, "pruner.target.sparsity", "a fraction in [0, 1)", self.sparsity, "0.75 prunes three weights of four"
+        )
         for pattern, sparsity in self.per_layer.items():
             require(0.0 <= sparsity < 1.0, f"pruner.target.per_layer[{pattern}]", "a fraction in [0, 1)", sparsity)
         require(
@@ -53,7 +55,7 @@ class Sensitivity:
 
     A layer's entries lie in ``n`` blocks of ``B``. Block ``i`` loses its entries in the order ``order_nB[i]`` (int16 positions in the
     block), the k-th at ``loss_nB[i, k]`` (float32, predicted increase of the calibration loss when it goes, given the ones before).
-    ``score_nB`` (float32) is compared across blocks and layers; entries that cannot be pruned (padding, already pruned) come last with +inf.
+    ``score_nB`` (float32) is compared across blocks and layers; what cannot be pruned (padding, already pruned) comes last with +inf.
     Selecting any set of scores prunes, in each block, the prefix of the order with as many entries as were selected.
     """
 
@@ -93,7 +95,7 @@ class Pruner(ABC):
 
     @abstractmethod
     def collect(self, model: nn.Module, layers: list[Layer], batches: Iterator[Batch], seed: int) -> Collected:
-        """Calibration sums of ``layers`` over ``batches``, and how many batches there were. ``model`` is in eval mode and is not changed."""
+        """Calibration sums of ``layers`` over ``batches``, and how many there were. ``model`` is in eval mode and is not changed."""
 
     @abstractmethod
     def score(self, weight_RC: Tensor, layer: Layer, statistic: SecondMoment | None) -> Sensitivity:

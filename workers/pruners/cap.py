@@ -69,7 +69,9 @@ class CAP(Pruner):
         from kernels import scores
         from workers.pruners import obs
 
-        elimination, notes = obs.eliminate_layer(weight_RC, layer, statistic, self.block_size_of(layer), self.dampening, self.relative_dampening)
+        elimination, notes = obs.eliminate_layer(
+            weight_RC, layer, statistic, self.block_size_of(layer), self.dampening, self.relative_dampening
+        )
         rule = {Score.ACCUMULATED: scores.accumulated, Score.MARGINAL: scores.marginal, Score.HULL: scores.hull}[self.score_rule]
         return Sensitivity(elimination.order_nB, elimination.loss_nB, rule(elimination.loss_nB), notes)
 
