@@ -22,7 +22,9 @@ ON_RAY = ("cluster=ray", "cluster.cpus_per_worker=0.5")
 
 def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "orchestrator", *tiny_overrides(folder), *overrides]
+    flags, settings = [o for o in overrides if o.startswith("--")], [o for o in overrides if not o.startswith("--")]
+    kept = [o for o in tiny_overrides(folder) if not any(s.startswith(o.partition("=")[0] + "=") for s in settings)]
+    command = [sys.executable, "-m", "orchestrator", *flags, *kept, *settings]
     return subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
