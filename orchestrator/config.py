@@ -17,6 +17,7 @@ from orchestrator.track import Tracking
 from workers.checks import require
 from workers.data.base import Dataset
 from workers.errors import ConfigError
+from workers.losses import Loss
 from workers.models.base import ModelFamily
 from workers.pruners.base import Pruner
 from workers.recovery import Recovery
@@ -35,6 +36,7 @@ class Experiment:
     mode: Mode
     seed: int
     output: str
+    loss: Loss  # of the calibration: its rise is what pruning is predicted, and measured, to cost
     model: ModelFamily
     data: Dataset
     training: Recovery | None  # how to train the dense model when model.checkpoint is null
@@ -52,6 +54,7 @@ class Scalars:
     mode: Mode
     seed: int
     output: str
+    loss: Loss
 
 
 COMPONENTS: dict[str, type] = {

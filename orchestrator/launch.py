@@ -41,21 +41,9 @@ def plan_experiment(experiment: Experiment) -> Plan:
 def check_together(experiment: Experiment, profile: ModelProfile) -> None:
     """Settings that are fine alone and not together. Raises: ConfigError."""
     classifier, labelled = experiment.model.is_classifier, experiment.data.classes > 0
-    loss = experiment.pruner.measured_loss(classifier and labelled)
-    require(
-        classifier or loss is Loss.FEATURES,
-        "pruner.loss",
-        "features, since the model has no classifier",
-        loss.value,
-        "pruner.loss=features",
-    )
-    require(
-        labelled or loss is not Loss.LABELS,
-        "pruner.loss",
-        "sampled or features, since the data has no labels",
-        loss.value,
-        "pruner.loss=sampled",
-    )
+    loss = experiment.loss
+    require(classifier or loss is Loss.FEATURES, "loss", "features, since the model has no classifier", loss.value, "loss=features")
+    require(labelled or loss is not Loss.LABELS, "loss", "sampled or features, since the data has no labels", loss.value, "loss=sampled")
     require(
         not (classifier and labelled) or experiment.data.classes <= profile.outputs,
         "model.arguments.num_classes",
@@ -132,7 +120,7 @@ def _carry_out(run: Run) -> Outcome:
 
 def run_fingerprint(experiment: Experiment) -> str:
     """Names the run's directory: the same request continues there, another one gets another."""
-    parts = (experiment.model, experiment.training, experiment.pruner, experiment.recovery)
+    parts = (experiment.loss, experiment.model, experiment.training, experiment.pruner, experiment.recovery)
     data = settings(experiment.data)
     return fingerprint(experiment.name, experiment.seed, data, *parts)
 

@@ -130,7 +130,7 @@ def collect(run: Run, dense: Record) -> dict[str, list[Record]]:
     data, seed = data_identity(run, CALIBRATION), experiment.seed
     grid = {
         (planned.layer.name, shard): run.store.destination(
-            "collect", model=dense, pruner=reads, data=data, layer=asdict(planned.layer), shard=shard, seed=seed
+            "collect", model=dense, pruner=reads, data=data, loss=experiment.loss, layer=asdict(planned.layer), shard=shard, seed=seed
         )
         for planned in plan.layers
         for shard in range(plan.shards)
@@ -143,7 +143,7 @@ def collect(run: Run, dense: Record) -> dict[str, list[Record]]:
         for portion in portions(missing, room, -(-plan.resources.workers // plan.shards)) if missing else []:
             layers = tuple(planned.layer for planned in portion)
             to = tuple(grid[layer.name, shard] for layer in layers)
-            tasks.append(CollectTask(dense.path(MODEL), experiment.data, experiment.pruner, layers, shard, seed, to))
+            tasks.append(CollectTask(dense.path(MODEL), experiment.data, experiment.pruner, layers, experiment.loss, shard, seed, to))
     for records in run.compute("collect", Worker.collect, tasks, list(found.values())):
         found |= {(record.numbers["layer"], record.numbers["shard"]): record for record in records}
     return {planned.layer.name: [found[planned.layer.name, shard] for shard in range(plan.shards)] for planned in plan.layers}
@@ -204,13 +204,12 @@ def join(run: Run, dense: Record, solutions: dict[str, Record]) -> Record:
 
 def measure_increase(run: Run, dense: Record, pruned: Record) -> tuple[float | None, str]:
     """Real rise of the calibration loss, to hold the prediction against."""
-    data = run.experiment.data
-    loss = run.experiment.pruner.measured_loss(run.experiment.model.is_classifier and data.classes > 0)
+    data, loss = run.experiment.data, run.experiment.loss
     tasks = []
     for shard in range(data.shards):
         identity = data_identity(run, CALIBRATION)
         to = run.store.destination("compare", dense=dense, pruned=pruned, data=identity, loss=loss, shard=shard)
-        tasks.append(CompareTask(dense.path(MODEL), pruned.path(MODEL), data, loss.value, shard, to))
+        tasks.append(CompareTask(dense.path(MODEL), pruned.path(MODEL), data, loss, shard, to))
     records = run.map("compare", Worker.compare, tasks)
     samples = sum(record.numbers["samples"] for record in records)
     return (sum(record.numbers["total"] for record in records) / samples if samples else None), UNITS[loss]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from workers.data.base import Dataset
+from workers.losses import Loss
 from workers.models.base import Layer, ModelFamily
 from workers.pruners.base import Pruner
 from workers.recovery import Recovery
@@ -59,6 +60,7 @@ class CollectTask:
     data: Dataset
     pruner: Pruner
     layers: tuple[Layer, ...]
+    loss: Loss
     shard: int
     seed: int
     to: tuple[Destination, ...]
@@ -124,7 +126,7 @@ class CompareTask:
     dense: Path
     pruned: Path
     data: Dataset
-    loss: str
+    loss: Loss
     shard: int
     to: Destination
 

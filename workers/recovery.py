@@ -78,7 +78,7 @@ class Recovery:
             "at least 1 for schedule=cyclic",
             self.cycle_epochs,
         )
-        require(0 <= self.warmup_epochs < self.epochs, "recovery.warmup_epochs", f"0 to less than {self.epochs} (epochs)", self.warmup_epochs)
+        require(0 <= self.warmup_epochs < self.epochs, "recovery.warmup_epochs", f"0 to less than {self.epochs}", self.warmup_epochs)
         require(self.weight_decay >= 0, "recovery.weight_decay", "0 or more", self.weight_decay)
         require(0 <= self.momentum < 1, "recovery.momentum", "0 to less than 1", self.momentum)
         require(0 <= self.label_smoothing < 1, "recovery.label_smoothing", "0 to less than 1", self.label_smoothing)

@@ -76,7 +76,7 @@ class ZeroHold:
         for name, parameter in model.named_parameters():
             parameter.register_hook(self._hook(masks.get(name.removesuffix(".weight")) if name.endswith(".weight") else None))
 
-    def _hook(self, mask: Tensor | None):  # type: ignore[no-untyped-def]
+    def _hook(self, mask: Tensor | None):
         def clean(gradient: Tensor) -> Tensor:
             finite = gradient.isfinite().all()
             self.broken += (~finite).float()
@@ -132,10 +132,10 @@ class Training:
                 self._report(epoch)
                 reported = time.perf_counter()
         if self.counts.epoch_skipped == self.steps_per_epoch:
-            raise SecateurError(f"training: no step of epoch {epoch + 1} had a finite loss and gradient; lower recovery.lr, or check the data")
+            raise SecateurError(f"training: no step of epoch {epoch + 1} had a finite loss; lower recovery.lr, or check the data")
 
     def _step(self, images_NCHW: Tensor, labels_N: Tensor) -> None:
-        """One step of all ranks. One whose loss is not finite anywhere is skipped everywhere; a gradient that is not leaves weights alone."""
+        """One step of all ranks. If any rank's loss or gradient is not finite, no rank changes a weight."""
         lr = learning_rate(self.recovery, self.counts.steps, self.steps_per_epoch)
         self.counts.steps += 1
         self.counts.samples += self.recovery.batch_size

@@ -19,7 +19,6 @@ from workers.calibrate import derived_seed
 from workers.errors import SecateurError
 from workers.export import load_family, load_model, load_state, save_model
 from workers.files import finish, read_result, write_tensors
-from workers.losses import Loss
 from workers.messages import (
     AssessTask,
     CollectTask,
@@ -66,7 +65,7 @@ class Worker:
         started = time.time()
         seed = derived_seed(task.seed, "collect", task.shard)
         batches = task.data.calibration(task.shard, task.data.shards)
-        statistics, seen = task.pruner.collect(self._model(task.model), list(task.layers), batches, seed)
+        statistics, seen = task.pruner.collect(self._model(task.model), list(task.layers), batches, task.loss, seed)
         records = []
         for layer, to in zip(task.layers, task.to, strict=True):
             moment = statistics[layer.name]
@@ -143,7 +142,7 @@ class Worker:
         """How much the calibration loss of a shard really rose."""
         started = time.time()
         dense, pruned = self._model(task.dense), self._model(task.pruned)
-        total, samples = evaluation.total_loss_increase(dense, pruned, task.data, task.shard, Loss(task.loss), self.device)
+        total, samples = evaluation.total_loss_increase(dense, pruned, task.data, task.shard, task.loss, self.device)
         return finish(task.to, "compare", {}, {"total": total, "samples": samples}, started)
 
     def assess(self, task: AssessTask) -> Record:

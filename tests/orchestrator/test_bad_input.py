@@ -32,7 +32,7 @@ def assert_refused(found: subprocess.CompletedProcess[str], *words: str) -> None
         (["pruner=capp"], ["there is no such pruner", "did you mean cap"]),
         (["pruner.target.sparsity=1.5"], ["pruner.target.sparsity", "1.5", "[0, 1)"]),
         (["pruner.block_size=many"], ["pruner.block_size", "many"]),
-        (["pruner.loss=label"], ["pruner.loss", "labels", "'label'"]),
+        (["loss=label"], ["loss", "labels", "'label'"]),
         (["pruner.target.scope=per_layer"], ["pruner.target.per_layer", "patterns"]),
         (["data.calibration_batches=0"], ["data.calibration_batches", "at least 1", "0"]),
         (["data.shards=5000"], ["data.shards", "5000"]),

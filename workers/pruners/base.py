@@ -86,16 +86,12 @@ class Pruner(ABC):
     collects: ClassVar[bool] = False  # whether there is a statistic at all
 
     @abstractmethod
-    def measured_loss(self, labelled_classifier: bool) -> Loss:
-        """The calibration loss whose rise is predicted, and measured afterwards."""
-
-    @abstractmethod
     def statistic_shape(self, layer: Layer) -> tuple[int, int]:
         """(n, B) of the layer's ``SecondMoment``; (0, 0) if this pruner needs none. Memory is 4 n B^2 bytes."""
 
     @abstractmethod
-    def collect(self, model: nn.Module, layers: list[Layer], batches: Iterator[Batch], seed: int) -> Collected:
-        """Calibration sums of ``layers`` over ``batches``, and how many there were. ``model`` is in eval mode and is not changed."""
+    def collect(self, model: nn.Module, layers: list[Layer], batches: Iterator[Batch], loss: Loss, seed: int) -> Collected:
+        """Calibration sums of ``layers`` for ``loss`` over ``batches``, and how many these were. ``model`` is in eval mode, and stays as it is."""
 
     @abstractmethod
     def score(self, weight_RC: Tensor, layer: Layer, statistic: SecondMoment | None) -> Sensitivity:

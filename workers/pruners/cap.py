@@ -39,18 +39,14 @@ class CAP(Pruner):
     block_size: int
     dampening: float
     relative_dampening: bool
-    loss: Loss
     score_rule: Score
 
     collects: ClassVar[bool] = True
-    collect_reads: ClassVar[tuple[str, ...]] = ("block_size", "loss")
+    collect_reads: ClassVar[tuple[str, ...]] = ("block_size",)
 
     def __post_init__(self) -> None:
         require(1 <= self.block_size <= 1024, "pruner.block_size", "1 to 1024", self.block_size, "16 to 256 are useful")
         require(self.dampening > 0, "pruner.dampening", "a positive number", self.dampening, "the paper uses 1e-8 to 1e-7")
-
-    def measured_loss(self, labelled_classifier: bool) -> Loss:
-        return self.loss
 
     def block_size_of(self, layer: Layer) -> int:
         """Rows shorter than a block are blocks of their own."""
@@ -60,10 +56,10 @@ class CAP(Pruner):
         block_size = self.block_size_of(layer)
         return layer.rows * -(-layer.columns // block_size), block_size
 
-    def collect(self, model: nn.Module, layers: list[Layer], batches: Iterator[Batch], seed: int) -> Collected:
+    def collect(self, model: nn.Module, layers: list[Layer], batches: Iterator[Batch], loss: Loss, seed: int) -> Collected:
         from workers.calibrate import block_fisher
 
-        return block_fisher(model, layers, batches, {layer.name: self.block_size_of(layer) for layer in layers}, self.loss, seed)
+        return block_fisher(model, layers, batches, {layer.name: self.block_size_of(layer) for layer in layers}, loss, seed)
 
     def score(self, weight_RC: Tensor, layer: Layer, statistic: SecondMoment | None) -> Sensitivity:
         from kernels import scores

@@ -21,13 +21,10 @@ if TYPE_CHECKING:
 class Magnitude(Pruner):
     """Prune the smallest ``|w|``; the others keep their values. Reads no data and predicts no loss."""
 
-    def measured_loss(self, labelled_classifier: bool) -> Loss:
-        return Loss.LABELS if labelled_classifier else Loss.FEATURES
-
     def statistic_shape(self, layer: Layer) -> tuple[int, int]:
         return 0, 0
 
-    def collect(self, model: nn.Module, layers: list[Layer], batches: Iterator[Batch], seed: int) -> Collected:
+    def collect(self, model: nn.Module, layers: list[Layer], batches: Iterator[Batch], loss: Loss, seed: int) -> Collected:
         return {}, 0
 
     def score(self, weight_RC: Tensor, layer: Layer, statistic: SecondMoment | None) -> Sensitivity:
