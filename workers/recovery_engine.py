@@ -6,6 +6,7 @@ decoupled weight decay of zero is zero, in every ZeRO stage and in every copy of
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import logging
@@ -50,21 +51,21 @@ def train(task: RecoverTask) -> Record | None:
     """Train a model on all ranks; rank 0 writes and returns the result."""
     started = time.time()
     device = _device()
-    with _process_group(device):
-        rank, world = dist.get_rank(), dist.get_world_size()
-        torch.manual_seed(derived_seed(task.seed, "train"))
-        model, masks = load_model(task.model)
-        teacher = Tapped(load_model(task.teacher)[0].to(device).requires_grad_(False)).eval() if task.teacher else None
-        student = Tapped(model.requires_grad_(True)).to(device)
-        hold = ZeroHold(model, {layer: keep.to(device) for layer, keep in masks.items()})
-        engine = _engine(student, task.recovery, device)
-        trained = Training(task, engine, teacher, hold, device, rank, world)
-        trained.run()
-        state = _full_state(model, task.recovery.zero_stage)
-        record = _store(task, state, masks, trained.counts, world, started) if rank == 0 else None
-        dist.barrier()
-        engine.destroy()
-        return record
+    _join_process_group(device)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    torch.manual_seed(derived_seed(task.seed, "train"))
+    model, masks = load_model(task.model)
+    teacher = Tapped(load_model(task.teacher)[0].to(device).requires_grad_(False)).eval() if task.teacher else None
+    student = Tapped(model.requires_grad_(True)).to(device)
+    hold = ZeroHold(model, {layer: keep.to(device) for layer, keep in masks.items()})
+    engine = _engine(student, task.recovery, device)
+    trained = Training(task, engine, teacher, hold, device, rank, world)
+    trained.run()
+    state = _full_state(model, task.recovery.zero_stage)
+    record = _store(task, state, masks, trained.counts, world, started) if rank == 0 else None
+    dist.barrier()
+    engine.destroy()
+    return record
 
 
 class ZeroHold:
@@ -309,14 +310,8 @@ def _device() -> torch.device:
     return torch.device("cpu")
 
 
-@contextlib.contextmanager
-def _process_group(device: torch.device) -> Iterator[None]:
-    """The launcher's process group, or one of our own that ends with the training."""
-    if dist.is_initialized():
-        yield
-        return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+def _join_process_group(device: torch.device) -> None:
+    """The launcher's process group, or else one of our own. It lives as long as the process: DeepSpeed remembers the first one it sees."""
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        atexit.register(dist.destroy_process_group)

@@ -91,7 +91,7 @@ class Pruner(ABC):
 
     @abstractmethod
     def collect(self, model: nn.Module, layers: list[Layer], batches: Iterator[Batch], loss: Loss, seed: int) -> Collected:
-        """Calibration sums of ``layers`` for ``loss`` over ``batches``, and how many these were. ``model`` is in eval mode, and stays as it is."""
+        """Calibration sums of ``layers`` for ``loss`` over ``batches``, and how many of these there were. ``model`` stays as it is."""
 
     @abstractmethod
     def score(self, weight_RC: Tensor, layer: Layer, statistic: SecondMoment | None) -> Sensitivity:
