@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.cluster.base import Cluster, Device, Resources, Result, Task, cores_here, default_threads, devices_here, memory_of_worker
@@ -34,7 +37,7 @@ class Ray(Cluster):
         require(self.wait_seconds > 0, "cluster.wait_seconds", "a positive number of seconds", self.wait_seconds)
         require(self.retries >= 0, "cluster.retries", "0 or more", self.retries)
         self._actors: list[Any] = []
-        self._started_here = False
+        self._joined = False
 
     def resources(self) -> Resources:
         # What is asked for counts where the workers may be elsewhere; "auto" takes this machine for an example of the others.
@@ -55,22 +58,24 @@ class Ray(Cluster):
         return {"CPU": count * cpus} | ({"GPU": float(count)} if here.device == "cuda" else {})
 
     def start(self, ranks: int) -> None:
-        import ray
-
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-        if not ray.is_initialized():
-            quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-            if self.address is None:
-                os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-                ray.init(address="local", num_cpus=cores_here(), include_dashboard=False, **quiet)
-            else:
-                self._attach(quiet)
-            self._started_here = True
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+        if self.address is None:
+            import ray
+
+            ray.init(address="local", num_cpus=cores_here(), include_dashboard=False, **quiet)
+        else:
+            self._attach(quiet)
+        self._joined = True
         for what, count in (("cluster.workers", self.resources().workers), ("the ranks of training or recovery", ranks)):
             self._wait_until_cluster_has(what, self._needs(count))
 
     def _attach(self, quiet: dict[str, Any]) -> None:
+        """Join a running cluster, with the token on this machine if it asks for one."""
+        if "RAY_AUTH_MODE" not in os.environ:  # read when Ray is imported
+            os.environ["RAY_AUTH_MODE"] = "token" if _has_token() and not _answers_without_token(str(self.address)) else "disabled"
         import ray
 
         try:
@@ -99,9 +104,9 @@ class Ray(Cluster):
         import ray
 
         self._release()
-        if self._started_here:
+        if self._joined:
             ray.shutdown()
-            self._started_here = False
+            self._joined = False
 
     def _release(self) -> None:
         import ray
@@ -203,6 +208,20 @@ class Ray(Cluster):
                 f"{task.to.directory}: the training gang ended without a result that this driver can see; is the store on a shared disk?"
             )
         return record
+
+
+def _has_token() -> bool:
+    return any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")) or (Path.home() / ".ray" / "auth_token").exists()
+
+
+def _answers_without_token(address: str) -> bool:
+    """Whether a cluster talks to strangers. Asked from another process, since Ray settles its mode once per process."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
+    try:
+        asked = subprocess.run(command, env=os.environ | {"RAY_AUTH_MODE": "disabled"}, capture_output=True, timeout=30, check=False)
+    except subprocess.TimeoutExpired:
+        return False
+    return asked.returncode == 0
 
 
 def _train(config: dict[str, Any]) -> None:
