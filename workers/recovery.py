@@ -111,7 +111,7 @@ def recover(task: RecoverTask) -> Record | None:
 
     Raises: SecateurError if no step of an epoch was finite, or a pruned weight moved.
     """
-    from workers.recovery_engine import train
+    from workers.recovery_training import train
 
     return train(task)
 
