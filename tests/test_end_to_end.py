@@ -36,6 +36,19 @@ def run(folder: Path, *overrides: str) -> str:
     return output
 
 
+def kill_at(stage: str, folder: Path, *overrides: str) -> None:
+    """Start a run and kill its driver as soon as it says that ``stage`` has started."""
+    process = start(folder, *overrides)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(f"{stage}: started"):
+            process.send_signal(signal.SIGKILL)
+            break
+    else:
+        pytest.fail(f"{stage} never started")
+    process.wait()
+
+
 def directory(folder: Path) -> Path:
     (found,) = (path for path in (folder / "runs").iterdir() if path.name.startswith("tiny-"))
     return found
@@ -96,15 +109,7 @@ def test_a_killed_worker_is_replaced_and_changes_no_byte(verb: str, undisturbed:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_killed_driver_continues_where_it_was(stage: str, undisturbed: Path, tmp_path: Path) -> None:
-    process = start(tmp_path)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith(f"{stage}: started"):
-            process.send_signal(signal.SIGKILL)
-            break
-    else:
-        pytest.fail(f"{stage} never started")
-    process.wait()
+    kill_at(stage, tmp_path)
     run(tmp_path)
     assert model_bytes(tmp_path) == model_bytes(undisturbed)
     assert max(computed(tmp_path).values()) == 1, "finished work was repeated"
