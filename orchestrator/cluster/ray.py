@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -207,6 +208,7 @@ class Ray(Cluster):
             raise SecateurError(
                 f"{task.to.directory}: the training gang ended without a result that this driver can see; is the store on a shared disk?"
             )
+        shutil.rmtree(task.to.directory / "ray", ignore_errors=True)
         return record
 
 
