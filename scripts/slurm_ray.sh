@@ -1,24 +1,40 @@
 #!/usr/bin/env bash
-# Run an experiment on the nodes of a Slurm job:
-#   sbatch --nodes=2 --gpus-per-node=8 scripts/slurm_ray.sh +experiment=dino_vitg_50pct output=/shared/runs cluster.workers=16
+# Run an experiment on the nodes of a Slurm job. Submit from the environment that secateur is installed in:
+#   sbatch --nodes=2 --gpus-per-node=8 scripts/slurm_ray.sh +experiment=dino_vitg_50pct output=/shared/runs …
+# Everything after the script's name goes to `python -m orchestrator`. `output` must be a folder that all nodes see.
+# Nodes are taken whole and should be alike; --time, --partition and --account are your site's.
 #SBATCH --job-name=secateur
 #SBATCH --ntasks-per-node=1
 #SBATCH --exclusive
 set -euo pipefail
 
-port=6379
+: "${SLURM_JOB_ID:?submit this script with sbatch}"
+port=$((20000 + SLURM_JOB_ID % 10000)) # jobs that share a node do not meet
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{print $1}')
+step=(srun --overlap --cpus-per-task="$SLURM_CPUS_ON_NODE")
+on_head=("${step[@]}" --nodes=1 --ntasks=1 --nodelist="$head")
+address=$("${on_head[@]}" hostname --ip-address | awk '{print $1; exit}'):$port
 
-# Every node of the job gets the same token, so that nobody else can use its Ray.
-export RAY_AUTH_MODE=token
+# Ray runs what anyone sends it: give the nodes of this job a secret of their own.
+export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')
 export RAY_AUTH_TOKEN
 
-srun --nodes=1 --ntasks=1 --nodelist="$head" ray start --head --node-ip-address="$address" --port="$port" --block &
-sleep 15
+trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
+"${on_head[@]}" ray start --head --node-ip-address="${address%:*}" --port="$port" --num-cpus="$SLURM_CPUS_ON_NODE" \
+    --include-dashboard=false --disable-usage-stats --block &
+for ((try = 0; ; try++)); do
+    "${on_head[@]}" ray health-check --address="$address" 2>/dev/null && break
+    ((try < 30)) || { echo "Ray's head on $head did not come up at $address" >&2; exit 1; }
+    sleep 2
+done
 others=$((SLURM_JOB_NUM_NODES - 1))
-if [ "$others" -gt 0 ]; then
-    srun --nodes="$others" --ntasks="$others" --exclude="$head" ray start --address="$address:$port" --block &
+if ((others > 0)); then
+    "${step[@]}" --nodes="$others" --ntasks="$others" --exclude="$head" \
+        ray start --address="$address" --num-cpus="$SLURM_CPUS_ON_NODE" --block &
 fi
-srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" python -m orchestrator "$@" cluster.address="$address:$port"
+
+# A worker for each GPU of the job, unless the command line says otherwise. Ray is given cluster.wait_seconds to have them all.
+workers=$((SLURM_JOB_NUM_NODES * ${SLURM_GPUS_ON_NODE:-0}))
+((workers == 0)) || set -- "cluster.workers=$workers" "$@"
+"${on_head[@]}" env RAY_ADDRESS="$address" python -m orchestrator "$@" cluster.address=auto
