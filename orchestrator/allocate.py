@@ -50,6 +50,14 @@ def _lowest(wanted: int, histograms: Histograms) -> list[int]:
     return counts
 
 
+def asked_sparsity(target: Target, layers: Sequence[Layer]) -> float:
+    """The fraction of all prunable weights that a target amounts to."""
+    if target.scope is not Scope.PER_LAYER:
+        return target.sparsity
+    sparsities = layer_sparsities(target, layers)
+    return sum(sparsities[layer.name] * layer.weights for layer in layers) / sum(layer.weights for layer in layers)
+
+
 def _fixed(target: Target, layers: Sequence[Layer]) -> dict[str, int]:
     """Weights pruned per layer when sparsities are given; rounding is spread so that the total is exact."""
     sparsities = layer_sparsities(target, layers)

@@ -79,13 +79,18 @@ def load(composed: DictConfig) -> Experiment:
 
 
 def _component(path: str, given: Any, kind: type) -> Any:
-    target = given.get("_target_") if isinstance(given, dict) else None
+    choice = f"recovery@{path}" if path == "training" else path
+    require(given is None or isinstance(given, dict), path, f"a component, chosen with {choice}=NAME", given)
+    target = None if given is None else given.get("_target_")
     if target is None:
-        require(path in OPTIONAL, path, f"a component with _target_ (a {kind.__name__})", None, f"choose one, e.g. {path}=…")
+        require(path in OPTIONAL, path, f"a component with _target_ (a {kind.__name__})", None, f"choose one with {choice}=NAME")
         return None
     found = _class(path, target)
     require(issubclass(found, kind), f"{path}._target_", f"a {kind.__name__}", target)
-    return _typed(found, {key: value for key, value in given.items() if key != "_target_"}, path)
+    try:
+        return _typed(found, {key: value for key, value in given.items() if key != "_target_"}, path)
+    except ConfigError as error:  # a recipe speaks of recovery, and may be used for training
+        raise ConfigError(f"{path}.{str(error).removeprefix('recovery.')}" if str(error).startswith("recovery.") else str(error)) from error
 
 
 def _class(path: str, target: str) -> type:

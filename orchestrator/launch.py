@@ -73,7 +73,7 @@ def run_experiment(experiment: Experiment, config: dict[str, Any], command: str)
     require(
         experiment.model.checkpoint is not None or experiment.training is not None,
         "model.checkpoint",
-        "a checkpoint, or a recipe to train the dense model (training=…)",
+        "a checkpoint, or a recipe to train the dense model (recovery@training=NAME)",
         None,
     )
     plan = plan_experiment(experiment)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from orchestrator.allocate import Allocation, allocate
+from orchestrator.allocate import Allocation, allocate, asked_sparsity
 from orchestrator.costs import PlannedLayer, cost_model
 from orchestrator.plan import fixed_bytes, portions
 from orchestrator.run import Run
@@ -93,8 +93,9 @@ def import_model(run: Run) -> Record:
 def train(run: Run, stage: str, start: Record, recovery: Recovery, dense: Record | None) -> Record:
     """A gang trains a model from ``start``, its zeros held, taught by ``dense`` if the recipe distills."""
     data, seed = run.experiment.data, run.experiment.seed
+    identity = data_identity(run, data.training_only)
     teacher = dense if recovery.distill is not Distill.NONE else None
-    to = run.store.destination("recover", model=start, teacher=teacher, data=data_identity(run, ()), recovery=recovery, seed=seed)
+    to = run.store.destination("recover", model=start, teacher=teacher, data=identity, recovery=recovery, seed=seed)
     taught_by = None if teacher is None else teacher.path(MODEL)
     return run.gang(stage, RecoverTask(start.path(MODEL), taught_by, data, recovery, seed, to.directory / "progress.jsonl", to))
 
@@ -102,10 +103,11 @@ def train(run: Run, stage: str, start: Record, recovery: Recovery, dense: Record
 def evaluate(run: Run, stage: str, model: Record) -> dict[str, list[Record]]:
     """Outputs on the test split, and on the labelled bank if the model has no classifier; shards of both in one map."""
     data, splits = run.experiment.data, ["test"] if run.experiment.model.is_classifier else ["test", "bank"]
+    identity = data_identity(run, (*EVALUATION, *data.evaluation_only))
     tasks = []
     for split in splits:
         for shard in range(data.shards):
-            to = run.store.destination("evaluate", model=model, data=data_identity(run, EVALUATION), split=split, shard=shard)
+            to = run.store.destination("evaluate", model=model, data=identity, split=split, shard=shard)
             tasks.append(EvaluateTask(model.path(MODEL), data, split, shard, data.shards, to))
     records = run.map(stage, Worker.evaluate, tasks)
     return {split: records[index * data.shards : (index + 1) * data.shards] for index, split in enumerate(splits)}
@@ -177,8 +179,9 @@ def allocate_layers(run: Run, scores: dict[str, Record]) -> Allocation:
         pruned = allocate(target, layers, already, histograms)
         record = finish(to, "allocate", {}, {"pruned": pruned}, started)
     run.note("allocate", record)
-    if sum(already.values()) > round(target.sparsity * sum(layer.weights for layer in layers)):
-        run.warn(f"the model had more zeros than pruner.target.sparsity={target.sparsity} asks for; nothing was pruned beyond them")
+    asked = asked_sparsity(target, layers)
+    if sum(already.values()) > round(asked * sum(layer.weights for layer in layers)):
+        run.warn(f"the model had more zeros than the target asks for ({asked:.1%})")
     return dict(record.numbers["pruned"])
 
 

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from orchestrator.allocate import asked_sparsity
 from orchestrator.cluster.base import cores_here
 from orchestrator.pipeline import Outcome
 from orchestrator.report import FileSizes, LayerResult, LossIncrease, Report, StageResult
@@ -22,12 +23,15 @@ def make_report(run: Run, outcome: Outcome, config: dict[str, Any], command: str
     """Everything a reader may ask of the run."""
     plan, target = run.plan, run.experiment.pruner.target
     layers = layer_results(run, outcome)
+    asked: dict[str, Any] = {"sparsity": asked_sparsity(target, [planned.layer for planned in plan.layers]), "scope": target.scope.value}
+    if target.per_layer:
+        asked["per_layer"] = target.per_layer
     return Report(
         name=run.experiment.name,
         fingerprint=fingerprint,
         command=command,
         experiment=config,
-        asked={"sparsity": target.sparsity, "scope": target.scope.value} | ({"per_layer": target.per_layer} if target.per_layer else {}),
+        asked=asked,
         stages=[StageResult(name, record.numbers["metrics"], record.numbers["seconds"]) for name, record in outcome.metrics.items()],
         layers=layers,
         prunable_weights=plan.profile.prunable_weights,

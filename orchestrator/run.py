@@ -47,6 +47,9 @@ class Run:
 
     def compute(self, stage: str, verb: Callable[[Any, Any], Any], tasks: Sequence[Any], read: Sequence[Record] = ()) -> list[Any]:
         """Results of ``verb`` on tasks that nothing is stored of; ``read`` are the stage's results that were found."""
+        if tasks:
+            with self.timed("start workers"):
+                self.experiment.cluster.ready()
         with self.timed(stage), self.progress.stage(stage, len(tasks) + len(read)) as bar:
             for record in read:
                 self.note(stage, record)

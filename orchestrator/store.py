@@ -17,18 +17,19 @@ from workers.messages import Destination, Record
 
 ROOT = Path(__file__).parent.parent
 
+WORKER = "workers/worker.py"
+
 # The source files whose text is part of a result's identity: editing one makes the results of its verbs be computed again.
 CODE = {
-    "import": ("workers/export.py",),
-    "train": ("workers/recovery*.py", "workers/data/*.py"),
-    "evaluate": ("workers/evaluation.py", "workers/data/*.py"),
-    "assess": ("workers/evaluation.py",),
-    "compare": ("workers/evaluation.py", "workers/losses.py", "workers/data/*.py"),
-    "collect": ("workers/calibrate.py", "workers/losses.py", "kernels/statistics.py", "workers/data/*.py"),
-    "score": ("workers/pruners/*.py", "kernels/*.py", "kernels/obs/*.py"),
-    "solve": ("workers/pruners/*.py", "kernels/*.py", "kernels/obs/*.py"),
+    "import": ("workers/export.py", "workers/models/*.py"),
+    "evaluate": (WORKER, "workers/evaluation.py", "workers/data/*.py"),
+    "assess": (WORKER, "workers/evaluation.py"),
+    "compare": (WORKER, "workers/evaluation.py", "workers/losses.py", "workers/data/*.py"),
+    "collect": (WORKER, "workers/calibrate.py", "workers/losses.py", "workers/pruners/*.py", "kernels/*.py", "workers/data/*.py"),
+    "score": (WORKER, "workers/pruners/*.py", "kernels/*.py", "kernels/obs/*.py"),
+    "solve": (WORKER, "workers/pruners/*.py", "kernels/*.py", "kernels/obs/*.py"),
     "allocate": ("orchestrator/allocate.py", "kernels/select.py"),
-    "join": ("workers/export.py", "kernels/masks.py"),
+    "join": (WORKER, "workers/export.py", "kernels/masks.py"),
     "recover": ("workers/recovery*.py", "workers/data/*.py"),
 }
 MODEL = "model.safetensors"

@@ -24,6 +24,13 @@ def headline(report: dict[str, Any]) -> str:
     return known[0] if metrics.get("test_samples", 0) >= 100 else "agreement"
 
 
+def settings_but_seed(report: dict[str, Any]) -> str:
+    """What a run did, apart from its seed and from where it was done: runs that differ here are not averaged."""
+    settings = {key: value for key, value in report["experiment"].items() if key not in ("seed", "output", "cluster", "tracking")}
+    settings["data"] = {key: value for key, value in settings["data"].items() if key != "seed"}
+    return json.dumps(settings, sort_keys=True)
+
+
 def spread(values: list[float]) -> str:
     """``mean ± standard deviation (n)`` in percent."""
     text = f"{100 * mean(values):.1f}"
@@ -32,16 +39,16 @@ def spread(values: list[float]) -> str:
 
 def table(reports: list[dict[str, Any]]) -> str:
     """Markdown: a row per experiment, metric, sparsity and pruner."""
-    rows: dict[tuple[str, str, float, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    rows: dict[tuple[str, str, float, str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for report in reports:
         metric, pruner = headline(report), report["experiment"]["pruner"]["_target_"].rpartition(".")[2]
-        cells = rows[report["name"], metric, report["asked"]["sparsity"], pruner]
+        cells = rows[report["name"], metric, report["asked"]["sparsity"], pruner, settings_but_seed(report)]
         for stage in report["stages"]:
             value = stage["metrics"].get(metric)
             if value is not None:
                 cells[stage["name"]].append(value)
     lines = ["| experiment | metric | sparsity | pruner | dense | one-shot | recovered |", "|---|---|---|---|---|---|---|"]
-    for (name, metric, sparsity, pruner), cells in sorted(rows.items()):
+    for (name, metric, sparsity, pruner, _), cells in sorted(rows.items()):
         values = [spread(cells[stage]) if cells.get(stage) else "" for stage in ("dense", "one_shot", "recovered")]
         lines.append(f"| {name} | {metric} | {sparsity:.0%} | {pruner} | " + " | ".join(values) + " |")
     return "\n".join(lines)

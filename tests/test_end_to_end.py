@@ -130,6 +130,14 @@ def test_a_sweep_over_sparsity_collects_and_eliminates_once(tmp_path: Path) -> N
     assert done["collect"] == 8 * 2 and done["score"] == 8 and done["solve"] == 3 * 8
 
 
+def test_settings_that_calibration_does_not_read_leave_it_alone(tmp_path: Path) -> None:
+    run(tmp_path)
+    run(tmp_path, "data.test_size=100", "data.max_shift=1")
+    reports = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("tiny-*/report.json")]
+    done = Counter(task["verb"] for report in reports for task in report["timeline"] if task["computed"])
+    assert done["collect"] == 8 * 2 and done["solve"] == 8 and done["evaluate"] == 2 * 4
+
+
 def test_the_exported_model_is_the_evaluated_one_and_shrinks(undisturbed: Path) -> None:
     """Weights bit for bit, exactly round(0.75 d) zeros, and a file about as small as 1 bit + a quarter of 32 bits per weight."""
     path = directory(undisturbed) / "model.safetensors"

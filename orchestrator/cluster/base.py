@@ -78,6 +78,10 @@ class Cluster(ABC):
         """Make sure of workers, and of a gang of ``ranks``. Raises: ConfigError naming what the cluster lacks."""
 
     @abstractmethod
+    def ready(self) -> None:
+        """Start the workers if they are not running: at first, and after a gang had their devices."""
+
+    @abstractmethod
     def stop(self) -> None:
         """Release everything that ``start`` took."""
 

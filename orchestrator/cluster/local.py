@@ -11,6 +11,7 @@ from workers.checks import require
 
 if TYPE_CHECKING:
     from workers.messages import Record, RecoverTask
+    from workers.worker import Worker
 
 
 @dataclass
@@ -19,6 +20,7 @@ class Local(Cluster):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._worker: Worker | None = None
         require(self.workers in (None, 1), "cluster.workers", "1 (cluster=local works in this process)", self.workers, "use cluster=ray")
 
     def resources(self) -> Resources:
@@ -32,7 +34,10 @@ class Local(Cluster):
         self._worker = Worker(here.device, here.threads)
 
     def stop(self) -> None:
-        del self._worker
+        self._worker = None
+
+    def ready(self) -> None:
+        pass
 
     def map(self, verb: Callable[[Any, Task], Result], tasks: Sequence[Task], done: Callable[[int, Result], None]) -> list[Result]:
         results = []

@@ -128,8 +128,8 @@ class Ray(Cluster):
         options = {"num_cpus": needs["CPU"], "num_gpus": needs.get("GPU", 0), "runtime_env": {"env_vars": environment}, "max_restarts": 0}
         return ray.remote(Worker).options(**options).remote(here.device, here.threads)
 
-    def _ensure_actors(self) -> None:
-        """Start the workers, and wait for them no longer than ``wait_seconds``."""
+    def ready(self) -> None:
+        """Start the workers, and wait for them no longer than ``wait_seconds``. Raises: SecateurError naming what they lack."""
         import ray
 
         if self._actors:
@@ -151,7 +151,7 @@ class Ray(Cluster):
 
         if not tasks:
             return []
-        self._ensure_actors()
+        self.ready()
         waiting, idle = deque(range(len(tasks))), deque(range(len(self._actors)))
         running: dict[Any, tuple[int, int]] = {}
         attempts = [0] * len(tasks)

@@ -271,9 +271,16 @@ def test_bad_settings_are_refused_at_the_door(changes, key):
 
 def test_a_fingerprint_follows_what_the_data_is_and_not_how_it_is_cut():
     base = digits().fingerprint()
-    for changes in ({"seed": 1}, {"image_size": 16}, {"mean": [0.5]}, {"train_size": 10}, {"max_shift": 1}):
+    for changes in ({"seed": 1}, {"image_size": 16}, {"mean": [0.5]}, {"train_size": 10}):
         assert digits(**changes).fingerprint() != base
-    for changes in ({"calibration_batches": 9}, {"shards": 1}, {"eval_batch_size": 7}):
+    for changes in (
+        {"calibration_batches": 9},
+        {"shards": 1},
+        {"eval_batch_size": 7},
+        {"test_size": 9},
+        {"bank_size": 9},
+        {"max_shift": 1},
+    ):
         assert digits(**changes).fingerprint() == base
 
 

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from workers.checks import require
 from workers.data.base import Batch
@@ -50,6 +50,8 @@ class ArrayDataset(IndexedDataset):
     std: list[float]
     max_shift: int  # training only: pixels, in each direction; 0: none
     flip: bool  # training only: mirror every other image
+
+    training_only: ClassVar[tuple[str, ...]] = ("max_shift", "flip")
 
     def __post_init__(self) -> None:
         super().__post_init__()

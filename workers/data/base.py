@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +30,9 @@ class Dataset(ABC):
     calibration_batch_size: int  # samples averaged into one gradient; |g|^2 falls with it, so a good dampening depends on it
     shards: int  # cuts of the calibration set; part of the result's identity, unlike the number of workers
     eval_batch_size: int
+
+    training_only: ClassVar[tuple[str, ...]] = ()  # fields of subclasses that nothing but training reads
+    evaluation_only: ClassVar[tuple[str, ...]] = ()  # ... nothing but evaluation
 
     def __post_init__(self) -> None:
         from workers.checks import require
@@ -56,7 +59,10 @@ class Dataset(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Changes whenever images, labels or preprocessing change. The fields of this base class are accounted for by the caller."""
+        """Changes whenever images, labels or preprocessing change.
+
+        The fields of this base class, ``training_only`` and ``evaluation_only`` are left to the caller, who knows what a verb reads.
+        """
 
     @property
     @abstractmethod

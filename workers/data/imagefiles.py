@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from workers.checks import require
 from workers.data.arrays import check_normalisation
@@ -41,6 +41,8 @@ class ImageFiles(IndexedDataset):
     std: list[float]
     augmentation: Augmentation  # training only
     decoders: int  # processes that decode ahead, per worker; 0: the worker itself does. Does not change a byte
+
+    training_only: ClassVar[tuple[str, ...]] = ("augmentation",)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -30,6 +30,7 @@ class IndexedDataset(Dataset):
     test_size: int  # 0: all
     bank_size: int  # labelled training images that k-NN votes with; 0: all
 
+    evaluation_only: ClassVar[tuple[str, ...]] = ("test_size", "bank_size")
     elsewhere: ClassVar[tuple[str, ...]] = ()  # settings that say where the data is or how fast it is read: they change no batch
 
     def __post_init__(self) -> None:
@@ -64,7 +65,7 @@ class IndexedDataset(Dataset):
     def fingerprint(self) -> str:
         """Of what the data is and how it is prepared. How it is cut into batches is left to those who cut it, so that other calibration
         settings do not make another data set."""
-        cuts = {field.name for field in fields(Dataset)} - {"seed"}
+        cuts = {field.name for field in fields(Dataset)} - {"seed"} | {*self.training_only, *self.evaluation_only}
         settings = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in {*cuts, *self.elsewhere}}
         return hashlib.sha256(repr((type(self).__qualname__, sorted(settings.items()), self.content())).encode()).hexdigest()
 

@@ -130,4 +130,4 @@ def _head_remedy(wrong: list[str], state: dict[str, Tensor], heads: set[str]) ->
     if not all(any(name.startswith(f"{head}.") for head in heads) for name in wrong):
         return "check model.name and model.arguments"
     classes = next((len(state[name]) for name in wrong if name in state), 0)
-    return f"only the classifier differs: set model.arguments.num_classes={classes}, as many classes as the checkpoint has"
+    return f"only the classifier differs: set ++model.arguments.num_classes={classes}, as many classes as the checkpoint has"
