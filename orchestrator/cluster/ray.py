@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -75,6 +76,7 @@ class Ray(Cluster):
 
     def _attach(self, quiet: dict[str, Any]) -> None:
         """Join a running cluster, with the token on this machine if it asks for one."""
+        self._knock()
         if "RAY_AUTH_MODE" not in os.environ:  # read when Ray is imported
             os.environ["RAY_AUTH_MODE"] = "token" if _has_token() and not _answers_without_token(str(self.address)) else "disabled"
         import ray
@@ -86,6 +88,17 @@ class Ray(Cluster):
             raise ConfigError(
                 f"cluster.address: no Ray cluster answers at {self.address!r} ({reason}); start one with `ray start`"
             ) from error
+
+    def _knock(self) -> None:
+        """Ray would wait for minutes at an address where nobody listens. Raises: ConfigError."""
+        host, _, port = str(self.address).removeprefix("ray://").rpartition(":")
+        if host and port.isdigit():
+            try:
+                socket.create_connection((host, int(port)), timeout=10).close()
+            except OSError as error:
+                raise ConfigError(
+                    f"cluster.address: nothing answers at {self.address!r} ({error.strerror or error}); start a cluster with `ray start`"
+                ) from error
 
     def _wait_until_cluster_has(self, what: str, needed: dict[str, float]) -> None:
         import ray
