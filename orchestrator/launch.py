@@ -16,7 +16,7 @@ from workers.checks import require
 from workers.errors import DamagedResult, SecateurError
 from workers.losses import Loss
 from workers.pruners.base import Scope
-from workers.recovery import Distill
+from workers.recovery import check
 
 if TYPE_CHECKING:
     from orchestrator.pipeline import Outcome
@@ -50,17 +50,10 @@ def check_together(experiment: Experiment, profile: ModelProfile) -> None:
         f"at least the {experiment.data.classes} classes of the data",
         profile.outputs,
     )
-    for key, recipe in (("training", experiment.training), ("recovery", experiment.recovery)):
-        used = recipe is not None and (key == "recovery" or experiment.model.checkpoint is None)
-        if recipe is None or not used:
-            continue
-        alone = recipe.distill is not Distill.NONE and recipe.distill_weight == 1.0
-        require(
-            (classifier and labelled) or alone,
-            f"{key}.distill",
-            "a recipe that learns from the dense model alone (distill=features, distill_weight=1), since there are no labels to learn from",
-            recipe.distill.value,
-        )
+    if experiment.training is not None and experiment.model.checkpoint is None:
+        check(experiment.training, experiment.data, classifier, taught=False, where="training")
+    if experiment.recovery is not None:
+        check(experiment.recovery, experiment.data, classifier, taught=True)
 
 
 def run_experiment(experiment: Experiment, config: dict[str, Any], command: str) -> tuple[Report, Path]:

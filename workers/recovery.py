@@ -7,13 +7,16 @@ import os
 import socket
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from workers.checks import require
 from workers.errors import SecateurError
 
 if TYPE_CHECKING:
+    from workers.data.base import Dataset
     from workers.messages import Record, RecoverTask
+
+ERROR_SECONDS = 5.0  # between the first failure of a gang and the end of those that are still at work
 
 
 class Optimizer(Enum):
@@ -78,7 +81,8 @@ class Recovery:
             "at least 1 for schedule=cyclic",
             self.cycle_epochs,
         )
-        require(0 <= self.warmup_epochs < self.epochs, "recovery.warmup_epochs", f"0 to less than {self.epochs}", self.warmup_epochs)
+        decay = min(self.epochs, self.cycle_epochs) if self.schedule is Schedule.CYCLIC else self.epochs
+        require(0 <= self.warmup_epochs < decay, "recovery.warmup_epochs", f"0 to less than {decay} epochs", self.warmup_epochs)
         require(self.weight_decay >= 0, "recovery.weight_decay", "0 or more", self.weight_decay)
         require(0 <= self.momentum < 1, "recovery.momentum", "0 to less than 1", self.momentum)
         require(0 <= self.label_smoothing < 1, "recovery.label_smoothing", "0 to less than 1", self.label_smoothing)
@@ -95,73 +99,128 @@ class Recovery:
 
 
 def learning_rate(recovery: Recovery, step: int, steps_per_epoch: int) -> float:
-    """Learning rate of a step, counted from 0: linear warm-up to ``lr``, then down to ``final_lr`` at the last step."""
+    """Learning rate of a step, counted from 0: linear warm-up to ``lr``, then down to exactly ``final_lr`` at the last step.
+
+    With ``cyclic`` every ``cycle_epochs`` are a descent of their own; the warm-up is part of the first.
+    """
     warmup = recovery.warmup_epochs * steps_per_epoch
     if step < warmup:
         return recovery.lr * (step + 1) / (math.floor(warmup) + 1)
-    span = recovery.cycle_epochs * steps_per_epoch if recovery.schedule is Schedule.CYCLIC else recovery.epochs * steps_per_epoch - warmup
-    position = step - math.ceil(warmup)
-    done = (position % span if recovery.schedule is Schedule.CYCLIC else position) / max(1.0, math.floor(span) - 1)
-    left = 0.5 * (1 + math.cos(math.pi * min(1.0, done))) if recovery.schedule is Schedule.COSINE else 1 - min(1.0, done)
+    length = (recovery.cycle_epochs if recovery.schedule is Schedule.CYCLIC else recovery.epochs) * steps_per_epoch
+    first, last = max(math.ceil(warmup), step // length * length), (step // length + 1) * length - 1
+    done = (step - first) / max(1, last - first)
+    left = 0.5 * (1 + math.cos(math.pi * done)) if recovery.schedule is Schedule.COSINE else 1 - done
     return recovery.final_lr + (recovery.lr - recovery.final_lr) * left
 
 
-def recover(task: RecoverTask) -> Record | None:
+def check(recovery: Recovery, data: Dataset, classifier: bool, taught: bool, where: str = "recovery") -> None:
+    """Raise ``ConfigError`` if a recipe cannot train such a model (with or without a ``classifier``) on such data.
+
+    ``taught``: whether there is a dense model to learn from.
+    """
+    require(
+        taught or recovery.distill is Distill.NONE,
+        f"{where}.distill",
+        "none, since there is no dense model to learn from yet",
+        recovery.distill.value,
+    )
+    alone = recovery.distill is not Distill.NONE and recovery.distill_weight == 1.0
+    require(
+        alone or (classifier and data.classes > 0),
+        f"{where}.distill",
+        "a recipe that learns from the dense model alone (distill=features, distill_weight=1), since there are no labels to learn from",
+        recovery.distill.value,
+    )
+    require(
+        classifier or recovery.distill is not Distill.LOGITS,
+        f"{where}.distill",
+        "features, since a model without a classifier has no logits",
+        recovery.distill.value,
+    )
+    samples = data.size("train")
+    require(recovery.batch_size <= samples, f"{where}.batch_size", f"at most the {samples} training samples", recovery.batch_size)
+
+
+def recover(task: RecoverTask, device: str | None = None) -> Record | None:
     """One rank's part of a gang; rank 0 returns the result. RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT are set.
 
-    Raises: SecateurError if no step of an epoch was finite, or a pruned weight moved.
+    ``device`` is ``cpu`` or ``cuda``; None: what the launcher's process group is for, and without one a GPU if there is one.
+    Raises: ConfigError (see ``check``); SecateurError if no step of an epoch was finite, or a pruned weight moved.
     """
     from workers.recovery_training import train
 
-    return train(task)
+    return train(task, device)
 
 
-def run_gang(task: RecoverTask, ranks: int, threads: int) -> Record:
+def run_gang(task: RecoverTask, ranks: int, threads: int, device: str | None = None) -> Record:
     """Train on this machine: in this process if ``ranks`` is 1, else in as many new ones. Raises what a rank raised."""
     from workers.files import read_record
 
-    port = _free_port()
+    arguments = (ranks, _free_port(), threads, task, device)
     if ranks == 1:
         before = dict(os.environ)
         try:
-            _rank(0, 1, port, threads, task)
+            _rank(0, *arguments)
         finally:
             os.environ.clear()
             os.environ.update(before)
     else:
-        _spawn(ranks, port, threads, task)
+        _spawn(ranks, arguments)
     record = read_record(task.to.directory)
     assert record is not None
     return record
 
 
-def _rank(rank: int, ranks: int, port: int, threads: int, task: RecoverTask) -> None:
+def _rank(rank: int, ranks: int, port: int, threads: int, task: RecoverTask, device: str | None) -> None:
     import torch
 
     os.environ["SECATEUR_WORKER"] = f"rank {rank}"
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"})
     torch.set_num_threads(threads)
-    recover(task)
+    recover(task, device)
 
 
-def _spawn(ranks: int, port: int, threads: int, task: RecoverTask) -> None:
+def _spawn(ranks: int, arguments: tuple[Any, ...]) -> None:
     """Processes of their own, so that a failure of one ends all; its error arrives here as it was raised."""
     from concurrent.futures import ProcessPoolExecutor, wait
     from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import get_context
 
-    with ProcessPoolExecutor(ranks, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(_rank, rank, ranks, port, threads, task) for rank in range(ranks)]
-        done, left = wait(futures, return_when="FIRST_EXCEPTION")
-        if left:
-            for process in list(pool._processes.values()):
-                process.terminate()
+    with ProcessPoolExecutor(ranks, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
+        futures = [pool.submit(_rank, rank, *arguments) for rank in range(ranks)]
+        processes = list(pool._processes.values())
         try:
-            for future in done:
-                future.result()
-        except BrokenProcessPool as error:
-            raise SecateurError("a process of the training gang died; run the same command again: it resumes at its last epoch") from error
+            _, left = wait(futures, return_when="FIRST_EXCEPTION")
+            wait(left, timeout=ERROR_SECONDS)  # the one that failed breaks the connections of the others: hear what each has to say
+        finally:
+            if not all(future.done() for future in futures):
+                for process in processes:
+                    process.kill()
+    errors = [error for error in (future.exception() for future in futures) if error is not None]
+    ours = [error for error in errors if isinstance(error, SecateurError)]
+    died = [error for error in errors if isinstance(error, BrokenProcessPool)]
+    if ours or (errors and not died):
+        raise (ours or errors)[0]
+    if died:
+        raise SecateurError(
+            "a process of the training gang died; run the same command again: it resumes after its last complete epoch"
+        ) from died[0]
+
+
+def _end_with_parent() -> None:
+    """Leave nothing behind that trains on, and writes, when the process that started this one was killed."""
+    import threading
+    from multiprocessing import parent_process
+
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _free_port() -> int:

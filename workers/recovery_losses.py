@@ -6,18 +6,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from workers.recovery import Distill, Recovery
+from workers.recovery import Distill, Precision, Recovery
 
 
 class Tapped(nn.Module):
     """A model that also returns its features: what goes into its classifier, or its output if it has none.
 
     The features are caught on their way, not computed by a second entry point, so that ZeRO-3 gathers every weight as usual.
+    Autocast is entered here: DeepSpeed's engine ends, without an error, one that was entered around it.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, precision: Precision = Precision.FP32) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.precision = model, precision
         self._caught: list[Tensor] = []
         head = _classifier(model)
         if head is not None:
@@ -25,13 +26,22 @@ class Tapped(nn.Module):
 
     def forward(self, images_NCHW: Tensor) -> tuple[Tensor, Tensor]:
         self._caught.clear()
-        outputs_ND = self.model(images_NCHW)
+        with torch.autocast(images_NCHW.device.type, dtype=torch.bfloat16, enabled=self.precision is Precision.BF16):
+            outputs_ND = self.model(images_NCHW)
         return outputs_ND, self._caught[-1] if self._caught else outputs_ND
+
+
+def freeze_unused(model: nn.Module, recovery: Recovery) -> None:
+    """Freeze the classifier where only features are compared: without a gradient, weight decay alone would move it."""
+    head = _classifier(model)
+    if head is not None and recovery.distill is Distill.FEATURES and recovery.distill_weight == 1:
+        head.requires_grad_(False)
 
 
 def recovery_loss(recovery: Recovery, student: tuple[Tensor, Tensor], labels_N: Tensor, teacher: tuple[Tensor, Tensor] | None) -> Tensor:
     """Mean loss of a batch: ``(1 - w) * cross-entropy + w * distillation`` with ``w = distill_weight``."""
-    total = student[0].new_zeros(())
+    # Also a loss of features alone reaches the outputs: ZeRO-3 gathers a module's weights again when a gradient reaches its output.
+    total = 0.0 * student[0].float().sum()
     if recovery.distill_weight < 1:
         total = total + (1 - recovery.distill_weight) * functional.cross_entropy(
             student[0].float(), labels_N, label_smoothing=recovery.label_smoothing, ignore_index=-1

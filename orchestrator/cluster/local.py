@@ -49,4 +49,5 @@ class Local(Cluster):
     def gang(self, task: RecoverTask) -> Record:
         from workers.recovery import run_gang
 
-        return run_gang(task, task.recovery.ranks, self.resources().threads)
+        here = self.resources()
+        return run_gang(task, task.recovery.ranks, here.threads, here.device)

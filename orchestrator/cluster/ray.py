@@ -208,7 +208,7 @@ class Ray(Cluster):
         here, ranks = self.resources(), task.recovery.ranks
         trainer = TorchTrainer(
             _train,
-            train_loop_config={"task": task, "threads": here.threads},
+            train_loop_config={"task": task, "threads": here.threads, "device": here.device},
             scaling_config=ScalingConfig(num_workers=ranks, use_gpu=here.device == "cuda", resources_per_worker=self._needs(1)),
             run_config=RunConfig(storage_path=str(task.to.directory / "ray"), failure_config=FailureConfig(max_failures=self.retries)),
         )
@@ -247,7 +247,7 @@ def _train(config: dict[str, Any]) -> None:
 
     os.environ["SECATEUR_WORKER"] = f"rank {os.environ['RANK']}"
     torch.set_num_threads(config["threads"])
-    recover(config["task"])
+    recover(config["task"], config["device"])
 
 
 def _cause(error: BaseException) -> BaseException:

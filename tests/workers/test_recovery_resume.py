@@ -1,0 +1,188 @@
+"""A training that is killed and started again ends with the bytes of one that was not, and leaves nothing behind."""
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from recovery_cases import recipe, sparse_model, stripes, task
+
+from workers.errors import SecateurError
+from workers.messages import RecoverTask
+from workers.recovery import Optimizer, Recovery, run_gang
+
+HERE = Path(__file__).parent
+START = "import pickle, sys; sys.path[:0] = [sys.argv[2], sys.argv[3]]\n" + (
+    "if __name__ == '__main__':\n"
+    "    from workers.recovery import run_gang\n"
+    "    sent = pickle.load(open(sys.argv[1], 'rb'))\n"
+    "    print(run_gang(sent, sent.recovery.ranks, 1).numbers['epochs_resumed_from'])\n"
+)
+
+
+def start(folder: Path, sent: RecoverTask, **environment: str) -> subprocess.Popen[str]:
+    """A driver that trains with a gang, as a process of its own."""
+    folder.mkdir(exist_ok=True)
+    (folder / "task.pickle").write_bytes(pickle.dumps(sent))
+    (folder / "start.py").write_text(START)
+    command = [sys.executable, str(folder / "start.py"), str(folder / "task.pickle"), str(HERE), str(HERE.parent.parent)]
+    variables = os.environ | {"PYTHONPATH": str(HERE.parent.parent)} | environment
+    return subprocess.Popen(command, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def model_bytes(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def reported(folder: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (folder / "progress.jsonl").read_text().splitlines()]
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    limit = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < limit
+        time.sleep(0.002)
+
+
+def interrupted(folder: Path, model: Path, recovery: Recovery, after: int) -> None:
+    """Train until the data goes away after some epochs."""
+    with pytest.raises(OSError, match="went away"):
+        run_gang(task(folder, model, recovery, stripes(fails_in_epoch=after)), recovery.ranks, 1)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return sparse_model(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_killed_driver_takes_its_gang_along_and_a_rerun_ends_with_equal_bytes(stage: int, model: Path, tmp_path: Path) -> None:
+    settings = recipe(ranks=2, epochs=12, zero_stage=stage)
+    run_gang(task(tmp_path / "whole", model, settings), 2, 1)
+    sent = task(tmp_path / "killed", model, settings)
+    process = start(tmp_path / "driver", sent)
+    wait_for(tmp_path / "killed" / "checkpoints" / "epoch3.json", process)
+    ranks = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    _, alive = psutil.wait_procs(ranks, timeout=10)
+    assert len(ranks) >= 2 and not alive, "ranks train on without their driver"
+    assert not (tmp_path / "killed" / "record.json").exists(), "it was too late to kill it"
+    record = run_gang(sent, 2, 1)
+    assert record.numbers["epochs_resumed_from"] >= 3 and record.numbers["steps"] == 96
+    assert model_bytes(tmp_path / "killed") == model_bytes(tmp_path / "whole")
+    steps = reported(tmp_path / "killed")
+    assert steps == sorted(set(steps)) and set(range(8, 97, 8)) <= set(steps), "every epoch is reported, once"
+    assert not (tmp_path / "killed" / "checkpoints").exists()
+
+
+def test_a_killed_rank_ends_the_gang_with_a_remedy_and_a_rerun_resumes(model: Path, tmp_path: Path) -> None:
+    sent = task(tmp_path / "out", model, recipe(ranks=2, epochs=12))
+    process = start(tmp_path / "driver", sent)
+    wait_for(tmp_path / "out" / "checkpoints" / "epoch2.json", process)
+    rank = next(child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline()))
+    rank.send_signal(signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0 and "a process of the training gang died; run the same command again" in errors
+    assert run_gang(sent, 2, 1).numbers["epochs_resumed_from"] >= 2
+
+
+@pytest.mark.parametrize("optimizer", list(Optimizer))
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_an_interrupted_training_resumes_with_equal_bytes_at_every_stage(
+    stage: int, optimizer: Optimizer, model: Path, tmp_path: Path
+) -> None:
+    settings = recipe(epochs=4, zero_stage=stage, optimizer=optimizer)
+    run_gang(task(tmp_path / "whole", model, settings), 1, 1)
+    interrupted(tmp_path / "out", model, settings, after=2)
+    record = run_gang(task(tmp_path / "out", model, settings), 1, 1)
+    assert record.numbers["epochs_resumed_from"] == 2 and record.numbers["steps"] == 32
+    assert model_bytes(tmp_path / "out") == model_bytes(tmp_path / "whole")
+
+
+def test_skipped_steps_are_counted_across_an_interruption(model: Path, tmp_path: Path) -> None:
+    settings = recipe(epochs=3)
+    with pytest.raises(OSError, match="went away"):
+        run_gang(task(tmp_path / "out", model, settings, stripes(nan_steps=[1], fails_in_epoch=2)), 1, 1)
+    record = run_gang(task(tmp_path / "out", model, settings, stripes(nan_steps=[1])), 1, 1)
+    assert record.numbers["skipped_steps"] == 3
+
+
+def test_the_last_two_checkpoints_are_kept_until_the_result_is_there(model: Path, tmp_path: Path) -> None:
+    interrupted(tmp_path / "out", model, recipe(epochs=5), after=4)
+    found = sorted(path.name for path in (tmp_path / "out" / "checkpoints").iterdir() if path.name.startswith("epoch"))
+    assert found == ["epoch3", "epoch3.json", "epoch4", "epoch4.json"]
+    run_gang(task(tmp_path / "out", model, recipe(epochs=5)), 1, 1)
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def flip_a_bit(epoch: Path) -> None:
+    file = max((path for path in epoch.rglob("*.pt")), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def cut_off(epoch: Path) -> None:
+    file = next(iter(epoch.rglob("*.pt")))
+    file.write_bytes(file.read_bytes()[:100])
+
+
+def empty_marker(epoch: Path) -> None:
+    epoch.with_suffix(".json").write_text("{}")
+
+
+DAMAGES = [flip_a_bit, cut_off, empty_marker, shutil.rmtree]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("damaged", [(3,), (2, 3)], ids=["newest", "all"])
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
+    damage, damaged: tuple[int, ...], model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = recipe(epochs=4, zero_stage=1)
+    run_gang(task(tmp_path / "whole", model, settings), 1, 1)
+    interrupted(tmp_path / "out", model, settings, after=3)
+    for epoch in damaged:
+        damage(tmp_path / "out" / "checkpoints" / f"epoch{epoch}")
+    record = run_gang(task(tmp_path / "out", model, settings), 1, 1)
+    assert record.numbers["epochs_resumed_from"] == (2 if damaged == (3,) else 0)
+    assert [entry.getMessage().count("is damaged") for entry in caplog.records] == [1] * len(damaged)
+    assert model_bytes(tmp_path / "out") == model_bytes(tmp_path / "whole")
+    steps = reported(tmp_path / "out")
+    assert steps == sorted(set(steps))
+
+
+def test_an_intact_checkpoint_that_cannot_be_read_is_an_error_that_says_what_to_delete(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Going on after half of a state was loaded would train something else."""
+    import deepspeed
+
+    interrupted(tmp_path / "out", model, recipe(epochs=3), after=2)
+
+    def fail(*arguments, **options):
+        raise RuntimeError("another version")
+
+    monkeypatch.setattr(deepspeed.DeepSpeedEngine, "load_checkpoint", fail)
+    with pytest.raises(SecateurError, match=r"another version.*delete .*checkpoints"):
+        run_gang(task(tmp_path / "out", model, recipe(epochs=3)), 1, 1)
+
+
+def test_nothing_is_compiled_and_nothing_is_said(model: Path, tmp_path: Path) -> None:
+    """No compiler can be found, none of DeepSpeed's kernels is built, and its remarks do not reach the terminal."""
+    (tmp_path / "extensions").mkdir()
+    hidden = {"PATH": str(tmp_path), "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions"), "CXX": "", "CC": ""}
+    process = start(tmp_path / "driver", task(tmp_path / "out", model, recipe(ranks=2, zero_stage=2)), **hidden)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert (output, errors) == ("0\n", "") and not list((tmp_path / "extensions").iterdir())

@@ -1,0 +1,91 @@
+"""Checkpoints of a training: after every epoch all of the engine's state, trusted only if it is complete and undamaged."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from workers.errors import SecateurError
+from workers.files import digest, write_text
+
+KEPT = 2
+
+
+class Checkpoints:
+    """``epoch<n>/`` holds DeepSpeed's files; ``epoch<n>.json``, written last, the progress of the training and the files' digests."""
+
+    def __init__(self, directory: Path, engine: Any) -> None:
+        self.directory, self.engine = directory, engine
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+
+    def save(self, epoch: int, progress: dict[str, Any]) -> None:
+        """Keep the state after ``epoch`` epochs, and those of the newest before it."""
+        if self.rank == 0:
+            shutil.rmtree(self._folder(epoch), ignore_errors=True)  # of a training that was killed while it wrote them
+        dist.barrier()
+        self.engine.save_checkpoint(str(self.directory), tag=self._folder(epoch).name)
+        dist.barrier()
+        digests = self._digests(epoch)
+        if self.rank == 0:
+            write_text(self._marker(epoch), json.dumps({"progress": progress, "files": digests}, indent=1))
+            for old in self._written()[KEPT:]:
+                self._marker(old).unlink()
+                shutil.rmtree(self._folder(old), ignore_errors=True)
+        dist.barrier()
+
+    def resume(self) -> tuple[int, dict[str, Any]]:
+        """Load the newest checkpoint whose files are all as they were written: its epochs and progress, or 0 and nothing.
+
+        Raises: SecateurError if DeepSpeed cannot read a checkpoint that is undamaged.
+        """
+        for epoch in self._written():
+            marker = self._read(epoch)
+            undamaged = torch.tensor(float(marker is not None), device=self.engine.device)
+            dist.all_reduce(undamaged, op=dist.ReduceOp.MIN)
+            if marker is None or not undamaged or self._digests(epoch) != marker["files"]:
+                if self.rank == 0:
+                    logging.getLogger(__name__).warning("%s is damaged; an older checkpoint is used, or none", self._folder(epoch))
+                continue
+            self._load(epoch)
+            return epoch, marker["progress"]
+        return 0, {}
+
+    def _load(self, epoch: int) -> None:
+        where = self._folder(epoch)
+        try:
+            loaded, _ = self.engine.load_checkpoint(str(self.directory), tag=where.name)
+        except Exception as error:  # whatever unpickling another version's state raises
+            raise SecateurError(f"{where}: cannot be read ({error}); delete {self.directory} to train from the start") from error
+        if loaded is None:
+            raise SecateurError(f"{where}: cannot be read; delete {self.directory} to train from the start")
+
+    def _digests(self, epoch: int) -> dict[str, str]:
+        """Of all files of a checkpoint; every rank reads its share of them."""
+        paths = sorted(path for path in self._folder(epoch).rglob("*") if path.is_file())
+        mine = {str(path.relative_to(self.directory)): digest(path) for path in paths[self.rank :: self.world]}
+        shares: list[dict[str, str]] = [{} for _ in range(self.world)]
+        dist.all_gather_object(shares, mine)
+        return {name: value for share in shares for name, value in sorted(share.items())}
+
+    def _read(self, epoch: int) -> dict[str, Any] | None:
+        try:
+            marker = json.loads(self._marker(epoch).read_text(encoding="utf-8"))
+            return marker if marker["files"] and marker["progress"] else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _written(self) -> list[int]:
+        """Epochs with a marker, newest first."""
+        return sorted((int(path.stem.removeprefix("epoch")) for path in self.directory.glob("epoch*.json")), reverse=True)
+
+    def _folder(self, epoch: int) -> Path:
+        return self.directory / f"epoch{epoch}"
+
+    def _marker(self, epoch: int) -> Path:
+        return self.directory / f"epoch{epoch}.json"
