@@ -1,12 +1,6 @@
-"""Recovery against a plain training loop, across ZeRO stages and ranks; zeros, failures and resumption."""
+"""Training against a plain torch loop, learning rates in closed form, and settings. Gangs and resumption have files of their own."""
 
-import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,28 +39,8 @@ RECIPE = Recovery(
 )
 
 
-class BrokenDigits(Digits):
-    """Digits of which the second batch of every epoch is not a number; or all of them."""
-
-    all_broken = False
-
-    def train(self, rank: int, world: int, epoch: int, batch_size: int):
-        for index, batch in enumerate(super().train(rank, world, epoch, batch_size)):
-            broken = self.all_broken or index == 1
-            yield batch._replace(images_NCHW=batch.images_NCHW * math.nan) if broken else batch
-
-
-class SlowDigits(Digits):
-    """Digits that take their time, so that a test can kill the training."""
-
-    def train(self, rank: int, world: int, epoch: int, batch_size: int):
-        for batch in super().train(rank, world, epoch, batch_size):
-            time.sleep(0.3 if epoch else 0.0)
-            yield batch
-
-
-def digits(kind: type[Digits] = Digits, train_size: int = 64) -> Digits:
-    return kind(
+def digits(train_size: int = 64) -> Digits:
+    return Digits(
         seed=0,
         calibration_batches=4,
         calibration_batch_size=4,
@@ -154,15 +128,6 @@ def test_every_zero_stage_equals_a_plain_torch_loop_and_keeps_zeros(stage: int, 
         assert torch.count_nonzero(got[f"{name}.weight"][mask]) > 0.9 * mask.sum()
 
 
-@pytest.mark.parametrize("stage", [1, 3])
-def test_two_ranks_equal_one_rank_at_the_same_global_batch(stage: int, tmp_path: Path) -> None:
-    one = trained(tmp_path, replace(RECIPE, zero_stage=stage), name="one")
-    two = trained(tmp_path, replace(RECIPE, zero_stage=stage, ranks=2), name="two")
-    assert difference(one, two) < 1e-4
-    masks = pruned_model(tmp_path)[1]
-    assert all(torch.count_nonzero(two[f"{name}.weight"][~mask]) == 0 for name, mask in masks.items())
-
-
 def test_the_learning_rate_is_linear_cosine_or_cyclic_after_a_linear_warm_up() -> None:
     linear = replace(RECIPE, epochs=4)
     assert [learning_rate(linear, step, 5) for step in (0, 19)] == pytest.approx([1e-2, 1e-3])
@@ -176,52 +141,6 @@ def test_the_learning_rate_is_linear_cosine_or_cyclic_after_a_linear_warm_up() -
     assert rates[:6] == pytest.approx([1e-2 * k / 6 for k in range(1, 6)] + [1e-2]) and rates[-1] == pytest.approx(1e-3)
 
 
-def test_a_batch_that_is_not_finite_changes_nothing_and_is_counted(tmp_path: Path) -> None:
-    job = task(tmp_path, replace(RECIPE, optimizer=Optimizer.SGD, momentum=0.0, weight_decay=0.0), digits(BrokenDigits))
-    record = run_gang(job, 1, 1)
-    assert record.numbers["skipped_steps"] == 2 and record.numbers["steps"] == 8
-    state = load_state(record.path("model.safetensors"))[0]
-    assert all(torch.isfinite(tensor).all() for tensor in state.values())
-
-
-def test_nothing_but_broken_batches_is_an_error_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(BrokenDigits, "all_broken", True)
-    with pytest.raises(SecateurError, match=r"no step of epoch 1 had a finite loss; lower recovery\.lr"):
-        run_gang(task(tmp_path, data=digits(BrokenDigits)), 1, 1)
-
-
-def killed_after_an_epoch(job: RecoverTask, folder: Path) -> None:
-    """Start the training in a process of its own and kill it in its second epoch."""
-    import pickle
-
-    (folder / "task.pickle").write_bytes(pickle.dumps(job))
-    code = f"import pickle; from workers.recovery import run_gang; run_gang(pickle.load(open({str(folder / 'task.pickle')!r}, 'rb')), 1, 1)"
-    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
-    process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": paths})
-    while process.poll() is None and not (job.to.directory / "checkpoints" / "epoch2.json").exists():
-        time.sleep(0.05)
-    time.sleep(0.4)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the training ended before it could be killed"
-
-
-@pytest.mark.parametrize("damage_newest", [False, True])
-def test_a_killed_training_resumes_and_ends_with_equal_bytes(damage_newest: bool, tmp_path: Path) -> None:
-    recipe = replace(RECIPE, epochs=3, zero_stage=1)
-    job = task(tmp_path, recipe, digits(SlowDigits))
-    killed_after_an_epoch(job, tmp_path)
-    if damage_newest:
-        for path in (job.to.directory / "checkpoints" / "epoch2").iterdir():
-            path.write_bytes(path.read_bytes()[:100])
-    record = run_gang(job, 1, 1)
-    assert record.numbers["epochs_resumed_from"] == (1 if damage_newest else 2)
-    trained(tmp_path, recipe, name="undisturbed")
-    assert record.path("model.safetensors").read_bytes() == (tmp_path / "undisturbed" / "model.safetensors").read_bytes()
-    steps = [json.loads(line)["step"] for line in job.progress.read_text().splitlines()]
-    assert steps == sorted(set(steps)) and steps[-1] == 12
-    assert not (job.to.directory / "checkpoints").exists()
-
-
 @pytest.mark.parametrize("kind", [Distill.LOGITS, Distill.FEATURES])
 def test_distillation_is_zero_with_zero_gradient_where_the_models_agree(kind: Distill, tmp_path: Path) -> None:
     recipe = replace(RECIPE, distill=kind, distill_weight=1.0, temperature=2.0)
@@ -232,25 +151,6 @@ def test_distillation_is_zero_with_zero_gradient_where_the_models_agree(kind: Di
     loss = distillation(recipe, (outputs, features), (outputs.detach(), features.detach()))
     (gradient,) = torch.autograd.grad(loss, [outputs if kind is Distill.LOGITS else features])
     assert float(loss.detach()) == pytest.approx(0.0, abs=1e-6) and float(gradient.abs().max()) < 1e-6
-
-
-def test_a_model_without_a_classifier_learns_from_the_dense_models_features(tmp_path: Path) -> None:
-    recipe = replace(RECIPE, distill=Distill.FEATURES, distill_weight=1.0, lr=1e-3, epochs=3, zero_stage=3)
-    torch.manual_seed(2)
-    job = task(tmp_path, recipe, classes=0)
-    dense = family(0).build()
-    save_model(tmp_path / "dense.safetensors", family(0), dense.state_dict(), {})
-    record = run_gang(replace(job, teacher=tmp_path / "dense.safetensors"), 1, 1)
-    losses = [json.loads(line)["loss"] for line in job.progress.read_text().splitlines()]
-    assert losses[-1] < losses[0] and record.numbers["skipped_steps"] == 0
-
-
-def test_no_operator_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine without a compiler must do."""
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
-    monkeypatch.setenv("CXX", "/nowhere/c++")
-    run_gang(task(tmp_path, replace(RECIPE, epochs=1, zero_stage=2)), 1, 1)
-    assert not (tmp_path / "extensions").exists() or not any((tmp_path / "extensions").rglob("*.so"))
 
 
 @pytest.mark.parametrize(
