@@ -92,7 +92,7 @@ def test_a_killed_worker_is_replaced_and_changes_no_byte(verb: str, undisturbed:
     while process.poll() is None and victim is None:
         for child in psutil.Process(process.pid).children(recursive=True):
             try:
-                if child.cmdline() and child.cmdline()[0].startswith(f"ray::Worker.{verb}"):
+                if "".join(child.cmdline()[:1]).startswith(f"ray::Worker.{verb}"):
                     child.send_signal(signal.SIGKILL)
                     victim = child
                     break

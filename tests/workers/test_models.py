@@ -201,7 +201,7 @@ def test_safetensors_in_half_precision_come_back_in_the_models_type(tmp_path, ti
 def test_another_number_of_classes_names_the_remedy(tmp_path, tiny_state):
     torch.save(dict(tiny_state), tmp_path / "w.pth")
     for classes in (7, 0):
-        with pytest.raises(ConfigError, match=r"only the classifier differs: set model.arguments.num_classes=10"):
+        with pytest.raises(ConfigError, match=r"only the classifier differs: set \+\+model\.arguments\.num_classes=10"):
             family(arguments={**TINY_VIT, "num_classes": classes}, checkpoint=tmp_path / "w.pth").pretrained_state()
 
 
