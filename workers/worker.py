@@ -65,12 +65,12 @@ class Worker:
         started = time.time()
         seed = derived_seed(task.seed, "collect", task.shard)
         batches = task.data.calibration(task.shard, task.data.shards)
-        statistics, seen = task.pruner.collect(self._model(task.model), list(task.layers), batches, task.loss, seed)
+        collected = task.pruner.collect(self._model(task.model), list(task.layers), batches, task.loss, seed)
         records = []
         for layer, to in zip(task.layers, task.to, strict=True):
-            moment = statistics[layer.name]
+            moment = collected.moments[layer.name]
             written = write_tensors(to.directory / "statistic.safetensors", {"sum_nBB": moment.sum_nBB})
-            numbers = {"layer": layer.name, "shard": task.shard, "count": moment.count, "skipped": seen - moment.count}
+            numbers = {"layer": layer.name, "shard": task.shard, "count": moment.count, "skipped": collected.skipped[layer.name]}
             records.append(finish(to, "collect", {"statistic.safetensors": written}, numbers, started))
         return records
 

@@ -15,12 +15,15 @@ class Layer:
     """One prunable matrix.
 
     ``name`` is the module's dotted name (its weight is ``name + ".weight"``), ``rows`` its outputs, ``columns`` its inputs
-    (a convolution is flattened to ``in_channels / groups * kh * kw``).
+    (a convolution is flattened to ``in_channels / groups * kh * kw``). ``kernel`` is ``kh * kw``, ``groups`` those of the convolution:
+    rows of one group see the same inputs.
     """
 
     name: str
     rows: int
     columns: int
+    kernel: int = 1
+    groups: int = 1
 
     @property
     def weights(self) -> int:

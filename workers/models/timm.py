@@ -189,4 +189,4 @@ def _layer(name: str, module: nn.Module) -> Layer:
             "would not stay zero; leave such layers out with model.exclude or choose another architecture"
         )
     weight = cast("Tensor", module.weight)
-    return Layer(name, weight.shape[0], weight[0].numel())
+    return Layer(name, weight.shape[0], weight[0].numel(), weight[0, 0].numel(), getattr(module, "groups", 1))

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, ClassVar
 
 from workers.checks import require
 from workers.losses import Loss
@@ -29,11 +29,12 @@ class Scope(Enum):
 
 @dataclass
 class Target:
-    """How much is pruned: a fraction of all prunable weights, zeros already there included."""
+    """How much is pruned: a fraction of all prunable weights, zeros already there included; and which weights may go together."""
 
     sparsity: float
     scope: Scope
     per_layer: dict[str, float] = field(default_factory=dict)  # pattern of layer names -> sparsity, for scope=per_layer
+    pattern: str = "unstructured"  # unstructured | N:M | groups:U, along the inputs of a layer
 
     def __post_init__(self) -> None:
         require(
@@ -65,7 +66,12 @@ class Sensitivity:
     notes: dict[str, float] = field(default_factory=dict)  # numbers for the report, e.g. dampening that had to be raised
 
 
-Collected: TypeAlias = "tuple[dict[str, SecondMoment], int]"
+@dataclass(frozen=True)
+class Collected:
+    """Calibration sums by layer name, and by layer name the calibration batches that were left out because something was not finite."""
+
+    moments: dict[str, SecondMoment]
+    skipped: dict[str, int]
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,8 @@ class CAP(Pruner):
     def collect(self, model: nn.Module, layers: list[Layer], batches: Iterator[Batch], loss: Loss, seed: int) -> Collected:
         from workers.calibrate import block_fisher
 
-        return block_fisher(model, layers, batches, {layer.name: self.block_size_of(layer) for layer in layers}, loss, seed)
+        moments, seen = block_fisher(model, layers, batches, {layer.name: self.block_size_of(layer) for layer in layers}, loss, seed)
+        return Collected(moments, {name: seen - moment.count for name, moment in moments.items()})
 
     def score(self, weight_RC: Tensor, layer: Layer, statistic: SecondMoment | None) -> Sensitivity:
         from kernels import scores

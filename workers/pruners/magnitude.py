@@ -25,7 +25,7 @@ class Magnitude(Pruner):
         return 0, 0
 
     def collect(self, model: nn.Module, layers: list[Layer], batches: Iterator[Batch], loss: Loss, seed: int) -> Collected:
-        return {}, 0
+        return Collected({}, {})
 
     def score(self, weight_RC: Tensor, layer: Layer, statistic: SecondMoment | None) -> Sensitivity:
         import torch

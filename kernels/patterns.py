@@ -1,0 +1,45 @@
+"""Which sets of weights may go together: any, N of M, or whole groups of neighbours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A constraint on what is removed from consecutive entries of a row.
+
+    ``unit`` neighbours go together or not at all (1: single weights). Of every ``bucket`` neighbours at most ``removable`` go (bucket 0: no
+    such limit). Entries that were gone before count as removed. Units and buckets start at multiples of their length.
+    """
+
+    unit: int = 1
+    bucket: int = 0
+    removable: int = 0
+
+    @property
+    def length(self) -> int:
+        """Rows and blocks must be multiples of this many entries."""
+        return max(self.unit, self.bucket, 1)
+
+    @property
+    def is_free(self) -> bool:
+        return self.length == 1
+
+
+FREE = Pattern()
+
+
+def parse(text: str) -> Pattern:
+    """``unstructured``; ``N:M`` (of M neighbours at most M - N go); ``groups:U`` (U neighbours go together).
+
+    Raises ValueError for anything else.
+    """
+    if text == "unstructured":
+        return FREE
+    first, _, second = text.partition(":")
+    if first == "groups" and second.isdigit() and 2 <= int(second) <= 64:
+        return Pattern(unit=int(second))
+    if first.isdigit() and second.isdigit() and 1 <= int(first) < int(second) <= 64:
+        return Pattern(bucket=int(second), removable=int(second) - int(first))
+    raise ValueError(f"expected unstructured, N:M with 1 <= N < M <= 64, or groups:U with 2 <= U <= 64, got {text!r}")
