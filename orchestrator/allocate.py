@@ -1,11 +1,13 @@
-"""How many weights each layer loses: central, and ignorant of pruners. It sees counts and histograms, never scores."""
+"""How much each layer loses: central, and ignorant of pruners. It sees counts and histograms, never scores."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
+from kernels.patterns import parse
 from workers.errors import ConfigError
 from workers.models.base import Layer
 from workers.pruners.base import Scope, Target
@@ -16,19 +18,31 @@ if TYPE_CHECKING:
 Histograms = Callable[[int | None], Sequence["Tensor"]]  # of all layers in order: high 16 bits, or the low ones inside a high bin
 
 
-Allocation = dict[str, int]  # weights to prune in each layer, beyond those that are zero already
+Allocation = dict[str, int]  # units to prune in each layer, beyond those that are gone already
 
 
-def allocate(target: Target, layers: Sequence[Layer], already: Mapping[str, int], histograms: Histograms) -> Allocation:
-    """Spread a target over the layers so that exactly ``round(s * d)`` weights end up pruned (more only if more were already).
+@dataclass(frozen=True)
+class Units:
+    """How many units (single weights, or groups that go together) a layer has, and how many of them can still be removed."""
+
+    total: int
+    removable: int
+
+
+def allocate(target: Target, layers: Sequence[Layer], units: Mapping[str, Units], histograms: Histograms) -> Allocation:
+    """Spread a target over the layers so that exactly ``round(s * d)`` of ``d`` units end up pruned (more only if more were already).
 
     ``global``: the lowest scores of all layers, equal ones in the order of layers, then of their position in the layer.
+    N:M leaves no choice: every bucket gives what it can.
     """
+    names = [layer.name for layer in layers]
+    if parse(target.pattern).bucket:
+        return {name: units[name].removable for name in names}
+    gone = {name: units[name].total - units[name].removable for name in names}
     if target.scope is Scope.GLOBAL:
-        weights = sum(layer.weights for layer in layers)
-        wanted = max(0, round(target.sparsity * weights) - sum(already.values()))
-        return dict(zip((layer.name for layer in layers), _lowest(wanted, histograms), strict=True))
-    return {name: max(0, count - already[name]) for name, count in _fixed(target, layers).items()}
+        wanted = max(0, round(target.sparsity * sum(units[name].total for name in names)) - sum(gone.values()))
+        return dict(zip(names, _lowest(wanted, histograms), strict=True))
+    return {name: max(0, count - gone[name]) for name, count in _fixed(target, layers, units).items()}
 
 
 def _lowest(wanted: int, histograms: Histograms) -> list[int]:
@@ -58,10 +72,10 @@ def asked_sparsity(target: Target, layers: Sequence[Layer]) -> float:
     return sum(sparsities[layer.name] * layer.weights for layer in layers) / sum(layer.weights for layer in layers)
 
 
-def _fixed(target: Target, layers: Sequence[Layer]) -> dict[str, int]:
-    """Weights pruned per layer when sparsities are given; rounding is spread so that the total is exact."""
+def _fixed(target: Target, layers: Sequence[Layer], units: Mapping[str, Units]) -> dict[str, int]:
+    """Units pruned per layer when sparsities are given; rounding is spread so that the total is exact."""
     sparsities = layer_sparsities(target, layers)
-    exact = {layer.name: sparsities[layer.name] * layer.weights for layer in layers}
+    exact = {layer.name: sparsities[layer.name] * units[layer.name].total for layer in layers}
     counts = {name: int(amount) for name, amount in exact.items()}
     short = round(sum(exact.values())) - sum(counts.values())
     for name in sorted(exact, key=lambda name: counts[name] - exact[name])[:short]:

@@ -33,6 +33,7 @@ def plan_experiment(experiment: Experiment) -> Plan:
 
     found = profile(experiment.model, experiment.data.input_shape)
     check_together(experiment, found)
+    experiment.pruner.check(found.layers)
     if experiment.pruner.target.scope is not Scope.GLOBAL:
         layer_sparsities(experiment.pruner.target, found.layers)
     return make_plan(experiment, found, experiment.cluster.resources())

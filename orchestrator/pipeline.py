@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from orchestrator.allocate import Allocation, allocate, asked_sparsity
+from orchestrator.allocate import Allocation, Units, allocate, asked_sparsity
 from orchestrator.costs import PlannedLayer, cost_model
 from orchestrator.plan import fixed_bytes, portions
 from orchestrator.run import Run
@@ -126,13 +126,14 @@ def assess(run: Run, name: str, outputs: dict[str, list[Record]], dense: dict[st
 def collect(run: Run, dense: Record) -> dict[str, list[Record]]:
     """Partial statistics, a list over shards for each layer. Only cells of the grid that are not stored are computed."""
     experiment, plan = run.experiment, run.plan
-    if not experiment.pruner.collects:
+    statistic = experiment.pruner.statistic
+    if statistic is None:
         return {planned.layer.name: [] for planned in plan.layers}
-    reads = settings(experiment.pruner, only=experiment.pruner.collect_reads)
+    identity = statistic.identity(experiment.loss, experiment.seed)
     data, seed = data_identity(run, CALIBRATION), experiment.seed
     grid = {
         (planned.layer.name, shard): run.store.destination(
-            "collect", model=dense, pruner=reads, data=data, loss=experiment.loss, layer=asdict(planned.layer), shard=shard, seed=seed
+            "collect", model=dense, statistic=identity, data=data, layer=asdict(planned.layer), shard=shard
         )
         for planned in plan.layers
         for shard in range(plan.shards)
@@ -145,7 +146,7 @@ def collect(run: Run, dense: Record) -> dict[str, list[Record]]:
         for portion in portions(missing, room, -(-plan.resources.workers // plan.shards)) if missing else []:
             layers = tuple(planned.layer for planned in portion)
             to = tuple(grid[layer.name, shard] for layer in layers)
-            tasks.append(CollectTask(dense.path(MODEL), experiment.data, experiment.pruner, layers, experiment.loss, shard, seed, to))
+            tasks.append(CollectTask(dense.path(MODEL), experiment.data, statistic, layers, experiment.loss, shard, seed, to))
     for records in run.compute("collect", Worker.collect, tasks, list(found.values())):
         found |= {(record.numbers["layer"], record.numbers["shard"]): record for record in records}
     return {planned.layer.name: [found[planned.layer.name, shard] for shard in range(plan.shards)] for planned in plan.layers}
@@ -166,8 +167,8 @@ def score(run: Run, dense: Record, partials: dict[str, list[Record]]) -> dict[st
 def allocate_layers(run: Run, scores: dict[str, Record]) -> Allocation:
     """How many weights each layer loses, from histograms of the scores."""
     layers = [planned.layer for planned in run.plan.layers]
-    target = run.experiment.pruner.target
-    already = {layer.name: scores[layer.name].numbers["already_pruned"] for layer in layers}
+    target, pattern = run.experiment.pruner.target, run.experiment.pruner.pattern
+    counted = {layer.name: Units(scores[layer.name].numbers["units"], scores[layer.name].numbers["removable"]) for layer in layers}
     to = run.store.destination("allocate", target=target, scores=list(scores.values()))
 
     def histograms(high_bin: int | None) -> list:
@@ -176,11 +177,11 @@ def allocate_layers(run: Run, scores: dict[str, Record]) -> Allocation:
     record = run.find(to)
     if record is None:
         started = time.time()
-        pruned = allocate(target, layers, already, histograms)
+        pruned = allocate(target, layers, counted, histograms)
         record = finish(to, "allocate", {}, {"pruned": pruned}, started)
     run.note("allocate", record)
-    asked = asked_sparsity(target, layers)
-    if sum(already.values()) > round(asked * sum(layer.weights for layer in layers)):
+    asked, units = asked_sparsity(target, layers), sum(each.total for each in counted.values())
+    if not pattern.bucket and units - sum(each.removable for each in counted.values()) > round(asked * units):
         run.warn(f"the model had more zeros than the target asks for ({asked:.1%})")
     return dict(record.numbers["pruned"])
 

@@ -51,7 +51,8 @@ class Plan:
 
 
 def plan_layers(experiment: Experiment, profile: ModelProfile) -> tuple[PlannedLayer, ...]:
-    return tuple(PlannedLayer(layer, *experiment.pruner.statistic_shape(layer)) for layer in profile.layers)
+    statistic = experiment.pruner.statistic
+    return tuple(PlannedLayer(layer, *(statistic.shape(layer) if statistic else (0, 0))) for layer in profile.layers)
 
 
 def fixed_bytes(experiment: Experiment, profile: ModelProfile) -> int:
@@ -102,7 +103,7 @@ def make_plan(experiment: Experiment, profile: ModelProfile, resources: Resource
             f"{resources.memory_bytes / 1e9:.1f} GB; lower data.calibration_batch_size or use larger devices"
         )
     shards = experiment.data.shards
-    cut = portions(layers, room, -(-resources.workers // shards)) if experiment.pruner.collects else []
+    cut = portions(layers, room, -(-resources.workers // shards)) if experiment.pruner.statistic else []
     collecting = [fixed + sum(planned.collect_bytes for planned in portion) for portion in cut]
     scoring = [profile.model_bytes + planned.score_bytes for planned in layers]
     return Plan(

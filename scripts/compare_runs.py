@@ -1,6 +1,7 @@
 """One table over many runs: accuracy by experiment, sparsity and pruner, mean and spread over seeds.
 
-    python scripts/compare_runs.py runs/*/report.json
+    python scripts/compare_runs.py runs/*/report.json              a row per experiment, sparsity and pruner
+    python scripts/compare_runs.py --grid runs/*/report.json       one-shot only: pruners down, sparsities across
 
 Reads what the runs measured; computes nothing but means.
 """
@@ -54,11 +55,43 @@ def table(reports: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def grid(reports: list[dict[str, Any]]) -> str:
+    """Markdown: for each experiment a row per pruner and a column per target, one-shot accuracy; the best mean of a column is bold."""
+    cells: dict[str, dict[str, dict[str, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    for report in reports:
+        metric, pruner, target = headline(report), report["experiment"]["pruner"], report["experiment"]["pruner"]["target"]
+        name = pruner["_target_"].rpartition(".")[2]
+        column = f"{target['sparsity']:.0%}" if target["pattern"] == "unstructured" else target["pattern"]
+        by_stage = {stage["name"]: stage["metrics"].get(metric) for stage in report["stages"]}
+        title = f"{report['name']} ({metric})"
+        cells[title][name][column].append(by_stage["one_shot"])
+        cells[title]["dense"][column].append(by_stage["dense"])
+    return "\n\n".join(_one_grid(title, rows) for title, rows in sorted(cells.items()))
+
+
+def _one_grid(title: str, rows: dict[str, dict[str, list[float]]]) -> str:
+    columns = sorted({column for row in rows.values() for column in row}, key=lambda column: (":" in column, column))
+    best = {column: max(mean(row[column]) for name, row in rows.items() if name != "dense" and row.get(column)) for column in columns}
+    lines = [f"| {title} | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name, row in sorted(
+        rows.items(), key=lambda item: (item[0] != "dense", -mean(value for cell in item[1].values() for value in cell))
+    ):
+        texts = [spread(row[column]) if row.get(column) else "" for column in columns]
+        marked = [
+            f"**{text}**" if name != "dense" and row.get(column) and mean(row[column]) == best[column] else text
+            for text, column in zip(texts, columns, strict=True)
+        ]
+        lines.append(f"| {name} | " + " | ".join(marked) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("reports", nargs="+", type=Path)
-    paths = parser.parse_args().reports
-    print(table([json.loads(path.read_text(encoding="utf-8")) for path in paths]))
+    parser.add_argument("--grid", action="store_true", help="one-shot accuracy: pruners down, sparsities across")
+    options = parser.parse_args()
+    reports = [json.loads(path.read_text(encoding="utf-8")) for path in options.reports]
+    print(grid(reports) if options.grid else table(reports))
 
 
 if __name__ == "__main__":

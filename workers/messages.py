@@ -10,6 +10,7 @@ from workers.data.base import Dataset
 from workers.losses import Loss
 from workers.models.base import Layer, ModelFamily
 from workers.pruners.base import Pruner
+from workers.pruners.statistics import Statistic
 from workers.recovery import Recovery
 
 
@@ -58,7 +59,7 @@ class CollectTask:
 
     model: Path
     data: Dataset
-    pruner: Pruner
+    statistic: Statistic
     layers: tuple[Layer, ...]
     loss: Loss
     shard: int
@@ -87,7 +88,7 @@ class CountTask:
 
 @dataclass(frozen=True)
 class SolveTask:
-    """Prune the ``pruned`` cheapest weights of a layer and re-fit the others."""
+    """Prune the ``pruned`` cheapest units of a layer and re-fit the others."""
 
     model: Path
     pruner: Pruner

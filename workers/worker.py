@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels import masks, select
-from kernels.statistics import SecondMoment, join_blocks
+from kernels.statistics import SecondMoment
 from workers import evaluation
 from workers.calibrate import derived_seed
 from workers.errors import SecateurError
@@ -65,7 +65,7 @@ class Worker:
         started = time.time()
         seed = derived_seed(task.seed, "collect", task.shard)
         batches = task.data.calibration(task.shard, task.data.shards)
-        collected = task.pruner.collect(self._model(task.model), list(task.layers), batches, task.loss, seed)
+        collected = task.statistic.collect(self._model(task.model), list(task.layers), batches, task.loss, seed)
         records = []
         for layer, to in zip(task.layers, task.to, strict=True):
             moment = collected.moments[layer.name]
@@ -78,35 +78,37 @@ class Worker:
         """What each weight of a layer is worth."""
         started = time.time()
         weight_RC, layer = self._weight(task.model, task.layer), task.layer
-        found = task.pruner.score(weight_RC, layer, self._merge(task.partials))
-        tensors = {"order_nB": found.order_nB, "loss_nB": found.loss_nB, "score_nB": found.score_nB}
+        found = task.pruner.score(weight_RC, layer, self._moments(task.partials))
+        tensors = {"order_nU": found.order_nU, "loss_nU": found.loss_nU, "score_nU": found.score_nU}
         written = write_tensors(task.to.directory / "scores.safetensors", tensors)
+        unit = task.pruner.pattern.unit
         numbers = {
             "layer": layer.name,
-            "already_pruned": masks.zeros(weight_RC),
-            "curve": loss_curve(found.loss_nB, layer.weights),
+            "units": layer.weights // unit,
+            "removable": int(torch.isfinite(found.score_nU).sum()),
+            "curve": loss_curve(found.loss_nU, layer.weights // unit),
             "notes": found.notes,
         }
         return finish(task.to, "score", {"scores.safetensors": written}, numbers, started)
 
     def count(self, task: CountTask) -> Tensor:
         """Histogram of a layer's scores, for the exact selection of a global threshold."""
-        score_nB = read_result(task.scores, "scores.safetensors")["score_nB"]
-        return select.high_histogram(score_nB) if task.high_bin is None else select.low_histogram(score_nB, task.high_bin)
+        score_nU = read_result(task.scores, "scores.safetensors")["score_nU"]
+        return select.high_histogram(score_nU) if task.high_bin is None else select.low_histogram(score_nU, task.high_bin)
 
     def solve(self, task: SolveTask) -> Record:
         """Mask and re-fitted weights of a layer."""
         started = time.time()
         weight_RC, layer = self._weight(task.model, task.layer), task.layer
         scores = {name: tensor.to(self.device) for name, tensor in read_result(task.scores, "scores.safetensors").items()}
-        counts_n = select.select_smallest(scores["score_nB"], task.pruned).sum(1)
-        removed_nB = masks.prefix_mask(scores["order_nB"], counts_n)
-        keep_RC = ~join_blocks(removed_nB, layer.rows, layer.columns) & (weight_RC != 0)
-        solution = task.pruner.solve(weight_RC, layer, self._merge(task.partials), keep_RC)
+        counts_n = select.select_smallest(scores["score_nU"], task.pruned).sum(1)
+        removed_nU = masks.prefix_mask(scores["order_nU"], counts_n)
+        keep_RC = ~task.pruner.layout(layer).join_units(removed_nU) & (weight_RC != 0)
+        solution = task.pruner.solve(weight_RC, layer, self._moments(task.partials), keep_RC)
         if not torch.isfinite(solution.weight_RC).all():
             raise SecateurError(f"{layer.name}: the re-fitted weights are not finite; raise pruner.dampening")
-        steps = torch.arange(scores["loss_nB"].shape[1], device=self.device)
-        predicted = scores["loss_nB"].double()[steps < counts_n[:, None]].sum()
+        steps = torch.arange(scores["loss_nU"].shape[1], device=self.device)
+        predicted = scores["loss_nU"].double()[steps < counts_n[:, None]].sum()
         tensors = {"weight_RC": solution.weight_RC, "keep": masks.pack_bits(solution.keep_RC)}
         written = write_tensors(task.to.directory / "solution.safetensors", tensors)
         numbers = {
@@ -160,7 +162,7 @@ class Worker:
         seconds = sum(record.seconds for records in task.outputs.values() for record in records)
         return finish(task.to, "assess", {}, {"metrics": metrics, "seconds": seconds}, started)
 
-    def _merge(self, partials: Sequence[Record]) -> SecondMoment | None:
+    def _moments(self, partials: Sequence[Record]) -> SecondMoment | None:
         total: SecondMoment | None = None
         for record in partials:
             sum_nBB = read_result(record, "statistic.safetensors")["sum_nBB"].to(self.device)
@@ -184,10 +186,10 @@ def _load(path: Path, device: torch.device) -> nn.Module:
     return load_model(path)[0].to(device)
 
 
-def loss_curve(loss_nB: Tensor, weights: int) -> list[tuple[float, float]]:
+def loss_curve(loss_nU: Tensor, units: int) -> list[tuple[float, float]]:
     """(sparsity, smallest predicted loss) of a layer at evenly spaced sparsities, its steps taken cheapest first."""
-    ordered = loss_nB[torch.isfinite(loss_nB)].double().sort().values.cumsum(0)
+    ordered = loss_nU[torch.isfinite(loss_nU)].double().sort().values.cumsum(0)
     if not len(ordered):
         return []
     counts = torch.linspace(0, len(ordered), CURVE_POINTS).long()
-    return [(int(k) / weights, float(ordered[k - 1]) if k else 0.0) for k in counts]
+    return [(int(k) / units, float(ordered[k - 1]) if k else 0.0) for k in counts]

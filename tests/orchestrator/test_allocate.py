@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import select
-from orchestrator.allocate import allocate
+from orchestrator.allocate import Units, allocate
 from workers.errors import ConfigError
 from workers.models.base import Layer
 from workers.pruners.base import Scope, Target
@@ -21,6 +21,10 @@ def layers_of(scores: list[torch.Tensor]) -> list[Layer]:
     return [Layer(f"layer{index}", 1, len(score)) for index, score in enumerate(scores)]
 
 
+def untouched(layers: list[Layer]) -> dict[str, Units]:
+    return {layer.name: Units(layer.weights, layer.weights) for layer in layers}
+
+
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), sparsity=st.floats(0, 0.99), kinds=st.integers(1, 50), already=st.integers(0, 5))
 def test_global_takes_the_lowest_scores_of_all_layers_and_ties_in_order(seed: int, sparsity: float, kinds: int, already: int) -> None:
@@ -29,7 +33,8 @@ def test_global_takes_the_lowest_scores_of_all_layers_and_ties_in_order(seed: in
     for score in scores:
         score[:already] = torch.inf
     layers = layers_of(scores)
-    got = allocate(Target(sparsity, Scope.GLOBAL), layers, dict.fromkeys((layer.name for layer in layers), already), histograms_of(scores))
+    units = {layer.name: Units(layer.weights, layer.weights - already) for layer in layers}
+    got = allocate(Target(sparsity, Scope.GLOBAL), layers, units, histograms_of(scores))
     total = sum(layer.weights for layer in layers)
     wanted = max(0, round(sparsity * total) - 4 * already)
     owners = np.concatenate([np.full(len(score), index) for index, score in enumerate(scores)])
@@ -40,14 +45,27 @@ def test_global_takes_the_lowest_scores_of_all_layers_and_ties_in_order(seed: in
 @pytest.mark.parametrize("sparsity", [0.0, 0.333, 0.5, 0.77])
 def test_uniform_reaches_the_total_exactly_and_every_layer_to_within_one_weight(sparsity: float) -> None:
     layers = [Layer("a", 3, 7), Layer("b", 5, 11), Layer("c", 2, 2)]
-    got = allocate(Target(sparsity, Scope.UNIFORM), layers, dict.fromkeys("abc", 0), histograms_of([]))
+    got = allocate(Target(sparsity, Scope.UNIFORM), layers, untouched(layers), histograms_of([]))
     assert sum(got.values()) == round(sum(sparsity * layer.weights for layer in layers))
     assert all(abs(got[layer.name] - sparsity * layer.weights) < 1 for layer in layers)
 
 
 def test_a_per_layer_target_leaves_unmatched_layers_dense_and_refuses_a_pattern_without_a_layer() -> None:
-    layers, none = [Layer("blocks.0.fc1", 2, 50), Layer("blocks.0.fc2", 1, 50)], {"blocks.0.fc1": 0, "blocks.0.fc2": 0}
-    got = allocate(Target(0.0, Scope.PER_LAYER, {"*.fc1": 0.3}), layers, none, histograms_of([]))
+    layers = [Layer("blocks.0.fc1", 2, 50), Layer("blocks.0.fc2", 1, 50)]
+    got = allocate(Target(0.0, Scope.PER_LAYER, {"*.fc1": 0.3}), layers, untouched(layers), histograms_of([]))
     assert got == {"blocks.0.fc1": 30, "blocks.0.fc2": 0}
     with pytest.raises(ConfigError, match=r"per_layer.*'\*\.fc3' matches none of the 2 layers"):
-        allocate(Target(0.0, Scope.PER_LAYER, {"*.fc3": 0.3}), layers, none, histograms_of([]))
+        allocate(Target(0.0, Scope.PER_LAYER, {"*.fc3": 0.3}), layers, untouched(layers), histograms_of([]))
+
+
+def test_a_pattern_of_buckets_takes_everything_that_it_may() -> None:
+    layers = [Layer("a", 2, 8), Layer("b", 1, 8)]
+    target = Target(0.5, Scope.GLOBAL, pattern="2:4")
+    assert allocate(target, layers, {"a": Units(16, 8), "b": Units(8, 3)}, histograms_of([])) == {"a": 8, "b": 3}
+
+
+def test_groups_are_counted_whole() -> None:
+    layers = [Layer("a", 1, 40), Layer("b", 1, 40)]
+    scores = [torch.arange(10.0), torch.arange(10.0) + 0.5]
+    target = Target(0.25, Scope.GLOBAL, pattern="groups:4")
+    assert allocate(target, layers, {"a": Units(10, 10), "b": Units(10, 10)}, histograms_of(scores)) == {"a": 3, "b": 2}

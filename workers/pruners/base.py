@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
+from kernels.patterns import Pattern, parse
 from workers.checks import require
-from workers.losses import Loss
+from workers.errors import ConfigError
+from workers.models.base import Layer
+from workers.pruners.layout import Layout
+from workers.pruners.statistics import Statistic
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
-    from kernels.statistics import SecondMoment
-    from workers.data.base import Batch
-    from workers.models.base import Layer
+    from kernels.statistics import Moments
 
 
 class Scope(Enum):
@@ -48,30 +50,36 @@ class Target:
             "patterns exactly when pruner.target.scope is per_layer",
             self.per_layer,
         )
+        try:
+            pattern = parse(self.pattern)
+        except ValueError as error:
+            raise ConfigError(f"pruner.target.pattern: {error}") from error
+        if pattern.bucket:
+            share = pattern.removable / pattern.bucket
+            require(self.scope is not Scope.PER_LAYER, "pruner.target.scope", f"global or uniform with pattern {self.pattern}", "per_layer")
+            require(
+                self.sparsity == share,
+                "pruner.target.sparsity",
+                f"{share:g}, which is what {self.pattern} leaves no choice of",
+                self.sparsity,
+            )
 
 
 @dataclass(frozen=True)
 class Sensitivity:
     """What a layer loses against what it keeps.
 
-    A layer's entries lie in ``n`` blocks of ``B``. Block ``i`` loses its entries in the order ``order_nB[i]`` (int16 positions in the
-    block), the k-th at ``loss_nB[i, k]`` (float32, predicted increase of the calibration loss when it goes, given the ones before).
-    ``score_nB`` (float32) is compared across blocks and layers; what cannot be pruned (padding, already pruned) comes last with +inf.
+    A layer's entries lie in ``n`` blocks of ``U`` units (of ``pattern.unit`` weights each; see ``Pruner.layout``). Block ``i`` loses its
+    units in the order ``order_nU[i]`` (int16 positions in the block), the k-th at ``loss_nU[i, k]`` (float32, predicted increase of the
+    calibration loss when it goes, given the ones before; NaN when a method predicts none).
+    ``score_nU`` (float32) is compared across blocks and layers; what cannot be pruned (padding, already pruned) comes last with +inf.
     Selecting any set of scores prunes, in each block, the prefix of the order with as many entries as were selected.
     """
 
-    order_nB: Tensor
-    loss_nB: Tensor
-    score_nB: Tensor
+    order_nU: Tensor
+    loss_nU: Tensor
+    score_nU: Tensor
     notes: dict[str, float] = field(default_factory=dict)  # numbers for the report, e.g. dampening that had to be raised
-
-
-@dataclass(frozen=True)
-class Collected:
-    """Calibration sums by layer name, and by layer name the calibration batches that were left out because something was not finite."""
-
-    moments: dict[str, SecondMoment]
-    skipped: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -84,25 +92,44 @@ class Solution:
 
 @dataclass
 class Pruner(ABC):
-    """One pruning method; its fields are its hyper-parameters. ``target`` is read by the central allocation only."""
+    """One pruning method; its fields are its hyper-parameters. Only the central allocation reads ``target``, but for its pattern."""
 
     target: Target
 
-    collect_reads: ClassVar[tuple[str, ...]] = ()  # fields that shape the statistic; changing any other re-uses what was collected
-    collects: ClassVar[bool] = False  # whether there is a statistic at all
+    @property
+    def pattern(self) -> Pattern:
+        return parse(self.target.pattern)
+
+    def check(self, layers: Sequence[Layer]) -> None:
+        """Raise ``ConfigError`` naming a layer that cannot follow the pattern."""
+        for layer in layers:
+            inputs = layer.columns // layer.kernel
+            require(
+                inputs % self.pattern.length == 0,
+                "pruner.target.pattern",
+                f"layers whose inputs are a multiple of {self.pattern.length} for {self.target.pattern}",
+                f"{layer.name} with {inputs}",
+                f"leave it dense with model.exclude=['{layer.name}'] or a wider pattern of names",
+            )
+
+    @property
+    @abstractmethod
+    def statistic(self) -> Statistic | None:
+        """What is measured; None if weights are all this method looks at."""
 
     @abstractmethod
-    def statistic_shape(self, layer: Layer) -> tuple[int, int]:
-        """(n, B) of the layer's ``SecondMoment``; (0, 0) if this pruner needs none. Memory is 4 n B^2 bytes."""
+    def layout(self, layer: Layer) -> Layout:
+        """The blocks that ``score`` speaks of."""
 
     @abstractmethod
-    def collect(self, model: nn.Module, layers: list[Layer], batches: Iterator[Batch], loss: Loss, seed: int) -> Collected:
-        """Calibration sums of ``layers`` for ``loss`` over ``batches``, and how many of these there were. ``model`` stays as it is."""
-
-    @abstractmethod
-    def score(self, weight_RC: Tensor, layer: Layer, statistic: SecondMoment | None) -> Sensitivity:
+    def score(self, weight_RC: Tensor, layer: Layer, moments: Moments | None) -> Sensitivity:
         """What each weight is worth. Entries that are exactly zero count as already pruned."""
 
     @abstractmethod
-    def solve(self, weight_RC: Tensor, layer: Layer, statistic: SecondMoment | None, keep_RC: Tensor) -> Solution:
+    def solve(self, weight_RC: Tensor, layer: Layer, moments: Moments | None, keep_RC: Tensor) -> Solution:
         """Re-fit the kept weights of a layer for a mask."""
+
+
+def check_dampening(dampening: float) -> None:
+    """Raise ``ConfigError`` unless it is a number to divide by."""
+    require(dampening > 0, "pruner.dampening", "a positive number", dampening, "1e-8 absolute, or 1e-4 to 1e-2 relative, are usual")

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
-from workers.checks import require
-from workers.losses import Loss
-from workers.pruners.base import Collected, Pruner, Sensitivity, Solution
+from workers.models.base import Layer
+from workers.pruners.base import Pruner, Sensitivity, Solution, check_dampening
+from workers.pruners.layout import Layout
+from workers.pruners.statistics import BlockFisher
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
-    from kernels.statistics import SecondMoment
-    from workers.data.base import Batch
-    from workers.models.base import Layer
+    from kernels.statistics import Moments
 
 
 class Score(Enum):
@@ -41,39 +39,26 @@ class CAP(Pruner):
     relative_dampening: bool
     score_rule: Score
 
-    collects: ClassVar[bool] = True
-    collect_reads: ClassVar[tuple[str, ...]] = ("block_size",)
-
     def __post_init__(self) -> None:
-        require(1 <= self.block_size <= 1024, "pruner.block_size", "1 to 1024", self.block_size, "16 to 256 are useful")
-        require(self.dampening > 0, "pruner.dampening", "a positive number", self.dampening, "the paper uses 1e-8 to 1e-7")
+        BlockFisher(self.block_size, self.pattern)  # checks both
+        check_dampening(self.dampening)
 
-    def block_size_of(self, layer: Layer) -> int:
-        """Rows shorter than a block are blocks of their own."""
-        return min(self.block_size, layer.columns)
+    @property
+    def statistic(self) -> BlockFisher:
+        return BlockFisher(self.block_size, self.pattern)
 
-    def statistic_shape(self, layer: Layer) -> tuple[int, int]:
-        block_size = self.block_size_of(layer)
-        return layer.rows * -(-layer.columns // block_size), block_size
+    def layout(self, layer: Layer) -> Layout:
+        return self.statistic.layout(layer)
 
-    def collect(self, model: nn.Module, layers: list[Layer], batches: Iterator[Batch], loss: Loss, seed: int) -> Collected:
-        from workers.calibrate import block_fisher
-
-        moments, seen = block_fisher(model, layers, batches, {layer.name: self.block_size_of(layer) for layer in layers}, loss, seed)
-        return Collected(moments, {name: seen - moment.count for name, moment in moments.items()})
-
-    def score(self, weight_RC: Tensor, layer: Layer, statistic: SecondMoment | None) -> Sensitivity:
-        from kernels import scores
+    def score(self, weight_RC: Tensor, layer: Layer, moments: Moments | None) -> Sensitivity:
         from workers.pruners import obs
 
-        elimination, notes = obs.eliminate_layer(
-            weight_RC, layer, statistic, self.block_size_of(layer), self.dampening, self.relative_dampening
-        )
-        rule = {Score.ACCUMULATED: scores.accumulated, Score.MARGINAL: scores.marginal, Score.HULL: scores.hull}[self.score_rule]
-        return Sensitivity(elimination.order_nB, elimination.loss_nB, rule(elimination.loss_nB), notes)
+        curvature = obs.fisher(self.layout(layer), moments, self.dampening, self.relative_dampening)
+        elimination, notes = obs.eliminate_layer(weight_RC, curvature)
+        return Sensitivity(elimination.order_nB, elimination.loss_nB, obs.scores_by(self.score_rule.value, elimination.loss_nB), notes)
 
-    def solve(self, weight_RC: Tensor, layer: Layer, statistic: SecondMoment | None, keep_RC: Tensor) -> Solution:
+    def solve(self, weight_RC: Tensor, layer: Layer, moments: Moments | None, keep_RC: Tensor) -> Solution:
         from workers.pruners import obs
 
-        weight = obs.solve_layer(weight_RC, layer, statistic, keep_RC, self.block_size_of(layer), self.dampening, self.relative_dampening)
-        return Solution(weight, keep_RC)
+        curvature = obs.fisher(self.layout(layer), moments, self.dampening, self.relative_dampening)
+        return Solution(obs.solve_layer(weight_RC, curvature, keep_RC), keep_RC)

@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from workers.losses import Loss
-from workers.pruners.base import Collected, Pruner, Sensitivity, Solution
+from workers.models.base import Layer
+from workers.pruners.base import Pruner, Sensitivity, Solution
+from workers.pruners.layout import Layout
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
-    from kernels.statistics import SecondMoment
-    from workers.data.base import Batch
-    from workers.models.base import Layer
+    from kernels.statistics import Moments
 
 
 @dataclass
 class Magnitude(Pruner):
-    """Prune the smallest ``|w|``; the others keep their values. Reads no data and predicts no loss."""
+    """Prune the smallest ``|w|`` (for groups: the smallest norms); the others keep their values. Reads no data and predicts no loss."""
 
-    def statistic_shape(self, layer: Layer) -> tuple[int, int]:
-        return 0, 0
+    @property
+    def statistic(self) -> None:
+        return None
 
-    def collect(self, model: nn.Module, layers: list[Layer], batches: Iterator[Batch], loss: Loss, seed: int) -> Collected:
-        return Collected({}, {})
+    def layout(self, layer: Layer) -> Layout:
+        return Layout(layer, self.pattern.length, self.pattern)
 
-    def score(self, weight_RC: Tensor, layer: Layer, statistic: SecondMoment | None) -> Sensitivity:
-        import torch
+    def score(self, weight_RC: Tensor, layer: Layer, moments: Moments | None) -> Sensitivity:
+        from workers.pruners.static import static_sensitivity
 
-        magnitude_n1 = weight_RC.abs().float().reshape(-1, 1)
-        score_n1 = magnitude_n1.masked_fill(magnitude_n1 == 0, torch.inf)
-        return Sensitivity(torch.zeros_like(score_n1, dtype=torch.int16), torch.full_like(score_n1, torch.nan), score_n1)
+        layout = self.layout(layer)
+        size_RU = layout.arrange(weight_RC.float()).reshape(layer.rows, -1, self.pattern.unit).norm(dim=2)
+        return static_sensitivity(size_RU.masked_fill(size_RU == 0, float("inf")), layout, {}, predicts=False)
 
-    def solve(self, weight_RC: Tensor, layer: Layer, statistic: SecondMoment | None, keep_RC: Tensor) -> Solution:
+    def solve(self, weight_RC: Tensor, layer: Layer, moments: Moments | None, keep_RC: Tensor) -> Solution:
         return Solution(weight_RC * keep_RC, keep_RC)

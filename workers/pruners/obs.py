@@ -1,85 +1,161 @@
-"""From a layer's statistic to eliminations and re-fitted weights, a slice of blocks at a time."""
+"""From a layer's statistic to losses of removal and re-fitted weights, a slice of blocks at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from kernels.obs import Elimination, eliminate, solve_on_mask
-from kernels.statistics import SecondMoment, cut_blocks, existing_nB, join_blocks
+from kernels import scores
+from kernels.obs import Elimination, eliminate, solve_on_mask, static_losses
+from kernels.statistics import Moments
+from kernels.sweep import inverse_factor
 from workers.errors import SecateurError
-from workers.models.base import Layer
+from workers.pruners.layout import Layout
 
 SLICE_BYTES = 256 * 2**20  # of one float32 mean; keeps the copies made per slice far below the statistic itself
 
 
-def eliminate_layer(
-    weight_RC: Tensor, layer: Layer, statistic: SecondMoment | None, block_size: int, dampening: float, relative: bool
-) -> tuple[Elimination, dict[str, float]]:
+@dataclass(frozen=True)
+class Curvature:
+    """The dampened second moments of a layer's blocks.
+
+    ``shared``: the moments are those of the layer's inputs, one matrix for all rows of a group, columns in the layer's own order.
+    """
+
+    layout: Layout
+    moments: Moments
+    dampening: float
+    relative: bool
+    shared: bool
+
+    def slices(self, blocks: int) -> Iterator[tuple[slice, Tensor]]:
+        """Runs of blocks and their mean matrices; one run and one matrix when all blocks share it."""
+        if self.shared and self.moments.blocks == 1:
+            yield slice(0, blocks), self.arranged(self.moments.mean_nBB())
+            return
+        repeats = self.layout.layer.rows // self.moments.blocks if self.shared else 1
+        step = max(1, SLICE_BYTES // (4 * self.moments.block_size**2)) * repeats
+        for start in range(0, blocks, step):
+            part = slice(start, min(start + step, blocks))
+            mean_nBB = self.moments.mean_nBB(slice(part.start // repeats, part.stop // repeats))
+            yield part, self.arranged(mean_nBB).repeat_interleave(repeats, dim=0) if self.shared else mean_nBB
+
+    def absolute_dampening(self, alive_nB: Tensor) -> float:
+        """``lambda``, relative to the mean diagonal over the alive entries of the layer if so set."""
+        if not self.relative:
+            return self.dampening
+        diagonal_nB = self.moments.diagonal_nB()
+        if self.shared:
+            diagonal_nB = self.layout.arrange(diagonal_nB).repeat_interleave(len(alive_nB) // len(diagonal_nB), dim=0)
+        mean = float(diagonal_nB.expand(alive_nB.shape)[alive_nB].double().mean()) if bool(alive_nB.any()) else 0.0
+        return self.dampening * mean if mean > 0 else self.dampening
+
+    def arranged(self, mean_nBB: Tensor) -> Tensor:
+        """Matrices with rows and columns in the order of the blocks."""
+        if not self.shared or self.layout.pattern.is_free or self.layout.layer.kernel == 1:
+            return mean_nBB
+        order_C = self.layout.arrange(torch.arange(mean_nBB.shape[-1], device=mean_nBB.device)[None])[0]
+        return mean_nBB[:, order_C][:, :, order_C]
+
+
+def fisher(layout: Layout, moments: Moments | None, dampening: float, relative: bool) -> Curvature:
+    """Of a block Fisher: one matrix per block. Raises: SecateurError if nothing was measured."""
+    return Curvature(layout, measured(layout, moments), dampening, relative, shared=False)
+
+
+def layer_hessian(layout: Layout, moments: Moments | None, dampening: float, relative: bool) -> Curvature:
+    """Of a layer's inputs: blocks are whole rows, which share a matrix. Raises: SecateurError if nothing was measured."""
+    return Curvature(layout, measured(layout, moments), dampening, relative, shared=True)
+
+
+def measured(layout: Layout, moments: Moments | None) -> Moments:
+    """The moments. Raises: SecateurError naming the layer if there are none."""
+    if moments is None or moments.count == 0:
+        raise SecateurError(
+            f"{layout.layer.name}: everything calibration gave was non-finite, so nothing was measured; check the images and the checkpoint"
+        )
+    return moments
+
+
+def eliminate_layer(weight_RC: Tensor, curvature: Curvature) -> tuple[Elimination, dict[str, float]]:
     """Eliminate all non-zero weights of a layer; and its absolute dampening, and how many blocks needed more, for the report.
 
     Raises: SecateurError naming the layer if its statistic cannot be factored.
     """
-    weights_nB, alive_nB, statistic = _blocks(weight_RC, layer, statistic, block_size)
-    absolute = _absolute_dampening(statistic, alive_nB, dampening, relative)
-    parts = []
-    with _naming(layer, statistic, absolute):
-        for part, mean_nBB in _slices(statistic):
-            parts.append(eliminate(weights_nB[part], mean_nBB, alive_nB[part], absolute, relative=False))
+    layout = curvature.layout
+    weights_nB, alive_nB = layout.cut(weight_RC.float()), layout.alive(weight_RC)
+    absolute = curvature.absolute_dampening(alive_nB)
+
+    def work(part: slice, mean_nBB: Tensor) -> Elimination:
+        return eliminate(weights_nB[part], mean_nBB, alive_nB[part], absolute, False, layout.pattern)
+
+    parts = _per_slice(work, curvature, len(weights_nB), absolute)
     dampening_n = torch.cat([part.dampening_n for part in parts])
     notes = {"dampening": absolute, "blocks_with_raised_dampening": float((dampening_n > 1.5 * absolute).sum())}
     return Elimination(torch.cat([part.order_nB for part in parts]), torch.cat([part.loss_nB for part in parts]), dampening_n), notes
 
 
-def solve_layer(
-    weight_RC: Tensor, layer: Layer, statistic: SecondMoment | None, keep_RC: Tensor, block_size: int, dampening: float, relative: bool
-) -> Tensor:
+def static_layer(weight_RC: Tensor, curvature: Curvature) -> tuple[Tensor, dict[str, float]]:
+    """Loss of removing each unit alone, all others re-fitted: (n, B / unit), +inf where there is nothing to remove; and notes.
+
+    Raises: SecateurError naming the layer if its statistic cannot be factored.
+    """
+    layout = curvature.layout
+    weights_nB, alive_nB = layout.cut(weight_RC.float()), layout.alive(weight_RC)
+    absolute = curvature.absolute_dampening(alive_nB)
+
+    def work(part: slice, mean_nBB: Tensor) -> Tensor:
+        return static_losses(weights_nB[part], mean_nBB, alive_nB[part], absolute, False, layout.pattern)
+
+    return torch.cat(_per_slice(work, curvature, len(weights_nB), absolute)), {"dampening": absolute}
+
+
+def solve_layer(weight_RC: Tensor, curvature: Curvature, keep_RC: Tensor) -> Tensor:
     """Re-fit the kept weights of a layer for a mask. Raises: SecateurError naming the layer if its statistic cannot be factored."""
-    weights_nB, alive_nB, statistic = _blocks(weight_RC, layer, statistic, block_size)
-    absolute = _absolute_dampening(statistic, alive_nB, dampening, relative)
-    keep_nB = cut_blocks(keep_RC, block_size)
-    with _naming(layer, statistic, absolute):
-        solved = [
-            solve_on_mask(weights_nB[part], mean_nBB, keep_nB[part], alive_nB[part], absolute, relative=False)
-            for part, mean_nBB in _slices(statistic)
-        ]
-    return join_blocks(torch.cat(solved), layer.rows, layer.columns)
+    layout = curvature.layout
+    weights_nB, alive_nB, keep_nB = layout.cut(weight_RC.float()), layout.alive(weight_RC), layout.cut(keep_RC)
+    absolute = curvature.absolute_dampening(alive_nB)
+
+    def work(part: slice, mean_nBB: Tensor) -> Tensor:
+        return solve_on_mask(weights_nB[part], mean_nBB, keep_nB[part], alive_nB[part], absolute, False)
+
+    return layout.join(torch.cat(_per_slice(work, curvature, len(weights_nB), absolute)))
 
 
-def _blocks(weight_RC: Tensor, layer: Layer, statistic: SecondMoment | None, block_size: int) -> tuple[Tensor, Tensor, SecondMoment]:
-    if statistic is None or statistic.count == 0:
-        raise SecateurError(
-            f"{layer.name}: every calibration gradient was non-finite, so nothing was measured; check the images and the checkpoint"
-        )
-    weights_nB = cut_blocks(weight_RC.float(), block_size)
-    alive_nB = existing_nB(layer.rows, layer.columns, block_size).to(weights_nB.device) & (weights_nB != 0)
-    return weights_nB, alive_nB, statistic
+def sweeps(weight_RC: Tensor, curvature: Curvature) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each group of rows that share a Hessian: their weights (columns as arranged), and the upper factor of its dampened inverse.
+
+    Raises: SecateurError naming the layer if its statistic cannot be factored.
+    """
+    layout = curvature.layout
+    absolute = curvature.absolute_dampening(layout.alive(weight_RC))
+    groups = layout.arrange(weight_RC).chunk(curvature.moments.blocks)
+    with naming(curvature, absolute):
+        for group, rows_SC in enumerate(groups):
+            mean_1CC = curvature.arranged(curvature.moments.mean_nBB(slice(group, group + 1)))
+            yield rows_SC, inverse_factor(mean_1CC[0], absolute)
 
 
-def _absolute_dampening(statistic: SecondMoment, alive_nB: Tensor, dampening: float, relative: bool) -> float:
-    if not relative:
-        return dampening
-    diagonal_nB = statistic.sum_nBB.diagonal(dim1=-2, dim2=-1) / statistic.count
-    mean = float(diagonal_nB[alive_nB].double().mean()) if bool(alive_nB.any()) else 0.0
-    return dampening * mean if mean > 0 else dampening
+def scores_by(rule: str, loss_nU: Tensor) -> Tensor:
+    """Scores (n, U) of losses in order of removal: ``accumulated``, ``marginal`` or ``hull``."""
+    return {"accumulated": scores.accumulated, "marginal": scores.marginal, "hull": scores.hull}[rule](loss_nU)
 
 
-def _slices(statistic: SecondMoment) -> Iterator[tuple[slice, Tensor]]:
-    block_bytes = 4 * statistic.block_size**2
-    step = max(1, SLICE_BYTES // block_bytes)
-    for start in range(0, statistic.blocks, step):
-        part = slice(start, start + step)
-        yield part, statistic.sum_nBB[part] / statistic.count
+def _per_slice(work: Callable[[slice, Tensor], object], curvature: Curvature, blocks: int, absolute: float) -> list:
+    with naming(curvature, absolute):
+        return [work(part, mean_nBB) for part, mean_nBB in curvature.slices(blocks)]
 
 
 @contextmanager
-def _naming(layer: Layer, statistic: SecondMoment, dampening: float) -> Iterator[None]:
+def naming(curvature: Curvature, absolute: float) -> Iterator[None]:
     """Add the layer and the remedy to a failed factorisation."""
+    moments, layer = curvature.moments, curvature.layout.layer
     try:
         yield
     except ArithmeticError as error:
-        where = f"{layer.name} (dampening {dampening:.1e}, {statistic.count} gradients for blocks of {statistic.block_size})"
+        where = f"{layer.name} (dampening {absolute:.1e}, {moments.count} samples for blocks of {moments.block_size})"
         raise SecateurError(f"{where}: {error}; raise pruner.dampening or data.calibration_batches") from error

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# All pruners, one-shot, on the real cases: 50/60/75/90 % and 2:4, three seeds. Prints one table per case.
+#     bash scripts/compare_pruners.sh [CASE ...]          (default: all four; needs `make cases`)
+# A run that was interrupted goes on where it was. Further settings for all runs: SETTINGS="data.test_size=500 …".
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-.venv/bin/python}
+output=${OUTPUT:-runs/comparison}
+pruners=magnitude,wanda,sparsegpt,obc,woodfisher,cap
+cases=("$@")
+[ ${#cases[@]} -gt 0 ] || cases=(digits fashion_convnext efficientnet_lite0 dinov2_vits)
+
+for case in "${cases[@]}"; do
+    # shellcheck disable=SC2206
+    common=(+experiment="$case" cluster=local cluster.threads="$(nproc)" recovery=none output="$output" seed=0,1,2 ${SETTINGS:-})
+    "$python" -m orchestrator --multirun "${common[@]}" pruner="$pruners" pruner.target.sparsity=0.5,0.6,0.75,0.9
+    dividing=()
+    # Depthwise layers have one input channel: no four neighbours to choose from.
+    [ "$case" = efficientnet_lite0 ] && dividing=("model.exclude=['*conv_dw*']")
+    [ "$case" = fashion_convnext ] && dividing=("model.exclude=['*conv_dw*']")
+    "$python" -m orchestrator --multirun "${common[@]}" "${dividing[@]}" \
+        pruner="$pruners" pruner.target.pattern=2:4 pruner.target.sparsity=0.5
+done
+"$python" scripts/compare_runs.py --grid "$output"/*/report.json

@@ -1,0 +1,64 @@
+"""Where the weights of a layer stand in the blocks that a pruner works on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kernels.patterns import Pattern
+from workers.models.base import Layer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Rows of a layer cut into blocks of ``block_size`` consecutive entries.
+
+    A pattern runs along the input channels, so under one the columns of a convolution are taken position by position (kh * kw, in) instead
+    of channel by channel (in, kh * kw): neighbours then are channels.
+    """
+
+    layer: Layer
+    block_size: int
+    pattern: Pattern
+
+    @property
+    def blocks(self) -> int:
+        return self.layer.rows * -(-self.layer.columns // self.block_size)
+
+    def arrange(self, matrix_RC: Tensor) -> Tensor:
+        """Columns in the order of the blocks."""
+        if self.pattern.is_free or self.layer.kernel == 1:
+            return matrix_RC
+        return matrix_RC.reshape(len(matrix_RC), -1, self.layer.kernel).transpose(1, 2).reshape(len(matrix_RC), -1)
+
+    def restore(self, arranged_RC: Tensor) -> Tensor:
+        """The inverse of ``arrange``."""
+        if self.pattern.is_free or self.layer.kernel == 1:
+            return arranged_RC
+        return arranged_RC.reshape(len(arranged_RC), self.layer.kernel, -1).transpose(1, 2).reshape(len(arranged_RC), -1)
+
+    def cut(self, matrix_RC: Tensor) -> Tensor:
+        """The blocks (n, B) of a matrix of the layer."""
+        from kernels.statistics import cut_blocks
+
+        return cut_blocks(self.arrange(matrix_RC), self.block_size)
+
+    def join(self, blocks_nB: Tensor) -> Tensor:
+        """The matrix (R, C) of its blocks."""
+        from kernels.statistics import join_blocks
+
+        return self.restore(join_blocks(blocks_nB, self.layer.rows, self.layer.columns))
+
+    def join_units(self, chosen_nU: Tensor) -> Tensor:
+        """The matrix (R, C) in which all weights of the chosen units are marked."""
+        return self.join(chosen_nU.repeat_interleave(self.pattern.unit, dim=1))
+
+    def alive(self, weight_RC: Tensor) -> Tensor:
+        """(n, B): entries that exist (are no padding) and are not zero."""
+        from kernels.statistics import existing_nB
+
+        exists_nB = existing_nB(self.layer.rows, self.layer.columns, self.block_size).to(weight_RC.device)
+        return exists_nB & self.cut(weight_RC != 0)

@@ -1,0 +1,58 @@
+"""OBC / ExactOBS: exact greedy elimination of whole rows under the layer Hessian (Frantar & Alistarh, NeurIPS 2022, arXiv 2208.11580)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from workers.models.base import Layer
+from workers.pruners.base import Pruner, Sensitivity, Solution, check_dampening
+from workers.pruners.cap import Score
+from workers.pruners.layout import Layout
+from workers.pruners.statistics import LayerHessian
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kernels.statistics import Moments
+
+
+@dataclass
+class OBC(Pruner):
+    r"""Greedy OBS of each row for the squared error of the layer's outputs.
+
+        H = lambda I + 2/N sum_n x_n x_n^T          loss of removing q from a row: w_q^2 / (2 [H^-1]_qq)
+
+    Losses are output errors of one layer, which say little across layers: compare inside layers (``target.scope: uniform``).
+    They are not in units of the calibration loss, so none is predicted.
+    """
+
+    dampening: float
+    relative_dampening: bool
+    score_rule: Score
+
+    def __post_init__(self) -> None:
+        check_dampening(self.dampening)
+
+    @property
+    def statistic(self) -> LayerHessian:
+        return LayerHessian(self.pattern)
+
+    def layout(self, layer: Layer) -> Layout:
+        return self.statistic.layout(layer)
+
+    def score(self, weight_RC: Tensor, layer: Layer, moments: Moments | None) -> Sensitivity:
+        import torch
+
+        from workers.pruners import obs
+
+        curvature = obs.layer_hessian(self.layout(layer), moments, self.dampening, self.relative_dampening)
+        elimination, notes = obs.eliminate_layer(weight_RC, curvature)
+        score_nU = obs.scores_by(self.score_rule.value, elimination.loss_nB)
+        return Sensitivity(elimination.order_nB, torch.full_like(score_nU, torch.nan), score_nU, notes)
+
+    def solve(self, weight_RC: Tensor, layer: Layer, moments: Moments | None, keep_RC: Tensor) -> Solution:
+        from workers.pruners import obs
+
+        curvature = obs.layer_hessian(self.layout(layer), moments, self.dampening, self.relative_dampening)
+        return Solution(obs.solve_layer(weight_RC, curvature, keep_RC), keep_RC)

@@ -1,0 +1,57 @@
+"""WoodFisher: static OBS scores from the block Fisher (Singh & Alistarh 2020, arXiv 2004.14340; for language models: oBERT)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from workers.models.base import Layer
+from workers.pruners.base import Pruner, Sensitivity, Solution, check_dampening
+from workers.pruners.layout import Layout
+from workers.pruners.statistics import BlockFisher
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kernels.statistics import Moments
+
+
+@dataclass
+class WoodFisher(Pruner):
+    r"""Each weight (or group) is worth what its removal alone would cost, the others re-fitted; no elimination.
+
+        F = lambda I + 1/N sum_n g_n g_n^T          score: w_q^2 / (2 [F^-1]_qq)          for groups: 1/2 w_G^T ([F^-1]_GG)^-1 w_G
+
+    Differs from the paper: weights are re-fitted together for the final mask, where the paper adds up the updates of single removals.
+    """
+
+    block_size: int
+    dampening: float
+    relative_dampening: bool
+
+    def __post_init__(self) -> None:
+        BlockFisher(self.block_size, self.pattern)  # checks both
+        check_dampening(self.dampening)
+
+    @property
+    def statistic(self) -> BlockFisher:
+        return BlockFisher(self.block_size, self.pattern)
+
+    def layout(self, layer: Layer) -> Layout:
+        return self.statistic.layout(layer)
+
+    def score(self, weight_RC: Tensor, layer: Layer, moments: Moments | None) -> Sensitivity:
+        from kernels.statistics import join_blocks
+        from workers.pruners import obs
+        from workers.pruners.static import static_sensitivity
+
+        layout = self.layout(layer)
+        loss_nU, notes = obs.static_layer(weight_RC, obs.fisher(layout, moments, self.dampening, self.relative_dampening))
+        loss_RU = join_blocks(loss_nU, layer.rows, layer.columns // self.pattern.unit)
+        return static_sensitivity(loss_RU, layout, notes, predicts=True)
+
+    def solve(self, weight_RC: Tensor, layer: Layer, moments: Moments | None, keep_RC: Tensor) -> Solution:
+        from workers.pruners import obs
+
+        curvature = obs.fisher(self.layout(layer), moments, self.dampening, self.relative_dampening)
+        return Solution(obs.solve_layer(weight_RC, curvature, keep_RC), keep_RC)
