@@ -1,0 +1,95 @@
+"""Sums of outer products on the CPU: a symmetric matrix product per block, lower triangle only."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+from numba import types
+
+from kernels.obs.vector import REGISTER_BITS, tile
+
+ROWS = 8
+LANES = REGISTER_BITS // 32  # float32 numbers in a vector register; a multiple of ROWS
+GROUPS = 64  # portions of the blocks that threads take
+
+_add_wide = tile(ROWS, 2, types.float32)
+_add_narrow = tile(ROWS, 1, types.float32)
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy", parallel=True)
+def add_lower_outer(sum_nBB: np.ndarray, vectors_KnB: np.ndarray) -> None:
+    """Lower triangles of ``sum_nBB += sum_k v_k v_k^T``, float32, in place; what stands above the diagonal is not defined.
+
+    A block's vectors are packed first, so that they are read once from memory and then from cache; a block is one thread's work, whatever
+    the number of threads. About ``K n B (B + 16)`` flops.
+    """
+    count, blocks, size = vectors_KnB.shape
+    width = -(-size // LANES) * LANES
+    for group in numba.prange(GROUPS):
+        first, last = group * blocks // GROUPS, (group + 1) * blocks // GROUPS
+        packed = np.zeros((count, width), dtype=np.float32)
+        ragged = np.zeros((width, width), dtype=np.float32)
+        for block in range(first, last):
+            for k in range(count):
+                for j in range(size):
+                    packed[k, j] = vectors_KnB[k, block, j]
+            if width == size:
+                _add(sum_nBB[block], packed)
+            else:
+                ragged[:] = 0.0
+                _add(ragged, packed)
+                for i in range(size):
+                    for j in range(i + 1):
+                        sum_nBB[block, i, j] += ragged[i, j]
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _add(total, packed):
+    """Tiles of eight rows, up to the register that holds the diagonal."""
+    count, width = packed.shape
+    for i in range(0, width, ROWS):
+        end = -(-(i + ROWS) // LANES) * LANES
+        for j in range(0, end - LANES, 2 * LANES):
+            _add_wide(total, i, j, np.float32(1.0), packed, i, packed, 0, count)
+        if end // LANES % 2 == 1:
+            _add_narrow(total, i, end - LANES, np.float32(1.0), packed, i, packed, 0, count)
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy", parallel=True)
+def mirror_lower(sum_nBB: np.ndarray) -> None:
+    """Copy the lower triangle of each block to the upper one, in place."""
+    blocks, size, _ = sum_nBB.shape
+    for group in numba.prange(GROUPS):
+        for block in range(group * blocks // GROUPS, (group + 1) * blocks // GROUPS):
+            for i in range(size):
+                for j in range(i):
+                    sum_nBB[block, j, i] = sum_nBB[block, i, j]
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy", parallel=True)
+def pack_lower(sum_nBB: np.ndarray, packed_nT: np.ndarray) -> None:
+    """Rows of the lower triangles one after the other: ``T = B (B + 1) / 2``."""
+    blocks, size, _ = sum_nBB.shape
+    for group in numba.prange(GROUPS):
+        for block in range(group * blocks // GROUPS, (group + 1) * blocks // GROUPS):
+            place = 0
+            for i in range(size):
+                for j in range(i + 1):
+                    packed_nT[block, place + j] = sum_nBB[block, i, j]
+                place += i + 1
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy", parallel=True)
+def add_packed(sum_nBB: np.ndarray, packed_nT: np.ndarray) -> None:
+    """Add packed lower triangles to whole matrices, in place, both halves."""
+    blocks, size, _ = sum_nBB.shape
+    for group in numba.prange(GROUPS):
+        for block in range(group * blocks // GROUPS, (group + 1) * blocks // GROUPS):
+            place = 0
+            for i in range(size):
+                for j in range(i):
+                    value = sum_nBB[block, i, j] + packed_nT[block, place + j]
+                    sum_nBB[block, i, j] = value
+                    sum_nBB[block, j, i] = value
+                sum_nBB[block, i, i] += packed_nT[block, place + i]
+                place += i + 1
