@@ -17,6 +17,17 @@ class Pattern:
     bucket: int = 0
     removable: int = 0
 
+    def __post_init__(self) -> None:
+        if self.unit < 1 or self.bucket < 0 or not 0 <= self.removable <= self.bucket or (self.unit > 1 and self.bucket):
+            raise ValueError(f"expected units of 1 or more, or buckets that lose from 0 to all of their entries, got {self}")
+
+    def check(self, block_size: int) -> None:
+        """Raises ValueError when blocks of this size would cut a unit or a bucket."""
+        if block_size % self.length:
+            raise ValueError(
+                f"expected blocks of a multiple of {self.length} entries for {self}, got {block_size}: choose another block size"
+            )
+
     @property
     def length(self) -> int:
         """Rows and blocks must be multiples of this many entries."""

@@ -1,11 +1,8 @@
 """Elimination and group solve on the CPU: one compiled pass per block that dampens, factors, inverts and eliminates in cache.
 
-Greedy elimination is Cholesky of ``A = H^-1`` with the pivot rule ``argmin w_q^2 / A_qq``: it needs the pivot columns, the running
-diagonal and the running weights, not the updated matrix. So pivots are taken in panels and the trailing matrix is updated once per panel
-by a matrix product, lower triangle only. A pivot's place is taken by the last entry that is still there, so that what is left stays dense.
-
-Each block is computed by one thread, the same way whatever the number of threads (``torch.set_num_threads`` is obeyed). The compiled code
-is cached by numba, which notices changes of this file only: touch it when ``vector.py`` or a constant of ``linalg.py`` changes.
+The steps are in ``packed`` (factor and inverse), ``greedy`` (single weights) and ``units`` (groups); here is what they are given and who
+computes which block. A block is computed by one thread, the same way whatever the number of threads (``torch.set_num_threads`` is obeyed),
+in one float64 matrix of its size (``scratch_bytes``). When all blocks share ``H``, those with the same entries alive share its inverse.
 
 **Why float64.** With fewer gradients than weights in a block, ``A`` starts at ``1 / lambda`` and must come down to the scale of ``1 / H``
 by subtraction once the removed weights exhaust the null space, which costs the digits in between. Measured against the literal loop in
@@ -16,55 +13,83 @@ Float32 sums of gradients are themselves indefinite by about 1e-7 of their size:
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 
 import numba
 import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.linalg import RAISES, ROUNDING, NotPositiveDefinite, layer_dampening
-from kernels.obs.reference import Elimination
-from kernels.obs.vector import LINE_COLUMNS, TILE_COLUMNS, TILE_ROWS, add_line, add_tile
+from kernels import linalg
+from kernels.linalg import NotPositiveDefinite, layer_dampening
+from kernels.obs.block import LINES, copy_inverse, eliminate_block, invert_block, score_block, scratch, shape, solve_block, square_units
+from kernels.obs.reference import Elimination, removable
+from kernels.patterns import FREE, Pattern
 
-PANEL = 16  # pivots between two updates of the trailing matrix; a multiple of TILE_ROWS and of TILE_COLUMNS
-MARGIN = LINE_COLUMNS + PANEL  # what scratch matrices have beyond a block, so that tiles need no clean edges
-GROUPS = 64  # portions of the blocks that threads take
-LOOSE = {"contract", "reassoc"}  # sums may be taken in any (fixed) order
-
-LAST = np.iinfo(np.int64).max
-SCRATCH = 4  # matrices of a thread
-LINES = 4  # vectors of a thread
+PORTIONS = 64  # of the blocks, which threads take
 
 
-def eliminate(weights_nB: Tensor, mean_nBB: Tensor, alive_nB: Tensor, dampening: float, relative: bool) -> Elimination:
+def eliminate(
+    weights_nB: Tensor, mean_nBB: Tensor, alive_nB: Tensor, dampening: float, relative: bool, pattern: Pattern = FREE
+) -> Elimination:
     """See ``kernels.obs.eliminate``. ``B^3`` flops to invert and ``B^3 / 3`` to eliminate, for the entries that are alive."""
     absolute = layer_dampening(mean_nBB, alive_nB, dampening, relative)
-    blocks, block_size = weights_nB.shape
-    order_nB = torch.empty(blocks, block_size, dtype=torch.int16)
-    loss_nB = torch.empty(blocks, block_size, dtype=torch.float32)
-    dampening_n = torch.empty(blocks, dtype=torch.float64)
-    pivot_n = torch.empty(blocks, dtype=torch.float64)
-    inputs = (_array(weights_nB), _array(mean_nBB), _array(alive_nB), absolute)
-    _run(_eliminate_all, *inputs, order_nB.numpy(), loss_nB.numpy(), dampening_n.numpy(), pivot_n.numpy())
-    _refuse(dampening_n, pivot_n)
-    return Elimination(order_nB, loss_nB, dampening_n)
+    blocks, units = len(weights_nB), weights_nB.shape[1] // pattern.unit
+    order_nG = torch.empty(blocks, units, dtype=torch.int16)
+    loss_nG = torch.empty(blocks, units, dtype=torch.float32)
+    report_n2 = torch.empty(blocks, 2, dtype=torch.float64)
+    inputs = (_array(weights_nB), _array(mean_nBB), _array(alive_nB), *_share(mean_nBB, alive_nB), absolute)
+    limits = (pattern.unit, pattern.bucket, pattern.removable)
+    _run(_eliminate_all, *inputs, *limits, order_nG.numpy(), loss_nG.numpy(), report_n2.numpy())
+    _refuse(report_n2)
+    return Elimination(order_nG, loss_nG, report_n2[:, 0].clone())
+
+
+def static_losses(
+    weights_nB: Tensor, mean_nBB: Tensor, alive_nB: Tensor, dampening: float, relative: bool, pattern: Pattern = FREE
+) -> Tensor:
+    """See ``kernels.obs.static_losses``. ``2/3 B^3`` flops; of the inverse only what the losses read is computed."""
+    absolute = layer_dampening(mean_nBB, alive_nB, dampening, relative)
+    blocks, units = len(weights_nB), weights_nB.shape[1] // pattern.unit
+    loss_nG = torch.full((blocks, units), torch.inf)
+    report_n2 = torch.empty(blocks, 2, dtype=torch.float64)
+    inputs = (_array(weights_nB), _array(mean_nBB), _array(alive_nB), *_share(mean_nBB, alive_nB), absolute)
+    _run(_score_all, *inputs, pattern.unit, loss_nG.numpy(), report_n2.numpy())
+    _refuse(report_n2)
+    return loss_nG.masked_fill_(~removable(alive_nB.reshape(blocks, units, pattern.unit), pattern), torch.inf)
 
 
 def solve_on_mask(weights_nB: Tensor, mean_nBB: Tensor, keep_nB: Tensor, alive_nB: Tensor, dampening: float, relative: bool) -> Tensor:
     """See ``kernels.obs.solve_on_mask``. One Cholesky factor of the kept entries per block."""
     absolute = layer_dampening(mean_nBB, alive_nB, dampening, relative)
     solved_nB = torch.zeros_like(weights_nB, memory_format=torch.contiguous_format)
-    dampening_n = torch.empty(len(weights_nB), dtype=torch.float64)
-    pivot_n = torch.empty(len(weights_nB), dtype=torch.float64)
+    report_n2 = torch.empty(len(weights_nB), 2, dtype=torch.float64)
     inputs = (_array(weights_nB), _array(mean_nBB), _array(keep_nB), _array(alive_nB), absolute)
-    _run(_solve_all, *inputs, solved_nB.numpy(), dampening_n.numpy(), pivot_n.numpy())
-    _refuse(dampening_n, pivot_n)
+    _run(_solve_all, *inputs, solved_nB.numpy(), report_n2.numpy())
+    _refuse(report_n2)
     return solved_nB
+
+
+def scratch_bytes(block_size: int, threads: int, shared: bool = False, unit: int = 1) -> int:
+    """Memory that the functions here take beside their arguments and results: a float64 matrix and a strip of it per thread, and one
+    inverse more when all blocks share one ``H``."""
+    rows, width, panel = shape.py_func(block_size, unit)
+    numbers = (rows + panel + LINES + 2) * width + block_size * (2 * unit + 2)
+    return 8 * numbers * (threads + int(shared))
 
 
 def _array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().contiguous().numpy()
+
+
+def _share(mean_nBB: Tensor, alive_nB: Tensor) -> tuple[np.ndarray, int]:
+    """The blocks that can start from one common inverse (the same ``H``, and alive what is alive in any block), and the first; -1: none."""
+    if len(mean_nBB) == len(alive_nB):
+        return np.zeros(len(alive_nB), dtype=bool), -1
+    share_n = _array((alive_nB == alive_nB.any(dim=0)).all(dim=1))
+    return share_n, int(share_n.argmax()) if share_n.any() else -1
 
 
 def _run(kernel: Callable[..., None], *arguments: object) -> None:
@@ -80,281 +105,86 @@ def _run(kernel: Callable[..., None], *arguments: object) -> None:
             torch.set_num_threads(threads)
 
 
-def _refuse(dampening_n: Tensor, pivot_n: Tensor) -> None:
-    """``pivot_n`` is +inf for blocks that were factored, else the pivot at which the last attempt failed."""
+def _refuse(report_n2: Tensor) -> None:
+    """A report is the dampening of a block, and +inf if it was factored, else the pivot at which the last attempt failed."""
+    dampening_n, pivot_n = report_n2.unbind(dim=1)
     failed_n = pivot_n != torch.inf
     if failed_n.any():
         raise NotPositiveDefinite(float(pivot_n[failed_n].min()), float(dampening_n[failed_n].max()), int(failed_n.sum()))
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy", parallel=True)
-def _eliminate_all(weights_nB, mean_nBB, alive_nB, absolute, order_nB, loss_nB, dampening_n, pivot_n):
-    blocks, block_size = weights_nB.shape
-    shared = mean_nBB.shape[0] != blocks
-    for group in numba.prange(GROUPS):
-        first, last = group * blocks // GROUPS, (group + 1) * blocks // GROUPS
-        if first == last:
-            continue
-        scratch, lines, places = _scratch(block_size)
-        for block in range(first, last):
-            _eliminate_block(
-                weights_nB[block],
-                mean_nBB[0 if shared else block],
-                alive_nB[block],
-                absolute,
-                order_nB[block],
-                loss_nB[block],
-                dampening_n[block : block + 1],
-                pivot_n[block : block + 1],
-                scratch,
-                lines,
-                places,
-            )
+def _sources() -> str:
+    """What the compiled code depends on. numba notices changes of the file of the outermost function only."""
+    files = [*sorted(Path(__file__).parent.glob("*.py")), Path(linalg.__file__)]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy", parallel=True)
-def _solve_all(weights_nB, mean_nBB, keep_nB, alive_nB, absolute, solved_nB, dampening_n, pivot_n):
-    blocks, block_size = weights_nB.shape
-    shared = mean_nBB.shape[0] != blocks
-    for group in numba.prange(GROUPS):
-        first, last = group * blocks // GROUPS, (group + 1) * blocks // GROUPS
-        if first == last:
-            continue
-        scratch, lines, places = _scratch(block_size)
-        for block in range(first, last):
-            _solve_block(
-                weights_nB[block],
-                mean_nBB[0 if shared else block],
-                keep_nB[block],
-                alive_nB[block],
-                absolute,
-                solved_nB[block],
-                dampening_n[block : block + 1],
-                pivot_n[block : block + 1],
-                scratch,
-                lines,
-                places,
-            )
+def _compiled(sources: str) -> tuple[Callable[..., None], Callable[..., None], Callable[..., None]]:
+    """The loops over blocks, cached under ``sources``: numba files a function under the values that it closes over."""
+
+    @numba.njit(cache=True, nogil=True, error_model="numpy", parallel=True)
+    def eliminate_all(weights_nB, mean_nBB, alive_nB, share_n, leader, absolute, unit, bucket, removable, order_nG, loss_nG, report_n2):
+        assert sources
+        blocks, block_size = weights_nB.shape
+        one = len(mean_nBB) != blocks
+        common, common_report = scratch(block_size if leader >= 0 else unit, unit), np.zeros(2)
+        if leader >= 0:
+            invert_block(mean_nBB[0], alive_nB[leader], absolute, unit, common_report, common)
+        for portion in numba.prange(PORTIONS):
+            first, last = portion * blocks // PORTIONS, (portion + 1) * blocks // PORTIONS
+            if first == last:
+                continue
+            work = scratch(block_size, unit)
+            for block in range(first, last):
+                mean_BB, alive_B, report = mean_nBB[0 if one else block], alive_nB[block], report_n2[block]
+                if share_n[block]:
+                    report[:] = common_report
+                    m = copy_inverse(common, work, alive_B, unit)
+                else:
+                    m = invert_block(mean_BB, alive_B, absolute, unit, report, work)
+                if report[1] == np.inf:
+                    limits = unit, bucket, removable
+                    eliminate_block(weights_nB[block], mean_BB, alive_B, limits, m, order_nG[block], loss_nG[block], report[0], work)
+
+    @numba.njit(cache=True, nogil=True, error_model="numpy", parallel=True)
+    def score_all(weights_nB, mean_nBB, alive_nB, share_n, leader, absolute, unit, loss_nG, report_n2):
+        assert sources
+        blocks, block_size = weights_nB.shape
+        one = len(mean_nBB) != blocks
+        common, common_report = scratch(block_size if leader >= 0 else unit, unit), np.zeros(2)
+        if leader >= 0:
+            square_units(mean_nBB[0], alive_nB[leader], absolute, unit, common_report, common)
+        for portion in numba.prange(PORTIONS):
+            first, last = portion * blocks // PORTIONS, (portion + 1) * blocks // PORTIONS
+            if first == last:
+                continue
+            work = scratch(block_size, unit)
+            for block in range(first, last):
+                alive_B, report = alive_nB[block], report_n2[block]
+                if share_n[block]:
+                    report[:] = common_report
+                    if report[1] == np.inf:
+                        score_block(weights_nB[block], alive_B, unit, loss_nG[block], common, work)
+                else:
+                    square_units(mean_nBB[0 if one else block], alive_B, absolute, unit, report, work)
+                    if report[1] == np.inf:
+                        score_block(weights_nB[block], alive_B, unit, loss_nG[block], work, work)
+
+    @numba.njit(cache=True, nogil=True, error_model="numpy", parallel=True)
+    def solve_all(weights_nB, mean_nBB, keep_nB, alive_nB, absolute, solved_nB, report_n2):
+        assert sources
+        blocks, block_size = weights_nB.shape
+        one = len(mean_nBB) != blocks
+        for portion in numba.prange(PORTIONS):
+            first, last = portion * blocks // PORTIONS, (portion + 1) * blocks // PORTIONS
+            if first == last:
+                continue
+            work = scratch(block_size, 1)
+            for block in range(first, last):
+                mean_BB = mean_nBB[0 if one else block]
+                solve_block(weights_nB[block], mean_BB, keep_nB[block], alive_nB[block], absolute, solved_nB[block], report_n2[block], work)
+
+    return eliminate_all, score_all, solve_all
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def _scratch(block_size):
-    """A row takes an odd number of cache lines, so that the entries of a column do not compete for the same few places in cache."""
-    width = ((block_size + MARGIN) // 16 + 1) * 16 + 8
-    return np.zeros((SCRATCH, width, width)), np.zeros((LINES, width)), np.zeros((2, width), dtype=np.int64)
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def _eliminate_block(weight_B, mean_BB, alive_B, absolute, order_B, loss_B, dampening, pivot, scratch, lines, places):
-    """Work on the ``m`` entries that are alive, packed together; ``entry[i]`` is where the i-th of them stands in the block."""
-    entry = places[0]
-    m = _pack(alive_B, entry)
-    u, z, a, panel = scratch[0], scratch[1], scratch[2], scratch[3]
-    _factor_dampened(mean_BB, entry, m, absolute, u, lines[0], dampening, pivot)
-    if pivot[0] != np.inf:
-        return
-    _invert(u, z, a, m)
-    w, diagonal, floor = lines[0], lines[1], lines[2]
-    for i in range(m):
-        w[i] = weight_B[entry[i]]
-        diagonal[i] = a[i, i]
-        floor[i] = 1.0 / (mean_BB[entry[i], entry[i]] + dampening[0])
-    _eliminate_packed(a, w, diagonal, floor, m, entry, places[1], panel, lines[3], order_B, loss_B)
-    step = m
-    for i in range(len(alive_B)):
-        if not alive_B[i]:
-            order_B[step] = i
-            loss_B[step] = np.inf
-            step += 1
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def _solve_block(weight_B, mean_BB, keep_B, alive_B, absolute, solved_B, dampening, pivot, scratch, lines, places):
-    kept = places[0]
-    m = _pack(keep_B & alive_B, kept)
-    u = scratch[0]
-    _factor_dampened(mean_BB, kept, m, absolute, u, lines[0], dampening, pivot)
-    if pivot[0] != np.inf:
-        return
-    removed, lost, pull = places[1], lines[0], lines[1]
-    gone = _pack(alive_B & ~keep_B, removed)
-    for j in range(gone):
-        lost[j] = weight_B[removed[j]]
-    for i in range(m):
-        pull[i] = _gathered_dot(mean_BB[kept[i]], removed, lost, gone)
-    for p in range(m):
-        pull[p] /= u[p, p]
-        _subtract(pull, pull[p], u[p], p + 1, m)
-    for p in range(m - 1, -1, -1):
-        pull[p] = (pull[p] - _dot(u[p], pull, p + 1, m)) / u[p, p]
-    for i in range(m):
-        solved_B[kept[i]] = weight_B[kept[i]] + pull[i]
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def _pack(chosen_B, entry):
-    m = 0
-    for i in range(len(chosen_B)):
-        if chosen_B[i]:
-            entry[m] = i
-            m += 1
-    return m
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=LOOSE)
-def _dot(x, y, first, last):
-    total = 0.0
-    for j in range(first, last):
-        total += x[j] * y[j]
-    return total
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=LOOSE)
-def _gathered_dot(x, entry, y, count):
-    total = 0.0
-    for j in range(count):
-        total += x[entry[j]] * y[j]
-    return total
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
-def _subtract(x, factor, y, first, last):
-    for j in range(first, last):
-        x[j] -= factor * y[j]
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def _factor_dampened(mean_BB, entry, m, absolute, u, original, dampening, pivot):
-    """``u`` with ``u^T u = H + lambda I`` on the packed entries; sets ``dampening`` to the lambda used and ``pivot`` to +inf, or to the
-    pivot that failed last."""
-    dampening[0] = absolute
-    for attempt in range(RAISES + 1):
-        if attempt > 0:
-            dampening[0] *= 10.0
-        for i in range(m):
-            row = mean_BB[entry[i]]
-            for j in range(i, m):
-                u[i, j] = row[entry[j]]
-            u[i, i] += dampening[0]
-            original[i] = u[i, i]
-        pivot[0] = _factor(u, original, m)
-        if pivot[0] == np.inf:
-            return
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def _factor(u, original, m):
-    """Cholesky factor in place, from the upper triangle. Returns +inf, or the pivot that is not larger than its rounding."""
-    for start in range(0, m, PANEL):
-        stop = min(start + PANEL, m)
-        for p in range(start, stop):
-            for j in range(start, m, LINE_COLUMNS):
-                add_line(u, p, j, -1.0, u, p, u, start, p)
-            if not u[p, p] > ROUNDING * original[p]:
-                return u[p, p]
-            scale = 1.0 / np.sqrt(u[p, p])
-            for j in range(p, m):
-                u[p, j] *= scale
-        for i in range(stop, m, TILE_ROWS):
-            for j in range(i // TILE_COLUMNS * TILE_COLUMNS, m, TILE_COLUMNS):
-                add_tile(u, i, j, -1.0, u, i, u, start, stop)
-    return np.inf
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def _invert(u, z, a, m):
-    """Lower triangle of ``a = (u^T u)^-1 = z^T z`` with ``z = u^-T``, whose rows are found and used a panel at a time."""
-    a[: m + TILE_ROWS] = 0.0
-    for start in range(0, m, PANEL):
-        stop = min(start + PANEL, m)
-        z[start : start + PANEL] = 0.0
-        for done in range(0, start, PANEL):
-            for i in range(start, stop, TILE_ROWS):
-                for j in range(0, done + PANEL, TILE_COLUMNS):
-                    add_tile(z, i, j, -1.0, u, i, z, done, done + PANEL)
-        for p in range(start, stop):
-            for j in range(0, p, LINE_COLUMNS):
-                add_line(z, p, j, -1.0, u, p, z, start, p)
-            z[p, p] = 1.0
-            scale = 1.0 / u[p, p]
-            for j in range(p + 1):
-                z[p, j] *= scale
-        _add_products(a, stop, 1.0, z, start, stop)
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def _add_products(c, m, alpha, x, first, last):
-    """Lower triangle of ``c[:m, :m] += alpha * sum_p x[p]^T x[p]`` for ``first <= p < last``; writes beyond it, up to whole tiles."""
-    for i in range(0, m, TILE_ROWS):
-        for j in range(0, min(i + TILE_ROWS, m), TILE_COLUMNS):
-            add_tile(c, i, j, alpha, x, i, x, first, last)
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def _eliminate_packed(a, w, diagonal, floor, m, entry, place, panel, score, order_B, loss_B):
-    """Pivoted Cholesky of the lower triangle of ``a``; ``place[e]`` is where entry ``e`` of the block now stands among the packed ones."""
-    for i in range(m):
-        place[entry[i]] = i
-        score[i] = w[i] * w[i] / diagonal[i]
-    score_bits = score.view(np.int64)
-    step = 0
-    while m > 0:
-        width = min(PANEL, m)
-        for p in range(width):
-            q = place[_cheapest(score_bits, entry, m)]
-            order_B[step] = entry[q]
-            loss_B[step] = score[q] / 2
-            step += 1
-            column = panel[p]
-            for i in range(q + 1):
-                column[i] = a[q, i]
-            for i in range(q + 1, m):
-                column[i] = a[i, q]
-            for j in range(0, m, LINE_COLUMNS):
-                add_line(panel, p, j, -1.0, panel, q, panel, 0, p)
-            root = np.sqrt(diagonal[q])
-            _update_diagonal(column, 1.0 / root, diagonal, floor, m)
-            _update_weights(column, w[q] / root, w, diagonal, score, m)
-            m -= 1
-            _move_last(a, panel, p + 1, w, diagonal, floor, score, entry, place, q, m)
-        _add_products(a, m, -1.0, panel, 0, width)
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def _cheapest(score_bits, entry, m):
-    """The entry with the least score; of several the one that comes first in the block. Floats that are not negative sort like their bits,
-    and only the minimum of whole numbers is compiled to vector instructions."""
-    least = np.int64(LAST)
-    for j in range(m):
-        least = min(least, score_bits[j])
-    first = np.int64(LAST)
-    for j in range(m):
-        first = min(first, entry[j] if score_bits[j] == least else np.int64(LAST))
-    return first
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
-def _update_diagonal(column, scale, diagonal, floor, m):
-    for j in range(m):
-        column[j] *= scale
-        diagonal[j] = max(diagonal[j] - column[j] * column[j], floor[j])
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
-def _update_weights(column, ratio, w, diagonal, score, m):
-    for j in range(m):
-        w[j] -= ratio * column[j]
-        score[j] = w[j] * w[j] / diagonal[j]
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def _move_last(a, panel, pivots, w, diagonal, floor, score, entry, place, q, last):
-    """Put the last packed entry where the pivot stood."""
-    w[q], diagonal[q], floor[q], score[q], entry[q] = w[last], diagonal[last], floor[last], score[last], entry[last]
-    place[entry[q]] = q
-    for p in range(pivots):
-        panel[p, q] = panel[p, last]
-    for i in range(q):
-        a[q, i] = a[last, i]
-    for i in range(q + 1, last):
-        a[i, q] = a[last, i]
+_eliminate_all, _score_all, _solve_all = _compiled(_sources())

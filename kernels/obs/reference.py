@@ -11,26 +11,30 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.linalg import dampened_cholesky, dampened_inverse, decouple, layer_dampening
+from kernels.linalg import ROUNDING, dampened_cholesky, dampened_inverse, decouple, layer_dampening
+from kernels.patterns import FREE, Pattern
 
 SCRATCH_BYTES = 1 << 28  # for one float64 matrix per block of a chunk; about five of these are alive at once
 
 
 @dataclass(frozen=True)
 class Elimination:
-    """Per block: positions in the order they go (int16; entries that are not alive last), the loss of each step (float32; +inf for entries
-    that are not alive; units of the calibration loss) and the dampening that was used (float64)."""
+    """Per block: weights, or units of the pattern, in the order they go (int16; what cannot go comes last), the loss of each step
+    (float32; +inf for what cannot go; units of the calibration loss) and the dampening that was used (float64)."""
 
     order_nB: Tensor
     loss_nB: Tensor
     dampening_n: Tensor
 
 
-def eliminate(weights_nB: Tensor, mean_nBB: Tensor, alive_nB: Tensor, dampening: float, relative: bool) -> Elimination:
+def eliminate(
+    weights_nB: Tensor, mean_nBB: Tensor, alive_nB: Tensor, dampening: float, relative: bool, pattern: Pattern = FREE
+) -> Elimination:
     """See ``kernels.obs.eliminate``. Updates the whole inverse at each step: ``2 B^3`` flops per block."""
     absolute = layer_dampening(mean_nBB, alive_nB, dampening, relative)
     done = [
-        _eliminate_chunk(weights_nB[part], matrix_nBB, alive_nB[part], absolute) for part, matrix_nBB in _chunks(mean_nBB, len(weights_nB))
+        _eliminate_chunk(weights_nB[part], matrix_nBB, alive_nB[part], absolute, pattern)
+        for part, matrix_nBB in _chunks(mean_nBB, len(weights_nB))
     ]
     return Elimination(
         torch.cat([each.order_nB for each in done]),
@@ -39,32 +43,107 @@ def eliminate(weights_nB: Tensor, mean_nBB: Tensor, alive_nB: Tensor, dampening:
     )
 
 
-def _eliminate_chunk(weights_nB: Tensor, mean_nBB: Tensor, alive_nB: Tensor, absolute: float) -> Elimination:
+def _eliminate_chunk(weights_nB: Tensor, mean_nBB: Tensor, alive_nB: Tensor, absolute: float, pattern: Pattern) -> Elimination:
+    """Letters: ``G`` units of the pattern in a block, ``U`` entries of a unit."""
+    unit, (blocks, block_size) = pattern.unit, weights_nB.shape
+    units = block_size // unit
     inverse_nBB, dampening_n = dampened_inverse(mean_nBB, alive_nB, absolute, relative=False)
-    # No inverse of a principal submatrix of H has a diagonal below 1 / H_qq; holding on to that keeps rounding from making it negative.
-    floor_nB = torch.where(alive_nB, 1 / (mean_nBB.diagonal(dim1=-2, dim2=-1).double() + dampening_n[:, None]), 0.0)
-    w_nB, alive_nB = weights_nB.double(), alive_nB.clone()
-    blocks, block_size = w_nB.shape
-    everything_n = torch.arange(blocks, device=w_nB.device)
-    position_B = torch.arange(block_size, device=w_nB.device)
-    order_nB = torch.empty(blocks, block_size, dtype=torch.int16, device=w_nB.device)
-    loss_nB = torch.empty(blocks, block_size, dtype=torch.float32, device=w_nB.device)
-    present_nB = torch.ones_like(alive_nB)
-    for step in range(block_size):
-        diagonal_nB = inverse_nBB.diagonal(dim1=-2, dim2=-1).maximum(floor_nB)
-        twice_loss_nB = torch.where(alive_nB, w_nB.square() / diagonal_nB, torch.inf)
-        least_n1 = torch.where(present_nB, twice_loss_nB, torch.inf).amin(dim=1, keepdim=True)
-        q_n = torch.where(present_nB & (twice_loss_nB == least_n1), position_B, block_size).amin(dim=1)
-        order_nB[:, step] = q_n.to(torch.int16)
-        loss_nB[:, step] = (least_n1[:, 0] / 2).float()
-        pivot_n = diagonal_nB[everything_n, q_n]
-        column_nB = inverse_nBB[everything_n, :, q_n]
-        ratio_n = torch.where(alive_nB[everything_n, q_n], w_nB[everything_n, q_n] / pivot_n, 0.0)
-        w_nB -= ratio_n[:, None] * column_nB
-        inverse_nBB.baddbmm_(column_nB[:, :, None], (column_nB / pivot_n[:, None])[:, None, :], alpha=-1)
-        alive_nB[everything_n, q_n] = False
-        present_nB[everything_n, q_n] = False
-    return Elimination(order_nB, loss_nB, dampening_n)
+    floor_nGU = _least_pivots(mean_nBB, alive_nB, dampening_n, unit)
+    w_nB = torch.where(alive_nB, weights_nB, 0.0).double()
+    alive_nGU = alive_nB.clone().reshape(blocks, units, unit)
+    loss_nG = torch.full((blocks, units), torch.inf, dtype=torch.float64, device=w_nB.device)
+    step_nG = torch.full((blocks, units), units, device=w_nB.device)  # when each unit went
+    position_G = torch.arange(units, device=w_nB.device)
+    for step in range(units):
+        factor_nGUU = _factor(_units_of(inverse_nBB, unit), floor_nGU)
+        root_nGU = _solve_lower(factor_nGUU, w_nB.reshape(blocks, units, unit, 1))[..., 0]
+        cost_nG = torch.where(removable(alive_nGU, pattern), root_nGU.square().sum(dim=2) / 2, torch.inf)
+        least_n1 = cost_nG.amin(dim=1, keepdim=True)
+        if (least_n1 == torch.inf).all():
+            break
+        goes_nG = position_G == torch.where(cost_nG == least_n1, position_G, units).amin(dim=1, keepdim=True)
+        goes_nG &= least_n1 < torch.inf  # blocks where nothing more can go stay as they are
+        loss_nG[goes_nG], step_nG[goes_nG] = cost_nG[goes_nG], step
+        q_n = goes_nG.int().argmax(dim=1)
+        some_n, at_n = goes_nG.any(dim=1), torch.arange(blocks, device=w_nB.device)
+        rows_nUB = inverse_nBB.reshape(blocks, units, unit, block_size)[at_n, q_n]
+        rows_nUB = _solve_lower(factor_nGUU[at_n, q_n], rows_nUB) * some_n[:, None, None]
+        w_nB -= (root_nGU[at_n, q_n][:, None, :] @ rows_nUB)[:, 0]
+        inverse_nBB.baddbmm_(rows_nUB.mT, rows_nUB, alpha=-1)
+        alive_nGU &= ~goes_nG[:, :, None]
+    order_nG = step_nG.argsort(dim=1, stable=True)
+    return Elimination(order_nG.to(torch.int16), loss_nG.gather(1, order_nG).float(), dampening_n)
+
+
+def static_losses(
+    weights_nB: Tensor, mean_nBB: Tensor, alive_nB: Tensor, dampening: float, relative: bool, pattern: Pattern = FREE
+) -> Tensor:
+    """See ``kernels.obs.static_losses``."""
+    absolute = layer_dampening(mean_nBB, alive_nB, dampening, relative)
+    unit, units = pattern.unit, weights_nB.shape[1] // pattern.unit
+    losses = []
+    for part, matrix_nBB in _chunks(mean_nBB, len(weights_nB)):
+        inverse_nBB, dampening_n = dampened_inverse(matrix_nBB, alive_nB[part], absolute, relative=False)
+        factor_nGUU = _factor(_units_of(inverse_nBB, unit), _least_pivots(matrix_nBB, alive_nB[part], dampening_n, unit))
+        w_nGU1 = torch.where(alive_nB[part], weights_nB[part], 0.0).double().reshape(-1, units, unit, 1)
+        loss_nG = _solve_lower(factor_nGUU, w_nGU1).square().sum(dim=(2, 3)) / 2
+        losses.append(torch.where(removable(alive_nB[part].reshape(-1, units, unit), pattern), loss_nG, torch.inf).float())
+    return torch.cat(losses)
+
+
+def removable(alive_nGU: Tensor, pattern: Pattern) -> Tensor:
+    """The units that may go now, (n, G): those with something alive, in buckets that have not lost what they may."""
+    open_nG = alive_nGU.any(dim=2)
+    if not pattern.bucket:
+        return open_nG
+    bucket_nbM = open_nG.reshape(len(open_nG), -1, pattern.bucket)
+    may_lose_nb1 = (~bucket_nbM).sum(dim=2, keepdim=True) < pattern.removable
+    return (bucket_nbM & may_lose_nb1).reshape(open_nG.shape)
+
+
+def _units_of(matrix_nBB: Tensor, unit: int) -> Tensor:
+    """The square pieces of ``unit`` entries along the diagonal, (n, G, U, U)."""
+    blocks, block_size = matrix_nBB.shape[:2]
+    pieces_nGUGU = matrix_nBB.reshape(blocks, block_size // unit, unit, block_size // unit, unit)
+    return pieces_nGUGU.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
+
+
+def _factor(matrix_nGUU: Tensor, floor_nGU: Tensor) -> Tensor:
+    """Lower Cholesky factors with no pivot below its floor."""
+    rest_nGUU, lower_nGUU = matrix_nGUU.clone(), torch.zeros_like(matrix_nGUU)
+    for k in range(matrix_nGUU.shape[-1]):
+        root_nG = rest_nGUU[..., k, k].maximum(floor_nGU[..., k]).sqrt()
+        column_nGU = rest_nGUU[..., k:, k] / root_nG[..., None]
+        lower_nGUU[..., k:, k], lower_nGUU[..., k, k] = column_nGU, root_nG
+        rest_nGUU[..., k:, k:] -= column_nGU[..., :, None] * column_nGU[..., None, :]
+    return lower_nGUU
+
+
+def _solve_lower(lower_nUU: Tensor, right_nUx: Tensor) -> Tensor:
+    """``L^-1 right`` by substitution: torch's own solves small matrices one by one."""
+    solved_nUx = torch.empty_like(right_nUx)
+    for k in range(lower_nUU.shape[-1]):
+        known_nx = (lower_nUU[..., k, :k, None] * solved_nUx[..., :k, :]).sum(dim=-2)
+        solved_nUx[..., k, :] = (right_nUx[..., k, :] - known_nx) / lower_nUU[..., k, k, None]
+    return solved_nUx
+
+
+def _least_pivots(mean_nBB: Tensor, alive_nB: Tensor, dampening_n: Tensor, unit: int) -> Tensor:
+    r"""What the squared pivots of ``A_GG`` cannot fall below, (n, G, U); holding on to that keeps rounding from making them negative.
+
+    The inverse of a principal submatrix of ``H`` that contains ``G`` is at least ``(H_GG)^-1``, so its pivots are at least those of
+    ``(H_GG)^-1``: one over the pivots of ``H_GG`` taken from its last entry to its first. For single weights that is ``1 / H_qq``. What
+    rounding may take from these pivots is added to them.
+    """
+    rest_nGUU = _units_of(decouple(mean_nBB, alive_nB) + torch.diag_embed(alive_nB * dampening_n[:, None]), unit).clone()
+    slack_nGU = 8 * (unit - 1) * ROUNDING * rest_nGUU.diagonal(dim1=-2, dim2=-1)
+    floor_nGU = torch.empty_like(slack_nGU)
+    for k in reversed(range(unit)):
+        pivot_nG = rest_nGUU[..., k, k].clamp(min=0.0) + slack_nGU[..., k]
+        floor_nGU[..., k] = 1 / pivot_nG
+        column_nGU = rest_nGUU[..., :k, k]
+        rest_nGUU[..., :k, :k] -= column_nGU[..., :, None] * column_nGU[..., None, :] / pivot_nG[..., None, None]
+    return floor_nGU
 
 
 def solve_on_mask(weights_nB: Tensor, mean_nBB: Tensor, keep_nB: Tensor, alive_nB: Tensor, dampening: float, relative: bool) -> Tensor:

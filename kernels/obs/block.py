@@ -1,0 +1,152 @@
+"""Compiled work on one block, in the scratch memory of its thread.
+
+``work`` is (matrix, panel, lines, places, own, factor, floor): the matrix that holds the factor and then the inverse, a strip of one,
+vectors of numbers and of positions, and what ``units`` needs per unit. ``report`` gets the dampening, and +inf or the pivot that failed.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from kernels.obs.greedy import eliminate_weights
+from kernels.obs.packed import SHIFT, STRIP, dot, factor_dampened, gathered_dot, invert_factor, pack, square, subtract
+from kernels.obs.units import eliminate_units, least_pivots, own_of_inverse, pack_units, score_units
+from kernels.obs.vector import LINE_COLUMNS, TILE_ROWS
+
+LINES = 4  # vectors of a thread
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def shape(block_size, unit):
+    """Rows and width of a thread's matrix, and rows of its panel. A row takes an odd number of cache lines, so that the entries of a column
+    do not compete for the same few places in cache."""
+    panel = max(STRIP, (unit + STRIP - 1) // STRIP * STRIP)
+    return block_size + SHIFT + TILE_ROWS, ((block_size + LINE_COLUMNS + STRIP) // 16 + 1) * 16 + 8, panel
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def scratch(block_size, unit):
+    rows, width, panel = shape(block_size, unit)
+    units = max(1, block_size // unit)
+    return (
+        np.zeros((rows, width)),
+        np.zeros((panel, width)),
+        np.zeros((LINES, width)),
+        np.zeros((2, width), dtype=np.int64),
+        np.zeros((unit, unit, units)),
+        np.zeros((unit, unit + 1, units)),
+        np.zeros((unit, units)),
+    )
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def _pack(alive_B, unit, entry):
+    return pack(alive_B, entry) if unit == 1 else pack_units(alive_B, unit, entry)
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def _invert_factor(mean_BB, alive_B, absolute, unit, report, work):
+    matrix, panel, lines, places, _, _, _ = work
+    m = _pack(alive_B, unit, places[0])
+    factor_dampened(mean_BB, alive_B, places[0], m, absolute, matrix, lines[0], len(panel), report[:1], report[1:])
+    if report[1] == np.inf:
+        invert_factor(matrix, matrix[SHIFT:], m, len(panel))
+    return m
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def invert_block(mean_BB, alive_B, absolute, unit, report, work):
+    """``A`` of the packed entries. Returns how many there are."""
+    m = _invert_factor(mean_BB, alive_B, absolute, unit, report, work)
+    if report[1] == np.inf:
+        square(work[0][SHIFT:], m, work[1], len(work[1]))
+    return m
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def square_units(mean_BB, alive_B, absolute, unit, report, work):
+    """``A_GG`` of every unit, and what its pivots cannot fall below."""
+    _, _, _, places, own, factor, floor = work
+    m = _invert_factor(mean_BB, alive_B, absolute, unit, report, work)
+    if report[1] == np.inf:
+        least_pivots(mean_BB, alive_B, report[0], places[0], unit, m // unit, factor, floor)
+        own_of_inverse(work[0][SHIFT:], own, m, unit)
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def copy_inverse(common, work, alive_B, unit):
+    """Take over what ``invert_block`` left for the same entries."""
+    a, copy = common[0][SHIFT:], work[0][SHIFT:]
+    m = _pack(alive_B, unit, work[3][0])
+    for i in range(m):
+        copy[i, : i + 1] = a[i, : i + 1]
+    return m
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def _take_weights(weight_B, alive_B, entry, m, w):
+    for i in range(m):
+        w[i] = weight_B[entry[i]] if alive_B[entry[i]] else 0.0
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def eliminate_block(weight_B, mean_BB, alive_B, limits, m, order_G, loss_G, dampening, work):
+    """All steps from the inverse of the ``m`` packed entries, then what cannot go. ``limits`` is (unit, bucket, removable)."""
+    matrix, panel, lines, places, own, factor, floor = work
+    (unit, bucket, removable), a = limits, matrix[SHIFT:]
+    entry, place, w, score = places[0], places[1], lines[0], lines[1]
+    _take_weights(weight_B, alive_B, entry, m, w)
+    if unit == 1:
+        diagonal, least = lines[2], lines[3]
+        for i in range(m):
+            diagonal[i] = a[i, i]
+            least[i] = 1.0 / (mean_BB[entry[i], entry[i]] + dampening)
+        steps = eliminate_weights(a, w, diagonal, least, m, entry, place, panel, score, bucket, removable, order_G, loss_G)
+    else:
+        least_pivots(mean_BB, alive_B, dampening, entry, unit, m // unit, own, floor)
+        steps = eliminate_units(a, w, floor, own, factor, m, unit, entry, panel, score, order_G, loss_G)
+    went = places[1]
+    went[: len(order_G)] = 0
+    for k in range(steps):
+        went[order_G[k]] = 1
+    for g in range(len(order_G)):
+        if went[g] == 0:
+            order_G[steps] = g
+            loss_G[steps] = np.inf
+            steps += 1
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def score_block(weight_B, alive_B, unit, loss_G, squared, work):
+    """The loss of removing each unit alone; ``squared`` is where ``square_units`` was."""
+    entry, own, floor = squared[3][0], squared[4], squared[6]
+    w, score, factor = work[2][0], work[2][1], work[5]
+    m = _pack(alive_B, unit, work[3][1])
+    _take_weights(weight_B, alive_B, entry, m, w)
+    score_units(own, factor, floor, w, unit, m // unit, score)
+    for g in range(m // unit):
+        loss_G[entry[g * unit] // unit] = score[g] / 2
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def solve_block(weight_B, mean_BB, keep_B, alive_B, absolute, solved_B, report, work):
+    u, panel, lines, places, _, _, _ = work
+    kept = places[0]
+    m = pack(keep_B & alive_B, kept)
+    factor_dampened(mean_BB, alive_B, kept, m, absolute, u, lines[0], len(panel), report[:1], report[1:])
+    if report[1] != np.inf:
+        return
+    removed, lost, pull = places[1], lines[0], lines[1]
+    gone = pack(alive_B & ~keep_B, removed)
+    for j in range(gone):
+        lost[j] = weight_B[removed[j]]
+    for i in range(m):
+        pull[i] = gathered_dot(mean_BB[kept[i]], removed, lost, gone)
+    for p in range(m):
+        pull[p] /= u[p, p]
+        subtract(pull, pull[p], u[p], p + 1, m)
+    for p in range(m - 1, -1, -1):
+        pull[p] = (pull[p] - dot(u[p], pull, p + 1, m)) / u[p, p]
+    for i in range(m):
+        solved_B[kept[i]] = weight_B[kept[i]] + pull[i]
