@@ -66,17 +66,16 @@ def mirror_lower(sum_nBB: np.ndarray) -> None:
                     sum_nBB[block, j, i] = sum_nBB[block, i, j]
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy", parallel=True)
-def pack_lower(sum_nBB: np.ndarray, packed_nT: np.ndarray) -> None:
-    """Rows of the lower triangles one after the other: ``T = B (B + 1) / 2``."""
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def pack_lower(sum_nBB: np.ndarray, packed: np.ndarray) -> None:
+    """Rows of the lower triangles one after the other. ``packed`` may be the front of the same memory: nothing is overwritten unread."""
     blocks, size, _ = sum_nBB.shape
-    for group in numba.prange(GROUPS):
-        for block in range(group * blocks // GROUPS, (group + 1) * blocks // GROUPS):
-            place = 0
-            for i in range(size):
-                for j in range(i + 1):
-                    packed_nT[block, place + j] = sum_nBB[block, i, j]
-                place += i + 1
+    place = 0
+    for block in range(blocks):
+        for i in range(size):
+            for j in range(i + 1):
+                packed[place + j] = sum_nBB[block, i, j]
+            place += i + 1
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy", parallel=True)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from kernels.linalg import full_precision
+
+EVERYTHING = slice(None)
 
 
 def cut_blocks(weight_RC: Tensor, block_size: int) -> Tensor:
@@ -31,12 +34,33 @@ def existing_nB(rows: int, columns: int, block_size: int) -> Tensor:
     return cut_blocks(torch.ones(1, columns, dtype=torch.bool), block_size).repeat(rows, 1)
 
 
+class Moments(Protocol):
+    """Second moments that can be read, wherever they lie: in memory, or in files."""
+
+    @property
+    def blocks(self) -> int: ...
+
+    @property
+    def block_size(self) -> int: ...
+
+    @property
+    def count(self) -> int: ...
+
+    def mean_nBB(self, part: slice = EVERYTHING) -> Tensor:
+        """``H`` of some blocks, float32."""
+        ...
+
+    def diagonal_nB(self) -> Tensor:
+        """The diagonals of ``H``, (n, B)."""
+        ...
+
+
 @dataclass(frozen=True)
 class SecondMoment:
     """A sum of outer products and how many were added: ``sum_k v_k v_k^T``, (n, B, B) in float32.
 
     The block Fisher of a layer has one matrix per block of its weights and ``v`` the gradient on that block. The layer Hessian has a
-    single matrix (``n = 1``) that all rows share, ``v = sqrt(2) x``. Partial sums over disjoint samples merge by addition.
+    single matrix (``n = 1``) that all rows share, ``v = sqrt(2) x``. Sums over disjoint samples merge by addition.
     """
 
     sum_nBB: Tensor
@@ -50,17 +74,15 @@ class SecondMoment:
     def block_size(self) -> int:
         return self.sum_nBB.shape[-1]
 
-    def merge(self, other: SecondMoment) -> SecondMoment:
-        """The moment over both sets of samples. Raises ValueError when they are about different blocks."""
-        if self.sum_nBB.shape != other.sum_nBB.shape:
-            raise ValueError(f"cannot merge moments of shapes {tuple(self.sum_nBB.shape)} and {tuple(other.sum_nBB.shape)}")
-        return SecondMoment(self.sum_nBB + other.sum_nBB, self.count + other.count)
-
-    def mean_nBB(self) -> Tensor:
-        """``H = sum / count``. Raises ValueError when nothing was added."""
+    def mean_nBB(self, part: slice = EVERYTHING) -> Tensor:
+        """``H = sum / count`` of some blocks. Raises ValueError when nothing was added."""
         if self.count == 0:
             raise ValueError("the mean of a second moment needs at least one sample, got none")
-        return self.sum_nBB / self.count
+        return self.sum_nBB[part] / self.count
+
+    def diagonal_nB(self) -> Tensor:
+        """The diagonals of ``H``, (n, B)."""
+        return self.sum_nBB.diagonal(dim1=-2, dim2=-1) / self.count
 
 
 def zeros(blocks: int, block_size: int, device: torch.device | str = "cpu") -> SecondMoment:
@@ -69,10 +91,46 @@ def zeros(blocks: int, block_size: int, device: torch.device | str = "cpu") -> S
 
 
 def add_outer_(sum_nBB: Tensor, vectors_KnB: Tensor) -> None:
-    """``sum += sum_k v_k v_k^T`` for each block, in place: one batched matrix product over the chunk, in full float32.
+    """``sum += sum_k v_k v_k^T`` for each block, in place, in full float32. Only the lower triangles are right until ``mirror_``.
 
-    Source: cap.md counts ``2 K n B^2`` flops. The research code of CAP updates the inverse by one vector at a time instead, which is
-    bound by memory and loses digits. ``vectors_KnB`` is read through its strides, not copied.
+    A plain product, as on CUDA devices, takes ``2 K n B^2`` flops; on the CPU symmetry saves half. The research code of CAP updates the
+    inverse by one vector at a time instead, which is bound by memory and loses digits.
     """
-    with full_precision():
-        sum_nBB.baddbmm_(vectors_KnB.permute(1, 2, 0), vectors_KnB.transpose(0, 1))
+    if sum_nBB.is_cuda:
+        with full_precision():
+            sum_nBB.baddbmm_(vectors_KnB.permute(1, 2, 0), vectors_KnB.transpose(0, 1))
+        return
+    from kernels import outer, threads
+
+    threads.run(outer.add_lower_outer, sum_nBB.numpy(), vectors_KnB.numpy())
+
+
+def mirror_(sum_nBB: Tensor) -> None:
+    """Make whole symmetric matrices of their lower triangles, in place."""
+    if sum_nBB.is_cuda:
+        sum_nBB.copy_(sum_nBB.tril() + sum_nBB.tril(-1).mT)
+        return
+    from kernels import outer, threads
+
+    threads.run(outer.mirror_lower, sum_nBB.numpy())
+
+
+def pack_lower(sum_nBB: Tensor) -> Tensor:
+    """The lower triangles, row after row: (n, B (B + 1) / 2), on the CPU. Half the bytes to store.
+
+    The memory of the result is that of ``sum_nBB``, which is used up, when this lies on the CPU.
+    """
+    from kernels import outer, threads
+
+    blocks, size, _ = sum_nBB.shape
+    sum_nBB = sum_nBB.cpu()
+    packed = sum_nBB.reshape(-1)[: blocks * (size * (size + 1) // 2)]
+    threads.run(outer.pack_lower, sum_nBB.numpy(), packed.numpy())
+    return packed.reshape(blocks, -1)
+
+
+def add_packed_(sum_nBB: Tensor, packed_nT: Tensor) -> None:
+    """Add packed triangles to whole symmetric matrices on the CPU, in place."""
+    from kernels import outer, threads
+
+    threads.run(outer.add_packed, sum_nBB.numpy(), packed_nT.numpy())

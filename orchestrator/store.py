@@ -18,6 +18,17 @@ from workers.messages import Destination, Record
 ROOT = Path(__file__).parent.parent
 
 WORKER = "workers/worker.py"
+STATISTICS = (
+    "workers/calibrate.py",
+    "workers/layer_inputs.py",
+    "workers/moments.py",
+    "workers/pruners/statistics.py",
+    "workers/pruners/layout.py",
+    "kernels/statistics.py",
+    "kernels/outer.py",
+    "kernels/linalg.py",
+    "kernels/obs/vector.py",
+)
 
 # The source files whose text is part of a result's identity: editing one makes the results of its verbs be computed again.
 CODE = {
@@ -25,9 +36,9 @@ CODE = {
     "evaluate": (WORKER, "workers/evaluation.py", "workers/data/*.py"),
     "assess": (WORKER, "workers/evaluation.py"),
     "compare": (WORKER, "workers/evaluation.py", "workers/losses.py", "workers/data/*.py"),
-    "collect": (WORKER, "workers/calibrate.py", "workers/losses.py", "workers/pruners/*.py", "kernels/*.py", "workers/data/*.py"),
-    "score": (WORKER, "workers/pruners/*.py", "kernels/*.py", "kernels/obs/*.py"),
-    "solve": (WORKER, "workers/pruners/*.py", "kernels/*.py", "kernels/obs/*.py"),
+    "collect": (WORKER, *STATISTICS, "workers/losses.py", "workers/data/*.py"),
+    "score": (WORKER, "workers/moments.py", "workers/pruners/*.py", "kernels/*.py", "kernels/obs/*.py"),
+    "solve": (WORKER, "workers/moments.py", "workers/pruners/*.py", "kernels/*.py", "kernels/obs/*.py"),
     "allocate": ("orchestrator/allocate.py", "kernels/select.py"),
     "join": (WORKER, "workers/export.py", "kernels/masks.py"),
     "recover": ("workers/recovery*.py", "workers/data/*.py"),

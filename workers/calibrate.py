@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
-from kernels.statistics import SecondMoment, add_outer_, cut_blocks, zeros
+from kernels.statistics import SecondMoment, add_outer_, mirror_, zeros
 from workers.data.base import Batch
 from workers.losses import Loss, calibration_loss, forward
 from workers.models.base import Layer
+from workers.pruners.statistics import Collected
 
 
 def chunk_size(block_size: int) -> int:
-    """Gradients kept before they are multiplied: enough for a matrix product, at half the memory of the statistic."""
-    return max(16, block_size // 2)
+    """Gradients kept before they are multiplied, so that a block is read and written once for many. Memory: ``K / B`` of the statistic."""
+    return max(16 if block_size < 64 else 64, block_size // 2)
 
 
 def derived_seed(*parts: int | str) -> int:
@@ -31,36 +32,46 @@ class GradientSum:
     """
 
     def __init__(self, layer: Layer, block_size: int, device: torch.device) -> None:
-        blocks = layer.rows * -(-layer.columns // block_size)
-        self.block_size = block_size
-        self.moment = zeros(blocks, block_size, device)
-        self.chunk_KnB = torch.empty(chunk_size(block_size), blocks, block_size, device=device)
+        per_row = -(-layer.columns // block_size)
+        self.columns = layer.columns
+        self.sum_nBB = zeros(layer.rows * per_row, block_size, device).sum_nBB
+        self.chunk_KRC = torch.zeros(chunk_size(block_size), layer.rows, per_row * block_size, device=device)  # rows padded to whole blocks
         self.waiting = 0
         self.count = 0
 
     def add(self, gradient_RC: Tensor) -> None:
-        if not torch.isfinite(gradient_RC).all():
+        if not finite(gradient_RC):
             return
-        self.chunk_KnB[self.waiting] = cut_blocks(gradient_RC.float(), self.block_size)
+        self.chunk_KRC[self.waiting, :, : self.columns] = gradient_RC
         self.waiting += 1
         self.count += 1
-        if self.waiting == len(self.chunk_KnB):
+        if self.waiting == len(self.chunk_KRC):
             self._multiply()
 
     def _multiply(self) -> None:
-        add_outer_(self.moment.sum_nBB, self.chunk_KnB[: self.waiting])
+        blocks, block_size, _ = self.sum_nBB.shape
+        add_outer_(self.sum_nBB, self.chunk_KRC[: self.waiting].view(-1, blocks, block_size))
         self.waiting = 0
 
     def result(self) -> SecondMoment:
+        """The sum; ends the feeding."""
         if self.waiting:
             self._multiply()
-        return SecondMoment(self.moment.sum_nBB, self.count)
+        del self.chunk_KRC
+        mirror_(self.sum_nBB)
+        return SecondMoment(self.sum_nBB, self.count)
 
 
 def block_fisher(
-    model: nn.Module, layers: list[Layer], batches: Iterator[Batch], block_sizes: dict[str, int], loss: Loss, seed: int
-) -> tuple[dict[str, SecondMoment], int]:
-    r"""Sum of ``g_n g_n^T`` over calibration batches, block-diagonal, per layer; and how many batches were seen.
+    model: nn.Module,
+    layers: list[Layer],
+    batches: Iterator[Batch],
+    block_sizes: dict[str, int],
+    loss: Loss,
+    seed: int,
+    arrange: Callable[[Layer, Tensor], Tensor],
+) -> Collected:
+    r"""Sum of ``g_n g_n^T`` over calibration batches, block-diagonal, per layer; columns in the order of ``arrange(layer, matrix_RC)``.
 
     Source: Kuznedelev et al. 2023 (arXiv 2210.09223), the Fisher of section 3; one ``g_n`` is the gradient of the mean loss of one batch.
     Differs: outer products are summed and factored once, in place of rank-1 updates of an inverse.
@@ -79,10 +90,13 @@ def block_fisher(
         if value is None or not finite(value):
             continue
         gradients = torch.autograd.grad(value, list(weights.values()))
-        for total, gradient in zip(sums.values(), gradients, strict=True):
-            total.add(gradient.reshape(gradient.shape[0], -1))
-    return {name: total.result() for name, total in sums.items()}, seen
+        for layer, gradient in zip(layers, gradients, strict=True):
+            sums[layer.name].add(arrange(layer, gradient.reshape(layer.rows, layer.columns)))
+    moments = {name: total.result() for name, total in sums.items()}
+    return Collected(moments, {name: seen - moment.count for name, moment in moments.items()})
 
 
 def finite(tensor: Tensor) -> bool:
-    return bool(torch.isfinite(tensor).all())
+    """Whether no number is NaN or infinite: extremes carry both, and need no mask."""
+    low, high = torch.aminmax(tensor.detach())
+    return bool(torch.isfinite(low) & torch.isfinite(high))

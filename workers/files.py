@@ -11,7 +11,8 @@ import os
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,14 +82,47 @@ def read_metadata(path: Path) -> dict[str, str]:
         raise SecateurError(f"{path}: expected a readable safetensors file, got: {error}") from error
 
 
+@dataclass(frozen=True)
+class TensorFile:
+    """A safetensors file that is read in parts: memory is only what is asked for."""
+
+    path: Path
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        with self._open() as file:
+            return tuple(file.get_slice(name).get_shape())
+
+    def part(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows ``start`` to ``stop`` of a tensor."""
+        with self._open() as file:
+            return file.get_slice(name)[start:stop]
+
+    def _open(self) -> Any:
+        from safetensors import safe_open
+
+        return safe_open(self.path, framework="pt")
+
+
 def read_result(record: Record, name: str) -> dict[str, Tensor]:
     """Tensors of a file of a stored result. Raises: DamagedResult if its bytes are not those that were written."""
-    path = record.path(name)
+    _check(record.path(name), record.files[name])
+    return read_tensors(record.path(name))
+
+
+def verified(record: Record, name: str) -> TensorFile:
+    """A file of a stored result, to be read in parts; checked as a whole, once in each process. Raises: DamagedResult."""
+    _check_once(record.path(name), record.files[name])
+    return TensorFile(record.path(name))
+
+
+def _check(path: Path, expected: str) -> None:
     if not path.exists():
-        raise DamagedResult(record.directory, f"{name} is missing")
-    if digest(path) != record.files[name]:
-        raise DamagedResult(record.directory, f"{name} does not match its checksum")
-    return read_tensors(path)
+        raise DamagedResult(path.parent, f"{path.name} is missing")
+    if digest(path) != expected:
+        raise DamagedResult(path.parent, f"{path.name} does not match its checksum")
+
+
+_check_once = lru_cache(maxsize=4096)(_check)
 
 
 def finish(to: Destination, verb: str, files: dict[str, str], numbers: dict[str, Any], started: float) -> Record:

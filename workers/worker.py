@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels import masks, select
-from kernels.statistics import SecondMoment
-from workers import evaluation
+from workers import evaluation, moments
 from workers.calibrate import derived_seed
 from workers.errors import SecateurError
 from workers.export import load_family, load_model, load_state, save_model
@@ -68,17 +67,16 @@ class Worker:
         collected = task.statistic.collect(self._model(task.model), list(task.layers), batches, task.loss, seed)
         records = []
         for layer, to in zip(task.layers, task.to, strict=True):
-            moment = collected.moments[layer.name]
-            written = write_tensors(to.directory / "statistic.safetensors", {"sum_nBB": moment.sum_nBB})
+            moment = collected.moments.pop(layer.name)
             numbers = {"layer": layer.name, "shard": task.shard, "count": moment.count, "skipped": collected.skipped[layer.name]}
-            records.append(finish(to, "collect", {"statistic.safetensors": written}, numbers, started))
+            records.append(finish(to, "collect", {moments.FILE: moments.write_moment(to, moment)}, numbers, started))
         return records
 
     def score(self, task: ScoreTask) -> Record:
         """What each weight of a layer is worth."""
         started = time.time()
         weight_RC, layer = self._weight(task.model, task.layer), task.layer
-        found = task.pruner.score(weight_RC, layer, self._moments(task.partials))
+        found = task.pruner.score(weight_RC, layer, moments.stored(task.partials, self.device))
         tensors = {"order_nU": found.order_nU, "loss_nU": found.loss_nU, "score_nU": found.score_nU}
         written = write_tensors(task.to.directory / "scores.safetensors", tensors)
         unit = task.pruner.pattern.unit
@@ -104,7 +102,7 @@ class Worker:
         counts_n = select.select_smallest(scores["score_nU"], task.pruned).sum(1)
         removed_nU = masks.prefix_mask(scores["order_nU"], counts_n)
         keep_RC = ~task.pruner.layout(layer).join_units(removed_nU) & (weight_RC != 0)
-        solution = task.pruner.solve(weight_RC, layer, self._moments(task.partials), keep_RC)
+        solution = task.pruner.solve(weight_RC, layer, moments.stored(task.partials, self.device), keep_RC)
         if not torch.isfinite(solution.weight_RC).all():
             raise SecateurError(f"{layer.name}: the re-fitted weights are not finite; raise pruner.dampening")
         steps = torch.arange(scores["loss_nU"].shape[1], device=self.device)
@@ -161,14 +159,6 @@ class Worker:
         metrics |= {"images_per_second": speed, "test_samples": float(len(labels_N))}
         seconds = sum(record.seconds for records in task.outputs.values() for record in records)
         return finish(task.to, "assess", {}, {"metrics": metrics, "seconds": seconds}, started)
-
-    def _moments(self, partials: Sequence[Record]) -> SecondMoment | None:
-        total: SecondMoment | None = None
-        for record in partials:
-            sum_nBB = read_result(record, "statistic.safetensors")["sum_nBB"].to(self.device)
-            partial = SecondMoment(sum_nBB, record.numbers["count"])
-            total = partial if total is None else total.merge(partial)
-        return total
 
     def _outputs(self, records: Sequence[Record]) -> tuple[Tensor, Tensor]:
         parts = [read_result(record, "outputs.safetensors") for record in records]

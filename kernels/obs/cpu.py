@@ -27,6 +27,7 @@ from kernels.linalg import NotPositiveDefinite, layer_dampening
 from kernels.obs.block import LINES, copy_inverse, eliminate_block, invert_block, score_block, scratch, shape, solve_block, square_units
 from kernels.obs.reference import Elimination, removable
 from kernels.patterns import FREE, Pattern
+from kernels.threads import run
 
 PORTIONS = 64  # of the blocks, which threads take
 
@@ -42,7 +43,7 @@ def eliminate(
     report_n2 = torch.empty(blocks, 2, dtype=torch.float64)
     inputs = (_array(weights_nB), _array(mean_nBB), _array(alive_nB), *_share(mean_nBB, alive_nB), absolute)
     limits = (pattern.unit, pattern.bucket, pattern.removable)
-    _run(_eliminate_all, *inputs, *limits, order_nG.numpy(), loss_nG.numpy(), report_n2.numpy())
+    run(_eliminate_all, *inputs, *limits, order_nG.numpy(), loss_nG.numpy(), report_n2.numpy())
     _refuse(report_n2)
     return Elimination(order_nG, loss_nG, report_n2[:, 0].clone())
 
@@ -56,7 +57,7 @@ def static_losses(
     loss_nG = torch.full((blocks, units), torch.inf)
     report_n2 = torch.empty(blocks, 2, dtype=torch.float64)
     inputs = (_array(weights_nB), _array(mean_nBB), _array(alive_nB), *_share(mean_nBB, alive_nB), absolute)
-    _run(_score_all, *inputs, pattern.unit, loss_nG.numpy(), report_n2.numpy())
+    run(_score_all, *inputs, pattern.unit, loss_nG.numpy(), report_n2.numpy())
     _refuse(report_n2)
     return loss_nG.masked_fill_(~removable(alive_nB.reshape(blocks, units, pattern.unit), pattern), torch.inf)
 
@@ -67,7 +68,7 @@ def solve_on_mask(weights_nB: Tensor, mean_nBB: Tensor, keep_nB: Tensor, alive_n
     solved_nB = torch.zeros_like(weights_nB, memory_format=torch.contiguous_format)
     report_n2 = torch.empty(len(weights_nB), 2, dtype=torch.float64)
     inputs = (_array(weights_nB), _array(mean_nBB), _array(keep_nB), _array(alive_nB), absolute)
-    _run(_solve_all, *inputs, solved_nB.numpy(), report_n2.numpy())
+    run(_solve_all, *inputs, solved_nB.numpy(), report_n2.numpy())
     _refuse(report_n2)
     return solved_nB
 
@@ -90,19 +91,6 @@ def _share(mean_nBB: Tensor, alive_nB: Tensor) -> tuple[np.ndarray, int]:
         return np.zeros(len(alive_nB), dtype=bool), -1
     share_n = _array((alive_nB == alive_nB.any(dim=0)).all(dim=1))
     return share_n, int(share_n.argmax()) if share_n.any() else -1
-
-
-def _run(kernel: Callable[..., None], *arguments: object) -> None:
-    """Run on as many threads as torch uses. The first use of numba's threads changes torch's number (both share OpenMP): put it back."""
-    threads = torch.get_num_threads()
-    before = numba.get_num_threads()
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
-    try:
-        kernel(*arguments)
-    finally:
-        numba.set_num_threads(before)
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
 
 
 def _refuse(report_n2: Tensor) -> None:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.statistics import SecondMoment, add_outer_, cut_blocks, existing_nB, join_blocks, zeros
+from kernels.statistics import SecondMoment, add_outer_, add_packed_, cut_blocks, existing_nB, join_blocks, mirror_, pack_lower, zeros
 
 sizes = st.integers(1, 9)
 
@@ -35,6 +35,7 @@ def test_sum_of_chunks_is_the_literal_sum_of_outer_products(samples: int, blocks
     sum_nBB = zeros(blocks, block_size).sum_nBB
     for chunk_KnB in vectors_KnB.split(7):
         add_outer_(sum_nBB, chunk_KnB)
+    mirror_(sum_nBB)
     np.testing.assert_allclose(sum_nBB.numpy(), _outer_sum(vectors_KnB.double().numpy()), rtol=1e-5, atol=1e-5)
     assert torch.equal(sum_nBB, sum_nBB.mT)
 
@@ -48,32 +49,37 @@ def test_outer_products_are_taken_of_views_and_keep_the_callers_precision_settin
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
+    mirror_(sum_nBB)
     np.testing.assert_allclose(sum_nBB.numpy(), _outer_sum(gradients_KC.view(6, 4, 5).double().numpy()), rtol=1e-5, atol=1e-6)
 
 
-@given(st.lists(st.integers(0, 6), min_size=3, max_size=3))
-def test_merging_is_associative_and_equals_one_pass(counts: list[int]) -> None:
-    generator = torch.Generator().manual_seed(sum(counts))
-    parts, everything = [], []
-    for count in counts:  # small whole numbers: float32 sums of them are exact, so that equality is
-        vectors_KnB = torch.randint(-3, 4, (count, 2, 3), generator=generator).float()
-        moment = zeros(2, 3)
-        add_outer_(moment.sum_nBB, vectors_KnB)
-        parts.append(SecondMoment(moment.sum_nBB, count))
-        everything.append(vectors_KnB)
-    a, b, c = parts
-    left, right = a.merge(b).merge(c), a.merge(b.merge(c))
-    assert torch.equal(left.sum_nBB, right.sum_nBB)
-    assert left.count == right.count == sum(counts)
-    np.testing.assert_array_equal(left.sum_nBB.numpy(), _outer_sum(torch.cat(everything).numpy()) if sum(counts) else np.zeros((2, 3, 3)))
+@pytest.mark.parametrize("block_size", [1, 7, 16, 33, 64])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_every_block_size_and_number_of_threads_gives_the_literal_sum(block_size: int, threads: int) -> None:
+    vectors_KnB = torch.randint(-4, 5, (21, 70, block_size), generator=torch.Generator().manual_seed(1)).float()  # sums are exact
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        sum_nBB = zeros(70, block_size).sum_nBB
+        add_outer_(sum_nBB, vectors_KnB)
+        mirror_(sum_nBB)
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_array_equal(sum_nBB.numpy(), _outer_sum(vectors_KnB.numpy()))
+
+
+def test_packed_triangles_add_up_to_the_matrices_they_came_from() -> None:
+    sums = [torch.randint(-9, 9, (5, 6, 6), generator=torch.Generator().manual_seed(seed)).float() for seed in range(2)]
+    symmetric = [each + each.mT for each in sums]
+    total_nBB = torch.zeros(5, 6, 6)
+    for each in symmetric:
+        packed_nT = pack_lower(each.clone())
+        assert packed_nT.shape == (5, 21)
+        add_packed_(total_nBB, packed_nT)
+    assert torch.equal(total_nBB, symmetric[0] + symmetric[1])
 
 
 def test_the_mean_divides_by_the_count_and_needs_one() -> None:
     assert torch.equal(SecondMoment(torch.full((1, 2, 2), 6.0), 3).mean_nBB(), torch.full((1, 2, 2), 2.0))
     with pytest.raises(ValueError, match="at least one sample"):
         zeros(1, 2).mean_nBB()
-
-
-def test_moments_of_different_blocks_do_not_merge() -> None:
-    with pytest.raises(ValueError, match="shapes"):
-        zeros(1, 2).merge(zeros(2, 2))

@@ -51,11 +51,11 @@ class Target:
             self.per_layer,
         )
         try:
-            pattern = parse(self.pattern)
+            parsed = parse(self.pattern)
         except ValueError as error:
             raise ConfigError(f"pruner.target.pattern: {error}") from error
-        if pattern.bucket:
-            share = pattern.removable / pattern.bucket
+        if parsed.bucket:
+            share = parsed.removable / parsed.bucket
             require(self.scope is not Scope.PER_LAYER, "pruner.target.scope", f"global or uniform with pattern {self.pattern}", "per_layer")
             require(
                 self.sparsity == share,

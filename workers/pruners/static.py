@@ -26,7 +26,7 @@ def static_sensitivity(cost_RU: Tensor, layout: Layout, notes: dict[str, float],
 
 
 def quantiles(cost_GS: Tensor) -> Tensor:
-    """Costs replaced by their rank inside each row, as a fraction of the row's length: any threshold then takes the same share of every row.
+    """Costs replaced by their rank in each row, as a fraction of the row's length: any threshold then takes the same share of all rows.
 
     Entries of +inf are gone already and take the first ranks; they stay +inf.
     """

@@ -97,6 +97,6 @@ class LayerHessian(Statistic):
         return {"statistic": "layer_hessian"}
 
     def collect(self, model: nn.Module, layers: list[Layer], batches: Iterator[Batch], loss: Loss, seed: int) -> Collected:
-        from workers.calibrate import layer_hessian
+        from workers.layer_inputs import layer_hessian
 
         return layer_hessian(model, layers, batches)

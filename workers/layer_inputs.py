@@ -1,0 +1,111 @@
+"""Collecting the layer Hessian: inputs of Linear and Conv2d layers, summed as outer products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from kernels.linalg import full_precision
+from kernels.statistics import SecondMoment, zeros
+from workers.calibrate import finite
+from workers.data.base import Batch
+from workers.models.base import Layer
+from workers.pruners.statistics import Collected
+
+PATCH_BYTES = 64 * 2**20  # of a convolution's inputs, laid out for the product at a time
+
+
+class InputSum:
+    """``sum 2 x x^T`` over the input vectors of one layer, a matrix per group of its rows; and what could not be used."""
+
+    def __init__(self, layer: Layer, device: torch.device) -> None:
+        self.layer = layer
+        self.sum_GCC = zeros(layer.groups, layer.columns, device).sum_nBB
+        self.count = 0
+        self.skipped = 0
+
+    def add_linear(self, inputs: Tensor) -> None:
+        """Inputs of any leading shape, (…, C)."""
+        self._add(inputs.reshape(-1, 1, self.layer.columns).permute(1, 2, 0))
+
+    def add_convolution(self, inputs_NCHW: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any) -> None:
+        """Inputs of ``conv2d``: a vector per output position, laid out ``PATCH_BYTES`` at a time."""
+        kernel = weight.shape[2:]
+        inputs_NCHW, padding = _padded(inputs_NCHW, kernel, padding, dilation)
+        stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
+        positions = 1
+        for side, k, s, p, d in zip(inputs_NCHW.shape[2:], kernel, stride, padding, dilation, strict=True):
+            positions *= (side + 2 * p - d * (k - 1) - 1) // s + 1
+        sample_bytes = 4 * self.layer.groups * self.layer.columns * positions
+        for part in inputs_NCHW.split(max(1, PATCH_BYTES // sample_bytes)):
+            patches = functional.unfold(part, tuple(kernel), dilation, padding, stride)
+            grouped = patches.reshape(len(part), self.layer.groups, self.layer.columns, -1)
+            self._add(grouped.permute(1, 2, 0, 3).flatten(2))
+
+    def _add(self, vectors_GCK: Tensor) -> None:
+        vectors_GCK = vectors_GCK.float()
+        with full_precision():
+            self.sum_GCC.baddbmm_(vectors_GCK, vectors_GCK.mT, alpha=2)
+        self.count += vectors_GCK.shape[2]
+
+
+def layer_hessian(model: nn.Module, layers: list[Layer], batches: Iterator[Batch]) -> Collected:
+    r"""Sum of ``2 x x^T`` over all input vectors of each layer: tokens of a Linear, patches of a Conv2d. ``count`` is their number.
+
+    Source: Frantar & Alistarh 2022 (arXiv 2208.11580), section 3: the Hessian of the layer's squared output error ``|Wx - W'x|^2``, per
+    row. Inputs are seen where the layer's weight meets them, after any padding that the layer does itself. A batch whose inputs to a layer
+    are not finite is skipped for that layer.
+    """
+    sums = {id(model.get_parameter(f"{layer.name}.weight")): InputSum(layer, _device(model)) for layer in layers}
+    for batch in batches:
+        with torch.no_grad(), _Seeing(sums):
+            model(batch.images_NCHW.to(_device(model)))
+    found = {total.layer.name: total for total in sums.values()}
+    moments = {name: SecondMoment(total.sum_GCC, total.count) for name, total in found.items()}
+    return Collected(moments, {name: total.skipped for name, total in found.items()})
+
+
+class _Seeing(TorchFunctionMode):
+    """Adds the inputs of every product with one of the weights (by ``id``)."""
+
+    def __init__(self, sums: dict[int, InputSum]) -> None:
+        super().__init__()
+        self.sums = sums
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (functional.linear, functional.conv2d):
+            names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+            given = {"stride": 1, "padding": 0, "dilation": 1} | dict(zip(names, args, strict=False)) | kwargs
+            total = self.sums.get(id(given["weight"]))
+            if total is not None and not finite(given["input"]):
+                total.skipped += 1
+            elif total is not None and func is functional.linear:
+                total.add_linear(given["input"])
+            elif total is not None:
+                total.add_convolution(given["input"], given["weight"], given["stride"], given["padding"], given["dilation"])
+        return func(*args, **kwargs)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value) * (2 // len(value))
+
+
+def _padded(inputs_NCHW: Tensor, kernel: torch.Size, padding: Any, dilation: Any) -> tuple[Tensor, tuple[int, int]]:
+    """Padding as two numbers; ``same``, which may be lopsided, is carried out."""
+    if padding == "valid":
+        return inputs_NCHW, (0, 0)
+    if padding != "same":
+        return inputs_NCHW, _pair(padding)
+    totals = [d * (k - 1) for k, d in zip(kernel, _pair(dilation), strict=True)]
+    (top, left) = (total // 2 for total in totals)
+    return functional.pad(inputs_NCHW, (left, totals[1] - left, top, totals[0] - top)), (0, 0)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
