@@ -14,7 +14,7 @@ from kernels.isotonic import isotonic_means
 
 def marginal(loss_nB: Tensor) -> Tensor:
     """``l_k``: the loss of this removal alone. Source: Frantar & Alistarh 2022 (OBC)."""
-    return loss_nB
+    return loss_nB.clone()
 
 
 def accumulated(loss_nB: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ def static_sensitivity(cost_RU: Tensor, layout: Layout, notes: dict[str, float],
         gone_n1 = torch.isinf(score_nB).sum(dim=1, keepdim=True)
         positions_B = torch.arange(bucket, device=cost_RU.device)
         score_nB = score_nB.masked_fill(positions_B >= layout.pattern.removable - gone_n1, torch.inf)
-    return Sensitivity(order_nB.to(torch.int16), score_nB if predicts else torch.full_like(score_nB, torch.nan), score_nB, notes)
+    return Sensitivity(order_nB.to(torch.int16), score_nB.clone() if predicts else torch.full_like(score_nB, torch.nan), score_nB, notes)
 
 
 def quantiles(cost_GS: Tensor) -> Tensor:
