@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.cluster.attach import knock, settle_authentication
@@ -30,14 +30,15 @@ class Ray(Cluster):
 
     address: str | None  # None: start one here; "auto", "host:port" or "ray://host:port": attach
     cpus_per_worker: float | None  # Ray's bookkeeping; None: as many as threads
-    resources_per_worker: dict[str, float]  # what else a worker, and a rank of a gang, asks of Ray; on cuda, a GPU is understood
+    resources_per_worker: dict[str, float] | None  # what else a worker, or a rank of a gang, asks of Ray; on cuda, a GPU is understood
     wait_seconds: float  # for room for the workers, or for a gang
     retries: int  # of a task whose worker died, of a worker that dies before it is up, and of a gang
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.cpus_per_worker is None or self.cpus_per_worker >= 0, "cluster.cpus_per_worker", "0 or more", self.cpus_per_worker)
-        for kind, amount in self.resources_per_worker.items():
+        self._more: Amounts = self.resources_per_worker or {}
+        for kind, amount in self._more.items():
             where = f"cluster.resources_per_worker.{kind}"
             require(kind != "CPU", where, "another resource than CPU", amount, "set cluster.cpus_per_worker")
             require(amount > 0, where, "a positive number", amount)
@@ -51,7 +52,7 @@ class Ray(Cluster):
     def resources(self) -> Resources:
         # What is asked for counts where the workers may be elsewhere; "auto" takes this machine for an example of the others.
         device, found = ("cuda", 0) if self.device is Device.CUDA else devices_here(self.device)
-        threads, share = self.threads or default_threads(), self.resources_per_worker.get("GPU", 1.0)
+        threads, share = self.threads or default_threads(), self._more.get("GPU", 1.0)
         if self.workers is None and self.address is not None:
             workers = self._count(self._asks(device, threads))
         else:
@@ -70,7 +71,7 @@ class Ray(Cluster):
     def _asks(self, device: str, threads: int) -> Amounts:
         """Ray resources of one worker."""
         cpus = self.cpus_per_worker if self.cpus_per_worker is not None else float(threads)
-        return {"CPU": cpus} | ({"GPU": 1.0} if device == "cuda" else {}) | self.resources_per_worker
+        return {"CPU": cpus} | ({"GPU": 1.0} if device == "cuda" else {}) | self._more
 
     def _worker_asks(self) -> Amounts:
         here = self.resources()
@@ -86,8 +87,10 @@ class Ray(Cluster):
 
         if self._counted is None:
             self._join()
-            nodes = _nodes()
-            ray.shutdown()
+            try:
+                nodes = _nodes()
+            finally:
+                ray.shutdown()
             expected = f"a number, or a cluster with room for a worker ({words(asks)})"
             require(room(nodes, asks) > 0, "cluster.workers", expected, None, f"the cluster has {together(nodes, asks)}")
             self._counted = room(nodes, asks)
@@ -125,14 +128,14 @@ class Ray(Cluster):
             ) from error
 
     def _wait_for_room(self, what: str, count: int, asks: Amounts) -> None:
-        limit = time.monotonic() + (self.wait_seconds if self.address else 0)
+        limit = monotonic() + (self.wait_seconds if self.address else 0)
         while (found := room(nodes := _nodes(), asks)) < count:
-            if time.monotonic() >= limit:
+            if monotonic() >= limit:
                 raise ConfigError(
                     f"{what}: more than the cluster has ({words(asks, count)} needed, {together(nodes, asks)} there, room for {found} of "
                     f"{count}); lower it, lower cluster.cpus_per_worker, or add nodes"
                 )
-            time.sleep(1)
+            sleep(1)
 
     def stop(self) -> None:
         import ray
@@ -244,8 +247,9 @@ class RayActors(Actors):
         except RayTaskError as error:
             raise (error.cause if isinstance(error.cause, SecateurError) else error.as_instanceof_cause()) from None
         except (RayActorError, ObjectLostError) as error:  # the second: its node died with a result that was not yet here
-            lines = [line.strip() for line in str(error).splitlines() if "cause" in line.lower() or "memory" in line.lower()]
-            raise WorkerDied(lines[0] if lines else "it died") from error
+            lines = [line.strip() for line in str(error).splitlines()]
+            reasons = [line for line in lines if "cause" in line.lower() or "memory" in line.lower()]
+            raise WorkerDied((reasons or lines or ["it died"])[0]) from error
 
     def end(self, actor: Any) -> None:
         import ray
