@@ -30,7 +30,9 @@ class Nodes:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        alert = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
+        head = {"num_cpus": 0, "include_dashboard": False, "_system_config": alert}
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.address = str(self.cluster.address)
         self.nodes: dict[str, Any] = {}
 
@@ -53,14 +55,14 @@ class Nodes:
         """A worker of a node, stopped while it does ``verb`` for a run that is under way."""
         raylet = psutil.Process(self.nodes[name].all_processes["raylet"][0].process.pid)
         while process.poll() is None:
-            for child in raylet.children(recursive=True):
+            for child in raylet.children():
                 try:
                     if "".join(child.cmdline()[:1]).startswith(f"ray::Worker.{verb}"):
                         child.send_signal(signal.SIGSTOP)
                         return child
                 except psutil.Error:
                     continue
-            time.sleep(0.001)
+            time.sleep(0.002)
         pytest.fail(f"no worker of {name} was caught at {verb}: {process.communicate()[0]}")
 
 
@@ -141,7 +143,7 @@ def test_few_workers_are_spread_over_the_nodes(nodes: Nodes, attached: Callable[
 
 
 def test_neighbouring_ranks_are_on_one_node(nodes: Nodes, attached: Callable[..., Ray], tmp_path: Path) -> None:
-    nodes.only(n2=1, n3=2, n4=1)
+    nodes.only(n2=1, n3=2)
 
     def note(config: dict[str, Any]) -> None:
         import ray
@@ -151,13 +153,13 @@ def test_neighbouring_ranks_are_on_one_node(nodes: Nodes, attached: Callable[...
         (Path(config["to"]) / f"{seen['RANK']}.json").write_text(json.dumps(seen))
 
     cluster = attached(workers=1)
-    cluster.start(4)
-    cluster._train_together(note, {"to": str(tmp_path)}, 4, str(tmp_path / "ray"))
-    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(4)]
-    assert all(rank["WORLD_SIZE"] == 4 for rank in ranks)
+    cluster.start(3)
+    cluster._train_together(note, {"to": str(tmp_path)}, 3, str(tmp_path / "ray"))
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
+    assert all(rank["WORLD_SIZE"] == 3 for rank in ranks)
     order = [rank["node"] for rank in ranks]
-    assert Counter(order) == {"127.0.0.2": 1, "127.0.0.3": 2, "127.0.0.4": 1}
-    assert sum(one != other for one, other in itertools.pairwise(order)) == 2, f"{order}: a node's ranks are not in a row"
+    assert Counter(order) == {"127.0.0.2": 1, "127.0.0.3": 2}
+    assert sum(one != other for one, other in itertools.pairwise(order)) == 1, f"{order}: a node's ranks are not in a row"
     for node in set(order):
         there = [rank for rank in ranks if rank["node"] == node]
         assert [rank["LOCAL_RANK"] for rank in there] == list(range(len(there)))
@@ -224,6 +226,7 @@ def test_a_run_goes_on_when_a_node_is_lost_and_uses_one_that_joins(nodes: Nodes,
     assert any("died during collect, and its task was given to another" in text for text in warnings_of(tmp_path)), warnings_of(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_nodes_that_are_left(nodes: Nodes, undisturbed: Path, tmp_path: Path) -> None:
     nodes.only(n2=1, n3=1)
     process = start(tmp_path, *ON_NODES, f"cluster.address={nodes.address}", "cluster.workers=2")
@@ -235,6 +238,7 @@ def test_a_run_goes_on_with_the_nodes_that_are_left(nodes: Nodes, undisturbed: P
     assert any(text.startswith("1 of 2 workers") for text in warnings_of(tmp_path)), warnings_of(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_that_loses_its_last_node_says_so_and_continues_another_time(nodes: Nodes, undisturbed: Path, tmp_path: Path) -> None:
     nodes.only(n2=1)
     settings = (*ON_NODES, f"cluster.address={nodes.address}", "cluster.workers=1", "cluster.wait_seconds=3")
@@ -254,3 +258,22 @@ def test_a_run_that_loses_its_last_node_says_so_and_continues_another_time(nodes
     run(tmp_path, *settings)
     assert model_bytes(tmp_path) == model_bytes(undisturbed)
     assert max(computed(tmp_path).values()) == 1, "finished work was repeated"
+
+
+@pytest.mark.slow
+def test_a_training_gang_that_loses_a_node_resumes_on_another_to_equal_bytes(nodes: Nodes, tmp_path: Path) -> None:
+    training = ["recovery=adamw", "recovery.epochs=30", "recovery.batch_size=32", "data.train_size=128", "recovery.ranks=2"]
+    run(tmp_path / "local", *training)
+    nodes.only(n2=1, n3=1)
+    (tmp_path / "nodes").mkdir()
+    process = start(tmp_path / "nodes", *training, *ON_NODES, f"cluster.address={nodes.address}", "cluster.workers=1")
+    while process.poll() is None and not list((tmp_path / "nodes").glob("runs/store/recover/*/*/checkpoints/*")):
+        time.sleep(0.05)
+    assert process.poll() is None, process.communicate()[0]
+    nodes.remove("n3")
+    nodes.add("n4", 1)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert model_bytes(tmp_path / "nodes") == model_bytes(tmp_path / "local")
+    (record,) = (tmp_path / "nodes").glob("runs/store/recover/*/*/record.json")
+    assert json.loads(record.read_text())["numbers"]["epochs_resumed_from"] > 0
