@@ -5,17 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.cluster.attach import knock, settle_authentication
 from orchestrator.cluster.base import Cluster, Device, Resources, Result, Task, cores_here, default_threads, devices_here, memory_of_worker
+from orchestrator.cluster.capacity import Amounts, room, together, words
+from orchestrator.cluster.crew import Actors, Crew, WorkerDied
+from orchestrator.cluster.gang import cause, train
 from workers.checks import require
 from workers.errors import ConfigError, SecateurError
 
@@ -27,60 +26,99 @@ CPU_WORKERS = 2
 
 @dataclass
 class Ray(Cluster):
-    """A Ray cluster: started on this machine, or attached to."""
+    """A Ray cluster: started on this machine, or attached to. Its nodes may come and go; those with room for a worker are used."""
 
-    address: str | None  # None: start one here; "auto" or "ray://host:port": attach
+    address: str | None  # None: start one here; "auto", "host:port" or "ray://host:port": attach
     cpus_per_worker: float | None  # Ray's bookkeeping; None: as many as threads
-    wait_seconds: float  # for the cluster to have what is needed, when attached
-    retries: int  # of a task whose worker died, and of a gang
+    resources_per_worker: dict[str, float] | None  # what else a worker, or a rank of a gang, asks of Ray; on cuda, a GPU is understood
+    wait_seconds: float  # for room for the workers, or for a gang
+    retries: int  # of a task whose worker died, of a worker that dies before it is up, and of a gang
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(self.cpus_per_worker is None or self.cpus_per_worker >= 0, "cluster.cpus_per_worker", "0 or more", self.cpus_per_worker)
+        self._more: Amounts = self.resources_per_worker or {}
+        for kind, amount in self._more.items():
+            where = f"cluster.resources_per_worker.{kind}"
+            require(kind != "CPU", where, "another resource than CPU", amount, "set cluster.cpus_per_worker")
+            require(amount > 0, where, "a positive number", amount)
+            require(kind != "GPU" or amount <= 1, where, "at most 1, since a worker uses one GPU", amount)
         require(self.wait_seconds > 0, "cluster.wait_seconds", "a positive number of seconds", self.wait_seconds)
         require(self.retries >= 0, "cluster.retries", "0 or more", self.retries)
-        self._actors: list[Any] = []
+        self._crew: Crew | None = None
         self._joined = False
+        self._counted: int | None = None
 
     def resources(self) -> Resources:
         # What is asked for counts where the workers may be elsewhere; "auto" takes this machine for an example of the others.
         device, found = ("cuda", 0) if self.device is Device.CUDA else devices_here(self.device)
-        workers = self.workers or found or CPU_WORKERS
+        threads, share = self.threads or default_threads(), self._more.get("GPU", 1.0)
+        if self.workers is None and self.address is not None:
+            workers = self._count(self._asks(device, threads))
+        else:
+            workers = self.workers or int(found / share) or CPU_WORKERS
         require(
             device == "cpu" or self.memory_gb is not None or found > 0,
             "cluster.memory_gb",
             "the memory of one GPU, since it cannot be read here",
             self.memory_gb,
         )
-        return Resources(workers, device, self.threads or default_threads(), memory_of_worker(self, device, workers))
+        memory_bytes = memory_of_worker(self, device, workers)
+        if device == "cuda" and self.memory_gb is None:
+            memory_bytes = int(share * memory_bytes)
+        return Resources(workers, device, threads, memory_bytes)
 
-    def _needs(self, count: int) -> dict[str, float]:
-        """Ray resources of ``count`` workers."""
+    def _asks(self, device: str, threads: int) -> Amounts:
+        """Ray resources of one worker."""
+        cpus = self.cpus_per_worker if self.cpus_per_worker is not None else float(threads)
+        return {"CPU": cpus} | ({"GPU": 1.0} if device == "cuda" else {}) | self._more
+
+    def _worker_asks(self) -> Amounts:
         here = self.resources()
-        cpus = self.cpus_per_worker if self.cpus_per_worker is not None else float(here.threads)
-        return {"CPU": count * cpus} | ({"GPU": float(count)} if here.device == "cuda" else {})
+        return self._asks(here.device, here.threads)
+
+    def _rank_asks(self) -> Amounts:
+        """As a worker, but ranks cannot share a GPU."""
+        return self._worker_asks() | ({"GPU": 1.0} if self.resources().device == "cuda" else {})
+
+    def _count(self, asks: Amounts) -> int:
+        """Workers that the running cluster has room for. It is asked once, and nothing but the number is kept. Raises: ConfigError."""
+        import ray
+
+        if self._counted is None:
+            self._join()
+            try:
+                nodes = _nodes()
+            finally:
+                ray.shutdown()
+            expected = f"a number, or a cluster with room for a worker ({words(asks)})"
+            require(room(nodes, asks) > 0, "cluster.workers", expected, None, f"the cluster has {together(nodes, asks)}")
+            self._counted = room(nodes, asks)
+        return self._counted
 
     def start(self, ranks: int) -> None:
+        here, asks = self.resources(), self._worker_asks()
+        self._join()
+        self._joined = True
+        self._wait_for_room("cluster.workers", here.workers, asks)
+        self._wait_for_room("the ranks of training or recovery", ranks, self._rank_asks())
+        actors = RayActors(asks, here.device, here.threads)
+        self._crew = Crew(actors, here.workers, self.wait_seconds, self.retries, self.warnings.append)
+
+    def _join(self) -> None:
+        """Start Ray here, or join a running cluster. Raises: ConfigError."""
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-        if self.address is None:
-            import ray
-
-            ray.init(address="local", num_cpus=cores_here(), include_dashboard=False, **quiet)
-        else:
-            self._attach(quiet)
-        self._joined = True
-        for what, count in (("cluster.workers", self.resources().workers), ("the ranks of training or recovery", ranks)):
-            self._wait_until_cluster_has(what, self._needs(count))
-
-    def _attach(self, quiet: dict[str, Any]) -> None:
-        """Join a running cluster, with the token on this machine if it asks for one."""
-        self._knock()
-        if "RAY_AUTH_MODE" not in os.environ:  # read when Ray is imported
-            os.environ["RAY_AUTH_MODE"] = "token" if _has_token() and not _answers_without_token(str(self.address)) else "disabled"
+        if self.address is not None:
+            knock(self.address)
+            settle_authentication(self.address)
         import ray
 
+        if self.address is None:
+            ray.init(address="local", num_cpus=cores_here(), include_dashboard=False, **quiet)
+            return
         try:
             ray.init(address=self.address, **quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -89,174 +127,152 @@ class Ray(Cluster):
                 f"cluster.address: no Ray cluster answers at {self.address!r} ({reason}); start one with `ray start`"
             ) from error
 
-    def _knock(self) -> None:
-        """Ray would wait for minutes at an address where nobody listens. Raises: ConfigError."""
-        host, _, port = str(self.address).removeprefix("ray://").rpartition(":")
-        if host and port.isdigit():
-            try:
-                socket.create_connection((host, int(port)), timeout=10).close()
-            except OSError as error:
+    def _wait_for_room(self, what: str, count: int, asks: Amounts) -> None:
+        limit = monotonic() + (self.wait_seconds if self.address else 0)
+        while (found := room(nodes := _nodes(), asks)) < count:
+            if monotonic() >= limit:
                 raise ConfigError(
-                    f"cluster.address: nothing answers at {self.address!r} ({error.strerror or error}); start a cluster with `ray start`"
-                ) from error
-
-    def _wait_until_cluster_has(self, what: str, needed: dict[str, float]) -> None:
-        import ray
-
-        limit = time.monotonic() + (self.wait_seconds if self.address else 0)
-        while True:
-            total = ray.cluster_resources()
-            lacking = {kind: amount for kind, amount in needed.items() if total.get(kind, 0) < amount}
-            if not lacking:
-                return
-            if time.monotonic() >= limit:
-                gaps = ", ".join(f"{amount:g} {kind} needed, {total.get(kind, 0):g} there" for kind, amount in lacking.items())
-                raise ConfigError(f"{what}: more than the cluster has ({gaps}); lower it, lower cluster.cpus_per_worker, or add nodes")
-            time.sleep(1)
+                    f"{what}: more than the cluster has ({words(asks, count)} needed, {together(nodes, asks)} there, room for {found} of "
+                    f"{count}); lower it, lower cluster.cpus_per_worker, or add nodes"
+                )
+            sleep(1)
 
     def stop(self) -> None:
         import ray
 
-        self._release()
+        if self._crew is not None:
+            self._crew.release()
         if self._joined:
             ray.shutdown()
             self._joined = False
 
-    def _release(self) -> None:
-        import ray
+    def ready(self) -> None:
+        assert self._crew is not None
+        self._crew.ready()
 
-        for actor in self._actors:
-            ray.kill(actor)
-        self._actors = []
+    def map(self, verb: Callable[[Any, Task], Result], tasks: Sequence[Task], done: Callable[[int, Result], None]) -> list[Result]:
+        if not tasks:
+            return []
+        assert self._crew is not None
+        self._crew.ready()
+        return self._crew.map(verb.__name__, tasks, done)
 
-    def _new_actor(self, index: int) -> Any:
+    def gang(self, task: RecoverTask) -> Record:
+        from workers.files import read_record
+
+        here, folder = self.resources(), task.to.directory
+        config = {"task": task, "threads": here.threads, "device": here.device}
+        self._train_together(train, config, task.recovery.ranks, str(folder / "ray"))
+        record = read_record(folder)
+        if record is None:
+            raise SecateurError(
+                f"{folder}: the training gang ended without a result that this driver can see; is the store on a shared disk?"
+            )
+        shutil.rmtree(folder / "ray", ignore_errors=True)
+        return record
+
+    def _train_together(self, function: Callable[[dict[str, Any]], None], config: dict[str, Any], ranks: int, folder: str) -> None:
+        """Run ``function`` in ``ranks`` processes. Ray Train gives neighbouring ranks to the processes of a node.
+
+        Raises: what a rank raised; SecateurError if the ranks found no place in time.
+        """
+        from ray.train import RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.v2.api.config import FailureConfig
+        from ray.train.v2.api.exceptions import ControllerError
+
+        assert self._crew is not None
+        self._crew.release()  # their devices are needed; a worker is a cache
+        asks, device = self._rank_asks(), self.resources().device
+        # Ray Train looks for a place several times, each time for so long.
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(self.wait_seconds / (self.retries + 1))
+        trainer = TorchTrainer(
+            function,
+            train_loop_config=config,
+            torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo"),
+            scaling_config=ScalingConfig(num_workers=ranks, use_gpu="GPU" in asks, resources_per_worker=asks),
+            run_config=RunConfig(
+                storage_path=folder,
+                failure_config=FailureConfig(max_failures=self.retries, controller_failure_limit=self.retries),
+            ),
+        )
+        try:
+            trainer.fit()
+        except ControllerError as error:
+            raise SecateurError(
+                f"recovery.ranks: {ranks} ranks did not start within {self.wait_seconds:g} seconds ({_account(asks)}; "
+                f"{str(error.controller_failure).split('. ')[0]}); add nodes or wait until these are free, then run the same command "
+                "again: finished work is kept"
+            ) from error
+        except Exception as error:
+            raise cause(error) from None
+
+
+class RayActors(Actors):
+    """``Worker`` objects that each ask Ray for ``asks``."""
+
+    def __init__(self, asks: Amounts, device: str, threads: int) -> None:
+        self.asks, self.device, self.threads = asks, device, threads
+
+    def start(self, index: int) -> tuple[Any, Any]:
         import ray
 
         from workers.worker import Worker
 
-        here, threads = self.resources(), str(self.resources().threads)
-        needs = self._needs(1)
         names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-        environment = dict.fromkeys(names, threads) | {"SECATEUR_WORKER": f"worker {index}"}
-        options = {"num_cpus": needs["CPU"], "num_gpus": needs.get("GPU", 0), "runtime_env": {"env_vars": environment}, "max_restarts": 0}
-        return ray.remote(Worker).options(**options).remote(here.device, here.threads)
+        environment = dict.fromkeys(names, str(self.threads)) | {"SECATEUR_WORKER": f"worker {index}"}
+        named = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
+        options: dict[str, Any] = {"num_cpus": 0, "num_gpus": 0} | {
+            named[kind]: self.asks[kind] for kind in named.keys() & self.asks.keys()
+        }
+        options["resources"] = {kind: amount for kind, amount in self.asks.items() if kind not in named}
+        options |= {"runtime_env": {"env_vars": environment}, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
+        actor: Any = ray.remote(Worker).options(**options).remote(self.device, self.threads)
+        return actor, actor.describe.remote()
 
-    def ready(self) -> None:
-        """Start the workers, and wait for them no longer than ``wait_seconds``. Raises: SecateurError naming what they lack."""
+    def ask(self, actor: Any, verb: str, task: Any) -> Any:
+        return getattr(actor, verb).remote(task)
+
+    def wait(self, references: list[Any], seconds: float | None) -> list[Any]:
         import ray
 
-        if self._actors:
-            return
-        self._actors = [self._new_actor(index) for index in range(self.resources().workers)]
-        pings = [actor.describe.remote() for actor in self._actors]
-        ready, missing = ray.wait(pings, num_returns=len(pings), timeout=max(self.wait_seconds, 60))
-        if missing:
-            free = ", ".join(f"{amount:g} {kind}" for kind, amount in ray.available_resources().items() if kind in ("CPU", "GPU"))
-            raise SecateurError(
-                f"cluster.workers: {len(ready)} of {len(pings)} workers started in time; "
-                f"each needs {self._needs(1)}, free now: {free or 'none'}"
-            )
-        ray.get(ready)
+        return ray.wait(references, num_returns=1, timeout=seconds)[0]
 
-    def map(self, verb: Callable[[Any, Task], Result], tasks: Sequence[Task], done: Callable[[int, Result], None]) -> list[Result]:
+    def result(self, reference: Any) -> Any:
         import ray
-        from ray.exceptions import RayActorError, RayTaskError
+        from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
-        if not tasks:
-            return []
-        self.ready()
-        waiting, idle = deque(range(len(tasks))), deque(range(len(self._actors)))
-        running: dict[Any, tuple[int, int]] = {}
-        attempts = [0] * len(tasks)
-        results: dict[int, Result] = {}
-        while waiting or running:
-            while waiting and idle:
-                index, worker = waiting.popleft(), idle.popleft()
-                running[getattr(self._actors[worker], verb.__name__).remote(tasks[index])] = (index, worker)
-            for reference in ray.wait(list(running), num_returns=1)[0]:
-                index, worker = running.pop(reference)
-                try:
-                    results[index] = ray.get(reference)
-                except RayTaskError as error:
-                    raise (error.cause if isinstance(error.cause, SecateurError) else error.as_instanceof_cause()) from None
-                except RayActorError as error:
-                    attempts[index] += 1
-                    self._replace(worker, verb.__name__, attempts[index], error)
-                    waiting.appendleft(index)
-                else:
-                    done(index, results[index])
-                idle.append(worker)
-        return [results[index] for index in range(len(tasks))]
-
-    def _replace(self, worker: int, verb: str, attempts: int, error: Exception) -> None:
-        reason = next((line.strip() for line in str(error).splitlines() if "cause" in line.lower() or "memory" in line.lower()), "it died")
-        if attempts > self.retries:
-            raise SecateurError(
-                f"{verb}: a task lost {attempts} workers in a row ({reason}); if memory ran out, lower cluster.memory_gb or "
-                "pruner.block_size, then run the same command again: finished work is kept"
-            ) from error
-        self.warnings.append(f"worker {worker} died during {verb} and was replaced ({reason})")
-        self._actors[worker] = self._new_actor(worker)
-
-    def gang(self, task: RecoverTask) -> Record:
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
-
-        from workers.files import read_record
-
-        self._release()  # their devices are needed; a worker is a cache
-        here, ranks = self.resources(), task.recovery.ranks
-        trainer = TorchTrainer(
-            _train,
-            train_loop_config={"task": task, "threads": here.threads, "device": here.device},
-            scaling_config=ScalingConfig(num_workers=ranks, use_gpu=here.device == "cuda", resources_per_worker=self._needs(1)),
-            run_config=RunConfig(storage_path=str(task.to.directory / "ray"), failure_config=FailureConfig(max_failures=self.retries)),
-        )
         try:
-            trainer.fit()
-        except Exception as error:
-            raise _cause(error) from None
-        record = read_record(task.to.directory)
-        if record is None:
-            raise SecateurError(
-                f"{task.to.directory}: the training gang ended without a result that this driver can see; is the store on a shared disk?"
-            )
-        shutil.rmtree(task.to.directory / "ray", ignore_errors=True)
-        return record
+            return ray.get(reference)
+        except RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, SecateurError) else error.as_instanceof_cause()) from None
+        except (RayActorError, ObjectLostError) as error:  # the second: its node died with a result that was not yet here
+            lines = [line.strip() for line in str(error).splitlines()]
+            reasons = [line for line in lines if "cause" in line.lower() or "memory" in line.lower()]
+            raise WorkerDied((reasons or lines or ["it died"])[0]) from error
+
+    def end(self, actor: Any) -> None:
+        import ray
+
+        ray.kill(actor)
+
+    def room(self) -> int:
+        return room(_nodes(), self.asks)
+
+    def account(self) -> str:
+        return _account(self.asks)
 
 
-def _has_token() -> bool:
-    return any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")) or (Path.home() / ".ray" / "auth_token").exists()
+def _nodes() -> list[Amounts]:
+    """Ray resources of each living node, used or not."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _answers_without_token(address: str) -> bool:
-    """Whether a cluster talks to strangers. Asked from another process, since Ray settles its mode once per process."""
-    command = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
-    try:
-        asked = subprocess.run(command, env=os.environ | {"RAY_AUTH_MODE": "disabled"}, capture_output=True, timeout=30, check=False)
-    except subprocess.TimeoutExpired:
-        return False
-    return asked.returncode == 0
+def _account(asks: Amounts) -> str:
+    import ray
 
-
-def _train(config: dict[str, Any]) -> None:
-    """What each rank of a gang does."""
-    import torch
-
-    from workers.recovery import recover
-
-    os.environ["SECATEUR_WORKER"] = f"rank {os.environ['RANK']}"
-    torch.set_num_threads(config["threads"])
-    recover(config["task"], config["device"])
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The failure of ours inside Ray Train's, if there is one."""
-    failures = getattr(error, "worker_failures", {})
-    for inner in [*failures.values(), error.__cause__]:
-        while inner is not None:
-            cause = getattr(inner, "cause", None) or getattr(inner, "_cause", None) or inner.__cause__
-            if isinstance(inner, SecateurError):
-                return inner
-            inner = cause
-    return error
+    return (
+        f"each needs {words(asks)}; the cluster has {together(_nodes(), asks)}, of these free {together([ray.available_resources()], asks)}"
+    )

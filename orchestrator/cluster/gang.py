@@ -1,0 +1,31 @@
+"""What a rank of a training gang does, and what ended it. Imports no Ray."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from workers.errors import SecateurError
+
+
+def train(config: dict[str, Any]) -> None:
+    """One rank's part; the launcher has set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT."""
+    import torch
+
+    from workers.recovery import recover
+
+    os.environ["SECATEUR_WORKER"] = f"rank {os.environ['RANK']}"
+    torch.set_num_threads(config["threads"])
+    recover(config["task"], config["device"])
+
+
+def cause(error: BaseException) -> BaseException:
+    """The failure of ours inside Ray Train's, if there is one."""
+    failures = getattr(error, "worker_failures", {})
+    for inner in [*failures.values(), error.__cause__]:
+        while inner is not None:
+            following = getattr(inner, "cause", None) or getattr(inner, "_cause", None) or inner.__cause__
+            if isinstance(inner, SecateurError):
+                return inner
+            inner = following
+    return error
