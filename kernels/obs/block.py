@@ -30,14 +30,22 @@ def scratch(block_size, unit):
     rows, width, panel = shape(block_size, unit)
     units = max(1, block_size // unit)
     return (
-        np.zeros((rows, width)),
-        np.zeros((panel, width)),
-        np.zeros((LINES, width)),
+        _lines(rows, width),
+        _lines(panel, width),
+        _lines(LINES, width),
         np.zeros((2, width), dtype=np.int64),
         np.zeros((unit, unit, units)),
         np.zeros((unit, unit + 1, units)),
         np.zeros((unit, units)),
     )
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def _lines(rows, width):
+    """Zeros that start at a cache line, as then every row does: vectors that lie across two lines take twice as long."""
+    flat = np.zeros(rows * width + 8)
+    skip = (8 - flat.ctypes.data // 8 % 8) % 8
+    return flat[skip : skip + rows * width].reshape(rows, width)
 
 
 @numba.njit(nogil=True, error_model="numpy")

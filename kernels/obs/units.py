@@ -91,8 +91,6 @@ def _subtract_product(total, x, y, units):
 @numba.njit(nogil=True, error_model="numpy")
 def _leave(a, panel, pivots, w, floor, own, entry, unit, g, last):
     """Put the last unit where ``g`` stood, from its last entry to its first."""
-    if g == last:
-        return
     for r in range(unit - 1, -1, -1):
         there, here = last * unit + r, g * unit + r
         move_entry(a, panel, pivots, here, there)

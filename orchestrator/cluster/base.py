@@ -56,7 +56,7 @@ class Hardware:
 class Cluster(ABC):
     """Runs verbs. Its settings never change the bytes of a result, except ``threads`` (see there)."""
 
-    workers: int | None  # None: one per GPU, or 2 where there is none
+    workers: int | None  # None: one per GPU, or 2 where there is none; attached to a cluster, as many as it has room for
     device: Device
     threads: int | None  # of a CPU worker; None: half the cores. Other numbers may change the last bits of results
     memory_gb: float | None  # one worker may use; None: the GPU's memory, or its share of 80 % of the machine's
@@ -67,7 +67,7 @@ class Cluster(ABC):
         require(self.threads is None or self.threads >= 1, "cluster.threads", "at least 1, or null for half the cores", self.threads)
         require(self.memory_gb is None or self.memory_gb > 0, "cluster.memory_gb", "a positive number of GB, or null", self.memory_gb)
 
-        self.warnings: list[str] = []  # workers that died and were replaced; for the report
+        self.warnings: list[str] = []  # workers that died or were missing; for the report
 
     @abstractmethod
     def resources(self) -> Resources:
