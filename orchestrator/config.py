@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from enum import Enum
@@ -29,6 +31,15 @@ class Mode(Enum):
 
 
 @dataclass
+class Round:
+    """Prune to the pruner's target, then train."""
+
+    pruner: Pruner
+    steps: int  # sub-steps on the way to the target, each with a statistic of its own and no training between
+    recovery: Recovery | None
+
+
+@dataclass
 class Experiment:
     """The typed configuration of one run."""
 
@@ -41,9 +52,16 @@ class Experiment:
     data: Dataset
     training: Recovery | None  # how to train the dense model when model.checkpoint is null
     pruner: Pruner
+    steps: int
     recovery: Recovery | None
+    rounds: dict[str, Round]  # in order; empty: one round of the pruner, steps and recovery above
     cluster: Cluster
     tracking: Tracking
+
+    @property
+    def schedule(self) -> dict[str, Round]:
+        """The rounds by name; a single one that nobody named is called ""."""
+        return self.rounds or {"": Round(self.pruner, self.steps, self.recovery)}
 
 
 @dataclass
@@ -55,6 +73,16 @@ class Scalars:
     seed: int
     output: str
     loss: Loss
+    steps: int
+
+
+@dataclass
+class Entry:
+    """A round as it is written: what it changes of the settings above it."""
+
+    pruner: Any
+    steps: int
+    recovery: Any
 
 
 COMPONENTS: dict[str, type] = {
@@ -72,25 +100,76 @@ OPTIONAL = ("training", "recovery")
 def load(composed: DictConfig) -> Experiment:
     """Typed settings of a composed configuration. Raises: ConfigError naming the key, what was expected and what was found."""
     given = plain(composed)
-    scalars: Any = _typed(Scalars, {key: value for key, value in given.items() if key not in COMPONENTS}, "")
+    scalars: Any = _typed(Scalars, {key: value for key, value in given.items() if key not in (*COMPONENTS, "rounds")}, "")
     components = {key: _component(key, given.get(key), kind) for key, kind in COMPONENTS.items()}
     require(bool(scalars.name) and "/" not in scalars.name, "name", "a name that can be a folder", scalars.name)
-    return Experiment(**vars(scalars), **components)
+    _check_steps("steps", scalars.steps, components["pruner"])
+    return Experiment(**vars(scalars), **components, rounds=_rounds(given))
+
+
+def _rounds(given: dict[str, Any]) -> dict[str, Round]:
+    entries = given.get("rounds")
+    require(isinstance(entries, dict), "rounds", "rounds by name, or {} for a single one", entries)
+    assert isinstance(entries, dict)
+    for name in entries:
+        require(re.fullmatch(r"[\w-]+", str(name)) is not None, "rounds", "names of letters, digits, _ and -", name)
+    return {str(name): _round(f"rounds.{name}", entry, given) for name, entry in entries.items()}
+
+
+def _round(path: str, entry: Any, above: dict[str, Any]) -> Round:
+    require(isinstance(entry, dict), path, "what the round changes: pruner, steps, recovery", entry)
+    written: Any = _typed(Entry, {key: above[key] for key in ("pruner", "steps", "recovery")} | entry, path)
+    pruner = _component(f"{path}.pruner", _over(above["pruner"], entry.get("pruner", {})), Pruner)
+    recovery = _component(f"{path}.recovery", _over(above["recovery"], entry.get("recovery", {})), Recovery)
+    _check_steps(f"{path}.steps", written.steps, pruner)
+    return Round(pruner, written.steps, recovery)
+
+
+def _over(above: Any, entry: Any) -> Any:
+    """A component with what ``entry`` changes of it; another component (or none at all) is taken as it is."""
+    if not isinstance(above, dict) or not isinstance(entry, dict) or entry.get("_target_", above["_target_"]) != above["_target_"]:
+        return entry
+    return _merged(above, entry)
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    both = {key: _merged(below[key], value) for key, value in above.items() if isinstance(value, dict) and isinstance(below.get(key), dict)}
+    return below | above | both
+
+
+def _check_steps(where: str, steps: int, pruner: Pruner) -> None:
+    require(steps >= 1, where, "at least 1", steps)
+    pattern = pruner.target.pattern
+    fixed = ":" in pattern and not pattern.startswith("groups:")
+    require(steps == 1 or not fixed, where, f"1, since the pattern {pattern} leaves no sparsity on the way to its own", steps)
 
 
 def _component(path: str, given: Any, kind: type) -> Any:
-    choice = f"recovery@{path}" if path == "training" else path
+    part = "recovery" if kind is Recovery else path.rpartition(".")[2]  # what the settings call themselves in their errors
+    choice = path if path == part else f"{part}@{path}"
     require(given is None or isinstance(given, dict), path, f"a component, chosen with {choice}=NAME", given)
     target = None if given is None else given.get("_target_")
     if target is None:
-        require(path in OPTIONAL, path, f"a component with _target_ (a {kind.__name__})", None, f"choose one with {choice}=NAME")
+        optional = path.rpartition(".")[2] in OPTIONAL
+        require(optional, path, f"a component with _target_ (a {kind.__name__})", None, f"choose one with {choice}=NAME")
+        idle = [] if given is None else [key for key in given if key != "_target_"]
+        require(not idle, path, f"a component to set {', '.join(idle)} of", None, f"choose one with {choice}=NAME")
         return None
     found = _class(path, target)
     require(issubclass(found, kind), f"{path}._target_", f"a {kind.__name__}", target)
-    try:
+    with placed(part, path):
         return _typed(found, {key: value for key, value in given.items() if key != "_target_"}, path)
-    except ConfigError as error:  # a recipe speaks of recovery, and may be used for training
-        raise ConfigError(f"{path}.{str(error).removeprefix('recovery.')}" if str(error).startswith("recovery.") else str(error)) from error
+
+
+@contextmanager
+def placed(part: str, path: str) -> Iterator[None]:
+    """Settings speak of themselves as ``part``; errors that pass through name the ``path`` at which they stand."""
+    try:
+        yield
+    except ConfigError as error:
+        if not str(error).startswith(f"{part}."):
+            raise
+        raise ConfigError(path + str(error).removeprefix(part)) from error
 
 
 def _class(path: str, target: str) -> type:

@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.config import Experiment
-from orchestrator.plan import Plan, make_plan
+from orchestrator.plan import Plan
 from orchestrator.report import Report, write_report
+from orchestrator.report_rounds import round_lines
 from orchestrator.results import make_report
+from orchestrator.rounds import check_targets, plan_rounds
 from orchestrator.store import MODEL, Store, fingerprint, settings
 from workers.checks import require
 from workers.errors import DamagedResult, SecateurError
 from workers.losses import Loss
-from workers.pruners.base import Scope
 from workers.recovery import check
 
 if TYPE_CHECKING:
-    from orchestrator.pipeline import Outcome
+    from orchestrator.outcome import Outcome
     from orchestrator.run import Run
     from workers.models.profile import ModelProfile
 
@@ -28,15 +29,12 @@ DAMAGED_RESULTS = 20  # after that many in one run, the disk is the problem
 
 def plan_experiment(experiment: Experiment) -> Plan:
     """What the run would take. Needs no weights, no data and no device. Raises: ConfigError."""
-    from orchestrator.allocate import layer_sparsities
     from workers.models.profile import profile
 
     found = profile(experiment.model, experiment.data.input_shape)
     check_together(experiment, found)
-    experiment.pruner.check(found.layers)
-    if experiment.pruner.target.scope is not Scope.GLOBAL:
-        layer_sparsities(experiment.pruner.target, found.layers)
-    return make_plan(experiment, found, experiment.cluster.resources())
+    check_targets(experiment, found.layers)
+    return plan_rounds(experiment, found, experiment.cluster.resources())
 
 
 def check_together(experiment: Experiment, profile: ModelProfile) -> None:
@@ -53,8 +51,9 @@ def check_together(experiment: Experiment, profile: ModelProfile) -> None:
     )
     if experiment.training is not None and experiment.model.checkpoint is None:
         check(experiment.training, experiment.data, classifier, taught=False, where="training")
-    if experiment.recovery is not None:
-        check(experiment.recovery, experiment.data, classifier, taught=True)
+    for name, part in experiment.schedule.items():
+        if part.recovery is not None:
+            check(part.recovery, experiment.data, classifier, taught=True, where=f"rounds.{name}.recovery" if name else "recovery")
 
 
 def run_experiment(experiment: Experiment, config: dict[str, Any], command: str) -> tuple[Report, Path]:
@@ -85,7 +84,7 @@ def run_experiment(experiment: Experiment, config: dict[str, Any], command: str)
         except BaseException:
             tracked.finish(None, [], "failed")
             raise
-        for name, lines in report.curves.items():
+        for name, lines in (report.curves | {"rounds": round_lines(report)}).items():
             tracked.curve(name, lines)
         tracked.layers(report.layers)
         tracked.finish(report, [page, page.with_suffix(".json"), directory / MODEL], "finished")
@@ -98,7 +97,8 @@ def _carry_out(run: Run) -> Outcome:
 
     experiment = run.experiment
     imported = import_model(run)
-    recipes = [experiment.recovery, experiment.training if experiment.model.checkpoint is None else None]
+    recipes = [part.recovery for part in experiment.schedule.values()]
+    recipes.append(experiment.training if experiment.model.checkpoint is None else None)
     try:
         with run.timed("start workers"):
             experiment.cluster.start(max((recipe.ranks for recipe in recipes if recipe is not None), default=1))
@@ -114,9 +114,10 @@ def _carry_out(run: Run) -> Outcome:
 
 def run_fingerprint(experiment: Experiment) -> str:
     """Names the run's directory: the same request continues there, another one gets another."""
-    parts = (experiment.loss, experiment.model, experiment.training, experiment.pruner, experiment.recovery)
-    data = settings(experiment.data)
-    return fingerprint(experiment.name, experiment.seed, data, *parts)
+    parts = [experiment.loss, experiment.model, experiment.training]
+    for name, part in experiment.schedule.items():
+        parts += [*([name] if name else []), part.pruner, *([part.steps] if part.steps > 1 else []), part.recovery]
+    return fingerprint(experiment.name, experiment.seed, settings(experiment.data), *parts)
 
 
 def export(outcome: Outcome, directory: Path) -> dict[str, Any]:
@@ -125,6 +126,6 @@ def export(outcome: Outcome, directory: Path) -> dict[str, Any]:
     from workers.files import write_text
 
     target = directory / MODEL
-    shutil.copyfile(outcome.final.path(MODEL), target)
+    shutil.copyfile(outcome.model.path(MODEL), target)
     write_text(directory / "model.json", json.dumps(read_spec(target), indent=1))
     return {"model": MODEL, "spec": "model.json"}

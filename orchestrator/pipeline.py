@@ -1,14 +1,16 @@
-"""The algorithm, one line per stage: collect -> merge, score -> allocate -> solve -> recover, with evaluations in between."""
+"""The algorithm, one line per stage: in rounds, collect -> merge, score -> allocate -> solve -> recover, with evaluations in between."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from orchestrator.allocate import Allocation, Units, allocate, asked_sparsity
 from orchestrator.costs import PlannedLayer, cost_model
+from orchestrator.outcome import Outcome, Rise, RoundOutcome, Step
 from orchestrator.plan import fixed_bytes, portions
+from orchestrator.rounds import toward
 from orchestrator.run import Run
 from orchestrator.store import MODEL, settings
 from workers.files import finish
@@ -33,49 +35,46 @@ CALIBRATION = ("calibration_batches", "calibration_batch_size", "shards")  # rea
 EVALUATION = ("eval_batch_size", "shards")
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """Everything a report is made of: records of each stage."""
-
-    models: dict[str, Record]  # dense, one_shot, recovered
-    metrics: dict[str, Record]
-    training: dict[str, Record]
-    partials: dict[str, list[Record]]
-    scores: dict[str, Record]
-    solutions: dict[str, Record]
-    measured: float | None
-    measured_unit: str
-
-    @property
-    def final(self) -> Record:
-        return list(self.models.values())[-1]
-
-
 def prune(run: Run, imported: Record) -> Outcome:
-    """Prune a model and recover it. Every line reads its result from the store if it is there."""
-    experiment = run.experiment
-    training: dict[str, Record] = {}
-
-    dense = imported
+    """Prune a model in rounds. Every line reads its result from the store if it is there."""
+    experiment, trained = run.experiment, None
     if experiment.model.checkpoint is None and experiment.training is not None:
-        dense = training["dense"] = train(run, "train dense", imported, experiment.training, dense=None)
+        trained = train(run, "train dense", imported, experiment.training, dense=None)
+    dense = trained or imported
     outputs = evaluate(run, "evaluate dense", dense)
-    metrics = {"dense": assess(run, "dense", outputs, outputs)}
+    assessed = assess(run, "dense", outputs, outputs)
 
-    partials = collect(run, dense)
-    scores = score(run, dense, partials)
+    rounds: list[RoundOutcome] = []
+    for part in run.rounds():
+        before = rounds[-1].model if rounds else dense
+        rounds.append(prune_and_recover(part, before, dense, outputs))
+    return Outcome(dense, trained, assessed, rounds)
+
+
+def prune_and_recover(run: Run, before: Record, dense: Record, outputs: dict[str, list[Record]]) -> RoundOutcome:
+    """One round: to its target in steps, then its training. ``outputs`` are those of the dense model."""
+    recovery, trained, recovered = run.experiment.recovery, None, None
+    steps: list[Step] = []
+    for part in run.steps():
+        steps.append(prune_once(part, steps[-1].model if steps else before))
+    pruned = steps[-1].model
+    warn_of_zeros(run, steps)
+
+    rise = measure_increase(run, before, pruned, dense)
+    one_shot = assess(run, "one_shot", evaluate(run, "evaluate one-shot", pruned), outputs)
+    if recovery is not None:
+        trained = train(run, "recover", pruned, recovery, dense)
+        recovered = assess(run, "recovered", evaluate(run, "evaluate recovered", trained), outputs)
+    return RoundOutcome(run, steps, rise, one_shot, trained, recovered)
+
+
+def prune_once(run: Run, model: Record) -> Step:
+    """One step towards the target of its round. Zeros of ``model`` count as pruned already."""
+    partials = collect(run, model)
+    scores = score(run, model, partials)
     allocation = allocate_layers(run, scores)
-    solutions = solve(run, dense, partials, scores, allocation)
-    one_shot = join(run, dense, solutions)
-
-    measured, unit = measure_increase(run, dense, one_shot)
-    metrics["one_shot"] = assess(run, "one_shot", evaluate(run, "evaluate one-shot", one_shot), outputs)
-    models = {"dense": dense, "one_shot": one_shot}
-    if experiment.recovery is not None:
-        recovered = training["recovery"] = train(run, "recover", one_shot, experiment.recovery, dense)
-        metrics["recovered"] = assess(run, "recovered", evaluate(run, "evaluate recovered", recovered), outputs)
-        models["recovered"] = recovered
-    return Outcome(models, metrics, training, partials, scores, solutions, measured, unit)
+    solutions = solve(run, model, partials, scores, allocation)
+    return Step(partials, scores, solutions, join(run, model, solutions))
 
 
 def import_model(run: Run) -> Record:
@@ -119,11 +118,11 @@ def assess(run: Run, name: str, outputs: dict[str, list[Record]], dense: dict[st
     to = run.store.destination("assess", outputs=outputs, dense=dense["test"], classifier=classifier)
     task = AssessTask({s: tuple(r) for s, r in outputs.items()}, {"test": tuple(dense["test"])}, classifier, to)
     record = run.map(f"assess {name}", Worker.assess, [task])[0]
-    run.tracked.log(name, record.numbers["metrics"])
+    run.tracked.log(f"{run.round}/{name}" if run.round else name, record.numbers["metrics"])
     return record
 
 
-def collect(run: Run, dense: Record) -> dict[str, list[Record]]:
+def collect(run: Run, model: Record) -> dict[str, list[Record]]:
     """Partial statistics, a list over shards for each layer. Only cells of the grid that are not stored are computed."""
     experiment, plan = run.experiment, run.plan
     statistic = experiment.pruner.statistic
@@ -133,7 +132,7 @@ def collect(run: Run, dense: Record) -> dict[str, list[Record]]:
     data, seed = data_identity(run, CALIBRATION), experiment.seed
     grid = {
         (planned.layer.name, shard): run.store.destination(
-            "collect", model=dense, statistic=identity, data=data, layer=asdict(planned.layer), shard=shard
+            "collect", model=model, statistic=identity, data=data, layer=asdict(planned.layer), shard=shard
         )
         for planned in plan.layers
         for shard in range(plan.shards)
@@ -146,20 +145,20 @@ def collect(run: Run, dense: Record) -> dict[str, list[Record]]:
         for portion in portions(missing, room, -(-plan.resources.workers // plan.shards)) if missing else []:
             layers = tuple(planned.layer for planned in portion)
             to = tuple(grid[layer.name, shard] for layer in layers)
-            tasks.append(CollectTask(dense.path(MODEL), experiment.data, statistic, layers, experiment.loss, shard, seed, to))
+            tasks.append(CollectTask(model.path(MODEL), experiment.data, statistic, layers, experiment.loss, shard, seed, to))
     for records in run.compute("collect", Worker.collect, tasks, list(found.values())):
         found |= {(record.numbers["layer"], record.numbers["shard"]): record for record in records}
     return {planned.layer.name: [found[planned.layer.name, shard] for shard in range(plan.shards)] for planned in plan.layers}
 
 
-def score(run: Run, dense: Record, partials: dict[str, list[Record]]) -> dict[str, Record]:
+def score(run: Run, model: Record, partials: dict[str, list[Record]]) -> dict[str, Record]:
     """Merge each layer's statistics in shard order and find what its weights are worth."""
     pruner, costs = run.experiment.pruner, cost_model(run.experiment, run.plan.profile, run.plan.resources)
     tasks = []
     for planned in run.plan.layers:
         name, parts = planned.layer.name, tuple(partials[planned.layer.name])
-        to = run.store.destination("score", model=dense, pruner=settings(pruner, without=("target",)), partials=parts, layer=name)
-        tasks.append(ScoreTask(dense.path(MODEL), pruner, planned.layer, parts, to))
+        to = run.store.destination("score", model=model, pruner=settings(pruner, without=("target",)), partials=parts, layer=name)
+        tasks.append(ScoreTask(model.path(MODEL), pruner, planned.layer, parts, to))
     records = run.map("score", Worker.score, tasks, [costs.score(planned, run.plan.shards) for planned in run.plan.layers])
     return _by_layer(run.plan.layers, records)
 
@@ -167,8 +166,9 @@ def score(run: Run, dense: Record, partials: dict[str, list[Record]]) -> dict[st
 def allocate_layers(run: Run, scores: dict[str, Record]) -> Allocation:
     """How many weights each layer loses, from histograms of the scores."""
     layers = [planned.layer for planned in run.plan.layers]
-    target, pattern = run.experiment.pruner.target, run.experiment.pruner.pattern
     counted = {layer.name: Units(scores[layer.name].numbers["units"], scores[layer.name].numbers["removable"]) for layer in layers}
+    already = {layer.name: scores[layer.name].numbers["already_pruned"] for layer in layers}
+    target = toward(run.experiment.pruner.target, layers, already, run.steps_left)
     to = run.store.destination("allocate", target=target, scores=list(scores.values()))
 
     def histograms(high_bin: int | None) -> list:
@@ -180,14 +180,11 @@ def allocate_layers(run: Run, scores: dict[str, Record]) -> Allocation:
         pruned = allocate(target, layers, counted, histograms)
         record = finish(to, "allocate", {}, {"pruned": pruned}, started)
     run.note("allocate", record)
-    asked, units = asked_sparsity(target, layers), sum(each.total for each in counted.values())
-    if not pattern.bucket and units - sum(each.removable for each in counted.values()) > round(asked * units):
-        run.warn(f"the model had more zeros than the target asks for ({asked:.1%})")
     return dict(record.numbers["pruned"])
 
 
 def solve(
-    run: Run, dense: Record, partials: dict[str, list[Record]], scores: dict[str, Record], allocation: Allocation
+    run: Run, model: Record, partials: dict[str, list[Record]], scores: dict[str, Record], allocation: Allocation
 ) -> dict[str, Record]:
     """Masks and re-fitted weights."""
     costs = cost_model(run.experiment, run.plan.profile, run.plan.resources)
@@ -195,33 +192,49 @@ def solve(
     for planned in run.plan.layers:
         layer, scored, count = planned.layer, scores[planned.layer.name], allocation[planned.layer.name]
         to = run.store.destination("solve", scores=scored, pruned=count)
-        tasks.append(SolveTask(dense.path(MODEL), run.experiment.pruner, layer, tuple(partials[layer.name]), scored, count, to))
+        tasks.append(SolveTask(model.path(MODEL), run.experiment.pruner, layer, tuple(partials[layer.name]), scored, count, to))
     records = run.map("solve", Worker.solve, tasks, [costs.solve(planned, run.plan.shards) for planned in run.plan.layers])
     return _by_layer(run.plan.layers, records)
 
 
-def join(run: Run, dense: Record, solutions: dict[str, Record]) -> Record:
-    """The one-shot pruned model."""
-    to = run.store.destination("join", model=dense, solutions=list(solutions.values()))
-    return run.map("join", Worker.join, [JoinTask(dense.path(MODEL), tuple(solutions.values()), to)])[0]
+def join(run: Run, model: Record, solutions: dict[str, Record]) -> Record:
+    """The model with its layers pruned."""
+    to = run.store.destination("join", model=model, solutions=list(solutions.values()))
+    return run.map("join", Worker.join, [JoinTask(model.path(MODEL), tuple(solutions.values()), to)])[0]
 
 
-def measure_increase(run: Run, dense: Record, pruned: Record) -> tuple[float | None, str]:
+def warn_of_zeros(run: Run, steps: Sequence[Step]) -> None:
+    """Say so if a round found more zeros than it was to leave, or just as many."""
+    layers = [planned.layer for planned in run.plan.layers]
+    asked = asked_sparsity(run.experiment.pruner.target, layers)
+    found = sum(record.numbers["already_pruned"] for record in steps[0].scores.values())
+    left = sum(record.numbers["pruned"] for record in steps[-1].solutions.values())
+    if found > round(asked * sum(layer.weights for layer in layers)):
+        run.warn(f"{run.prefix}the model had more zeros than the target asks for ({asked:.1%})")
+    elif found == left:
+        run.warn(f"{run.prefix}nothing was pruned, since the model had the zeros that the target asks for ({asked:.1%})")
+
+
+def measure_increase(run: Run, before: Record, pruned: Record, dense: Record) -> Rise:
     """Real rise of the calibration loss, to hold the prediction against."""
     data, loss = run.experiment.data, run.experiment.loss
+    identity = data_identity(run, CALIBRATION)
+    references = [before] if before.fingerprint == dense.fingerprint else [before, dense]
     tasks = []
-    for shard in range(data.shards):
-        identity = data_identity(run, CALIBRATION)
-        to = run.store.destination("compare", dense=dense, pruned=pruned, data=identity, loss=loss, shard=shard)
-        tasks.append(CompareTask(dense.path(MODEL), pruned.path(MODEL), data, loss, shard, to))
+    for reference in references:
+        for shard in range(data.shards):
+            to = run.store.destination("compare", dense=reference, pruned=pruned, data=identity, loss=loss, shard=shard)
+            tasks.append(CompareTask(reference.path(MODEL), pruned.path(MODEL), data, loss, shard, to))
     records = run.map("compare", Worker.compare, tasks)
-    samples = sum(record.numbers["samples"] for record in records)
-    return (sum(record.numbers["total"] for record in records) / samples if samples else None), UNITS[loss]
+    parts = [records[index * data.shards : (index + 1) * data.shards] for index in range(len(references))]
+    samples = [sum(record.numbers["samples"] for record in part) for part in parts]
+    rises = [sum(r.numbers["total"] for r in part) / count if count else None for part, count in zip(parts, samples, strict=True)]
+    return Rise(rises[0], rises[-1], UNITS[loss].format("dense model" if len(references) == 1 else "model before"))
 
 
 UNITS = {
     Loss.LABELS: "cross-entropy per calibration sample",
-    Loss.SAMPLED: "KL divergence from the dense model per calibration sample",
+    Loss.SAMPLED: "KL divergence from the {} per calibration sample",
     Loss.FEATURES: "half the mean squared feature error per calibration sample",
 }
 

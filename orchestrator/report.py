@@ -11,8 +11,9 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+from orchestrator.report_metrics import ACCURACIES
 from orchestrator.report_page import page
-from orchestrator.report_words import ACCURACIES, sentences, summary_table, verdict
+from orchestrator.report_words import sentences, summary_table, verdict
 
 __all__ = [
     "REPORT_FILES",
@@ -20,6 +21,7 @@ __all__ = [
     "LayerResult",
     "LossIncrease",
     "Report",
+    "RoundResult",
     "StageResult",
     "TaskRun",
     "plain",
@@ -83,11 +85,31 @@ class TaskRun:
 
 @dataclass(frozen=True)
 class LossIncrease:
-    """Rise of the calibration loss from dense to one-shot: by the pruner's quadratic model, and by evaluation. ``unit`` names the loss."""
+    """Rise of the calibration loss over the pruning: by the pruner's quadratic model, and by evaluation. ``unit`` names the loss."""
 
     predicted: float | None
     measured: float | None
     unit: str
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """One of several rounds: sparsities ``asked`` for and reached, the model after pruning (in ``steps``) and after ``epochs`` of training.
+
+    ``loss_increase`` is the rise over the pruning of this round, from the model before it; ``seconds`` are those of all its stages.
+    """
+
+    name: str
+    pruner: str
+    steps: int
+    epochs: int
+    asked: float
+    sparsity: float
+    pruned: StageResult
+    recovered: StageResult | None
+    loss_increase: LossIncrease
+    loss_increase_from_dense: float | None
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -102,8 +124,11 @@ class FileSizes:
 class Report:
     """A run. Weights are counted: prunable ones, the zeros among them, and all parameters of the model.
 
+    ``rounds`` is empty where nobody asked for rounds; ``stages``, ``layers``, ``asked`` and ``loss_increase`` are those of the last one.
+
     ``asked["sparsity"]`` is the fraction of prunable weights that was asked for; its other entries are printed as they are.
-    ``curves`` maps a training ("dense", "recovery") to its progress lines: epoch, step, steps, loss, lr, images_per_second.
+    ``curves`` maps a training ("dense", "recovery", in rounds "to_60/recovery") to its progress lines: epoch, step, steps, loss, lr,
+    images_per_second.
     ``skipped`` maps what was left out ("calibration batches with non-finite values") to how many.
     """
 
@@ -118,6 +143,7 @@ class Report:
     pruned_weights: int
     model_weights: int
     loss_increase: LossIncrease
+    rounds: list[RoundResult] = field(default_factory=list)
     sizes: FileSizes | None = None
     timeline: list[TaskRun] = field(default_factory=list)
     stage_seconds: dict[str, float] = field(default_factory=dict)

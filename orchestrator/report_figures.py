@@ -6,7 +6,8 @@ import html
 import math
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.report_words import ACCURACIES, METRICS, STAGE_NAMES
+from orchestrator.report_metrics import ACCURACIES, METRICS, stage_name
+from orchestrator.stages import over_rounds
 from orchestrator.units import duration, number, percent
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def accuracy(report: Report) -> Figure | None:
         data.append(
             {
                 "type": "bar",
-                "name": STAGE_NAMES[stage.name],
+                "name": stage_name(report, stage.name),
                 "x": [METRICS[key] for key in shown],
                 "y": values,
                 "text": [percent(value) for value in values],
@@ -203,16 +204,17 @@ def _task_text(task: TaskRun, start: float) -> str:
 
 
 def seconds(report: Report) -> Figure | None:
-    """Predicted and measured seconds of each stage on one logarithmic axis, joined by a line."""
-    stages = [stage for stage, value in report.stage_seconds.items() if value > 0]
+    """Predicted and measured seconds of each stage (of all rounds) on one logarithmic axis, joined by a line."""
+    measured, predicted = over_rounds(report.stage_seconds), over_rounds(report.predicted_stage_seconds)
+    stages = [stage for stage, value in measured.items() if value > 0]
     if not stages:
         return None
-    both = [stage for stage in stages if report.predicted_stage_seconds.get(stage, 0) > 0]
+    both = [stage for stage in stages if predicted.get(stage, 0) > 0]
     joints = [
         {
             "type": "scatter",
             "mode": "lines",
-            "x": [report.predicted_stage_seconds[stage], report.stage_seconds[stage]],
+            "x": [predicted[stage], measured[stage]],
             "y": [safe(stage), safe(stage)],
             "line": {"color": "#c3cad5", "width": 3},
             "hoverinfo": "skip",
@@ -232,8 +234,8 @@ def seconds(report: Report) -> Figure | None:
             "hoverinfo": "text",
         }
         for name, values, shown, marker in (
-            ("predicted", report.predicted_stage_seconds, both, {"size": 11, "color": "white", "line": {"color": PALETTE[0], "width": 2}}),
-            ("measured", report.stage_seconds, stages, {"size": 11, "color": PALETTE[0]}),
+            ("predicted", predicted, both, {"size": 11, "color": "white", "line": {"color": PALETTE[0], "width": 2}}),
+            ("measured", measured, stages, {"size": 11, "color": PALETTE[0]}),
         )
         if shown
     ]

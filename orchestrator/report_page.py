@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.report_figures import Figure, accuracy, loss_increase, seconds, timeline, training
 from orchestrator.report_layer_figures import loss_curves, sparsity
+from orchestrator.report_metrics import ACCURACIES, METRICS, measured_metrics, metric_text, stage_name
+from orchestrator.report_rounds import joined_curves, round_columns, round_rows, rounds
 from orchestrator.report_style import SCRIPT, STYLE
-from orchestrator.report_words import ACCURACIES, METRICS, STAGE_NAMES, measured_metrics, metric_text
 from orchestrator.units import NOT_MEASURED, count, duration, number, percent, size
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def page(report: Report, verdict: str, sentences: list[str], plotly_js: str) -> 
         _head(report, verdict),
         _tiles(report),
         _result(report, drawn),
+        _rounds(report, drawn),
         _section("What to know", _bullets(sentences)),
         _section("Warnings", _bullets(report.warnings)) if report.warnings else "",
         _target(report, drawn),
@@ -54,13 +56,14 @@ def figures(report: Report) -> dict[str, Figure]:
     """Every figure that the report has data for, by the name of its place on the page. Numbers that JSON lacks become gaps."""
     drawn = {
         "accuracy": accuracy(report),
+        "rounds": rounds(report),
         "loss_increase": loss_increase(report),
         "sparsity": sparsity(report),
         "loss_curves": loss_curves(report),
         "timeline": timeline(report),
         "seconds": seconds(report),
     }
-    drawn |= {f"training_{index}": training(lines) for index, lines in enumerate(report.curves.values())}
+    drawn |= {f"training_{index}": training(lines) for index, lines in enumerate(joined_curves(report).values())}
     found: dict[str, Figure] = json.loads(json.dumps(drawn), parse_constant=lambda _: None)
     return {name: figure for name, figure in found.items() if figure is not None}
 
@@ -105,8 +108,8 @@ def _tiles(report: Report) -> str:
     key, last = report.headline_metric, report.stages[-1] if report.stages else None
     if key is not None and last is not None:
         dense = report.metric("dense", key)
-        beside = f"{percent(dense)} dense" if dense is not None and key != "agreement" else STAGE_NAMES[last.name]
-        tiles.append((percent(last.metrics.get(key)), f"{ACCURACIES[key]}, {STAGE_NAMES[last.name]}", beside))
+        beside = f"{percent(dense)} dense" if dense is not None and key != "agreement" else stage_name(report, last.name)
+        tiles.append((percent(last.metrics.get(key)), f"{ACCURACIES[key]}, {stage_name(report, last.name)}", beside))
     if report.sizes is not None:
         tiles.append((size(report.sizes.file_bytes), "exported file", f"{size(report.sizes.dense_bytes)} dense"))
     total = sum(report.stage_seconds.values())
@@ -126,11 +129,21 @@ def _result(report: Report, drawn: dict[str, Any]) -> str:
         value = report.metric(stage_name, key)
         return "–" if value is None and key == "agreement" and stage_name == "dense" else metric_text(key, value)
 
-    rows = [[STAGE_NAMES[stage.name], *(cell(key, stage.name) for key in keys), duration(stage.seconds)] for stage in report.stages]
+    rows = [[stage_name(report, stage.name), *(cell(key, stage.name) for key in keys), duration(stage.seconds)] for stage in report.stages]
     table = _table(["model", *(METRICS[key] for key in keys), "evaluated in"], rows)
     samples = next((stage.metrics["test_samples"] for stage in report.stages if stage.metrics.get("test_samples")), None)
     note = f"Measured on {samples:,.0f} test images." if samples else ""
-    return _section("Result", table + _figure(drawn, "accuracy", "Accuracy of the dense, one-shot and recovered model"), note)
+    return _section(
+        "Result", table + _figure(drawn, "accuracy", f"Accuracy of the dense, {stage_name(report, 'one_shot')} and recovered model"), note
+    )
+
+
+def _rounds(report: Report, drawn: dict[str, Any]) -> str:
+    if not report.rounds:
+        return ""
+    note = "Sparsity, accuracy before and after the training of the round, and the rise of the calibration loss over its pruning."
+    picture = _figure(drawn, "rounds", "Accuracy and sparsity over the rounds")
+    return _section("Rounds", _table(round_columns(report), round_rows(report)) + picture, note)
 
 
 def _target(report: Report, drawn: dict[str, Any]) -> str:
@@ -185,7 +198,7 @@ def _layer_row(layer: LayerResult) -> list[str]:
 
 def _training(report: Report, drawn: dict[str, Any]) -> str:
     parts = []
-    for index, (name, lines) in enumerate(report.curves.items()):
+    for index, (name, lines) in enumerate(joined_curves(report).items()):
         picture = _figure(drawn, f"training_{index}", f"Loss and learning rate of {name}")
         if picture:
             last = lines[-1]

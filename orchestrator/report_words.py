@@ -5,28 +5,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from orchestrator.units import NOT_MEASURED, count, duration, number, percent, points, size
+from orchestrator.report_metrics import ACCURACIES, METRICS, STAGE_NAMES, measured_metrics, metric_text, stage_name
+from orchestrator.report_rounds import on_rounds, round_table
+from orchestrator.stages import over_rounds
+from orchestrator.units import count, duration, number, percent, points, size
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from orchestrator.report import Report, StageResult
-
-STAGE_NAMES = {"dense": "dense", "one_shot": "one-shot", "recovered": "recovered"}
-ACCURACIES = {"top1": "top-1 accuracy", "knn": "k-NN accuracy", "agreement": "agreement with dense"}  # in order of preference
-METRICS = {"top1": "top-1", "top5": "top-5", "knn": "k-NN", "agreement": "agreement", "loss": "loss", "images_per_second": "images/s"}
-FRACTIONS = ("top1", "top5", "knn", "agreement")
-
-
-def metric_text(key: str, value: float | None) -> str:
-    if key in FRACTIONS:
-        return percent(value)
-    return NOT_MEASURED if value is None else f"{value:,.0f}" if key == "images_per_second" else f"{value:.4g}"
-
-
-def measured_metrics(report: Report) -> list[str]:
-    """Keys of the metrics that at least one stage has."""
-    return [key for key in METRICS if any(stage.metrics.get(key) is not None for stage in report.stages)]
 
 
 def standard_error(first: float, second: float, samples: float) -> float:
@@ -43,17 +30,20 @@ def standard_error(first: float, second: float, samples: float) -> float:
 def verdict(report: Report) -> str:
     """One sentence: how much went, and what the model still can do."""
     removed = f"{percent(report.sparsity)} of the prunable weights removed"
+    removed += f" in {count(len(report.rounds), 'round')}" if report.rounds else ""
     key = report.headline_metric
     if key is None:
         return f"{removed}; no accuracy was measured."
     values = {stage.name: stage.metrics.get(key) for stage in report.stages}
     dense, one_shot, recovered = (values.get(name) for name in STAGE_NAMES)
-    final, how = (recovered, " after recovery") if recovered is not None else (one_shot, " without recovery")
+    untrained = " before any recovery of the last round" if any(part.recovered for part in report.rounds) else " without recovery"
+    final, how = (recovered, " after recovery") if recovered is not None else (one_shot, untrained)
     if final is None:
         return f"{removed}; {ACCURACIES[key]} of the pruned model was not measured."
     if dense is None or key == "agreement":
         return f"{removed}; {ACCURACIES[key]} is {percent(final)}{how}."
-    direct = f" ({percent(one_shot)} one-shot)" if recovered is not None and one_shot is not None else ""
+    before = "before it" if report.rounds else "one-shot"
+    direct = f" ({percent(one_shot)} {before})" if recovered is not None and one_shot is not None else ""
     return f"{removed}; {ACCURACIES[key]} {percent(dense)} dense, {percent(final)}{how}{direct}."
 
 
@@ -61,6 +51,7 @@ def sentences(report: Report) -> list[str]:
     """What a reader must know to judge the run. Every sentence follows from the report's numbers."""
     parts = (
         _on_target,
+        on_rounds,
         _on_accuracy,
         _on_loss,
         _on_size_and_speed,
@@ -90,17 +81,23 @@ def _on_accuracy(report: Report) -> list[str]:
     found = []
     dense = report.stage("dense")
     if key != "agreement" and dense is not None:
-        found = [_compared(stage, dense, key) for stage in report.stages if stage.name != "dense" and stage.metrics.get(key) is not None]
+        found = [
+            _compared(stage, stage_name(report, stage.name), dense, key)
+            for stage in report.stages
+            if stage.name != "dense" and stage.metrics.get(key) is not None
+        ]
     if report.stage("recovered") is None:
-        found.append("The pruned model was not recovered (no training after pruning): the one-shot model is the result.")
+        which = stage_name(report, "one_shot")
+        after = "the last pruning" if report.rounds else "pruning"
+        found.append(f"The pruned model was not recovered (no training after {after}): the {which} model is the result.")
     return [sentence for sentence in found if sentence]
 
 
-def _compared(stage: StageResult, dense: StageResult, key: str) -> str:
+def _compared(stage: StageResult, name: str, dense: StageResult, key: str) -> str:
     before, after, samples = dense.metrics.get(key), stage.metrics.get(key), stage.metrics.get("test_samples")
     if before is None or after is None:
         return ""
-    name, what = STAGE_NAMES[stage.name].capitalize(), ACCURACIES[key]
+    name, what = name.capitalize(), ACCURACIES[key]
     if before == after:
         return f"{name} {what} equals that of the dense model."
     which = "lower" if after < before else "higher"
@@ -119,7 +116,8 @@ def _on_loss(report: Report) -> list[str]:
         lacking = [name for name, value in (("predicted", predicted), ("true", measured)) if value is None]
         return [f"The {' and the '.join(lacking)} rise of the calibration loss {'was' if len(lacking) == 1 else 'were'} not measured."]
     unit = report.loss_increase.unit
-    text = f"Pruning was predicted to raise the calibration loss by {number(predicted)} and raised it by {number(measured)} ({unit})"
+    what = "The last round's pruning" if report.rounds else "Pruning"
+    text = f"{what} was predicted to raise the calibration loss by {number(predicted)} and raised it by {number(measured)} ({unit})"
     if predicted > 0 and measured > 0:
         ratio = max(measured / predicted, predicted / measured)
         side = "more" if measured > predicted else "less"
@@ -146,7 +144,7 @@ def _on_size_and_speed(report: Report) -> list[str]:
 def _on_missing_measurements(report: Report) -> list[str]:
     found = []
     for key in measured_metrics(report):
-        lacking = [STAGE_NAMES[stage.name] for stage in report.stages if stage.metrics.get(key) is None]
+        lacking = [stage_name(report, stage.name) for stage in report.stages if stage.metrics.get(key) is None]
         if lacking and not (key == "agreement" and lacking == ["dense"]):
             found.append(f"Not measured: {METRICS[key]} of the {' and '.join(lacking)} model.")
     return found
@@ -183,7 +181,8 @@ def summary_table(report: Report) -> Table:
 
     whole = Table.grid(padding=(0, 0))
     whole.title, whole.title_style, whole.title_justify = report.name, "bold", "left"
-    for part in (_stage_table(report), _fact_table(report), _seconds_table(report)):
+    rounds = [round_table(report)] if report.rounds else []
+    for part in (_stage_table(report), *rounds, _fact_table(report), _seconds_table(report)):
         whole.add_row(part)
     return whole
 
@@ -198,7 +197,7 @@ def _stage_table(report: Report) -> Table:
         table.add_column(METRICS[key], justify="right")
     for stage in report.stages:
         values = [metric_text(key, stage.metrics.get(key)) if stage.metrics.get(key) is not None else "–" for key in keys]
-        table.add_row(STAGE_NAMES[stage.name], *values)
+        table.add_row(stage_name(report, stage.name), *values)
     return table
 
 
@@ -222,7 +221,8 @@ def _seconds_table(report: Report) -> Table:
     table.add_column("stage")
     for title in ("predicted", "measured"):
         table.add_column(title, justify="right")
-    for stage, seconds in report.stage_seconds.items():
-        predicted = report.predicted_stage_seconds.get(stage)
+    every = over_rounds(report.predicted_stage_seconds)
+    for stage, seconds in over_rounds(report.stage_seconds).items():
+        predicted = every.get(stage)
         table.add_row(stage, "–" if predicted is None else duration(predicted), duration(seconds))
     return table

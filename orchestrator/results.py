@@ -12,37 +12,36 @@ from typing import Any
 
 from orchestrator.allocate import asked_sparsity
 from orchestrator.cluster.base import cores_here
-from orchestrator.pipeline import Outcome
-from orchestrator.report import FileSizes, LayerResult, LossIncrease, Report, StageResult
+from orchestrator.outcome import Outcome, RoundOutcome
+from orchestrator.report import FileSizes, LayerResult, LossIncrease, Report, RoundResult, StageResult
 from orchestrator.run import Run
+from orchestrator.stages import whose
 from orchestrator.store import MODEL
 from workers.messages import Record
 
 
 def make_report(run: Run, outcome: Outcome, config: dict[str, Any], command: str, fingerprint: str, files: dict[str, Any]) -> Report:
-    """Everything a reader may ask of the run."""
-    plan, target = run.plan, run.experiment.pruner.target
-    layers = layer_results(run, outcome)
-    asked: dict[str, Any] = {"sparsity": asked_sparsity(target, [planned.layer for planned in plan.layers]), "scope": target.scope.value}
-    if target.per_layer:
-        asked["per_layer"] = target.per_layer
+    """Everything a reader may ask of the run. Layers, target and stages are those of its last round; ``rounds`` tells of all."""
+    plan, last = run.plan, outcome.rounds[-1]
+    layers = layer_results(last)
     return Report(
         name=run.experiment.name,
         fingerprint=fingerprint,
         command=command,
         experiment=config,
-        asked=asked,
-        stages=[StageResult(name, record.numbers["metrics"], record.numbers["seconds"]) for name, record in outcome.metrics.items()],
+        asked=asked_of(last),
+        stages=[_stage("dense", outcome.assessed), *_stages(last)],
         layers=layers,
         prunable_weights=plan.profile.prunable_weights,
         pruned_weights=sum(layer.pruned for layer in layers),
         model_weights=plan.profile.parameters,
-        loss_increase=LossIncrease(_predicted(layers), outcome.measured, outcome.measured_unit),
-        sizes=FileSizes(outcome.models["dense"].path(MODEL).stat().st_size, outcome.final.path(MODEL).stat().st_size),
+        loss_increase=LossIncrease(_predicted(layers), last.rise.from_before, last.rise.unit),
+        rounds=[round_result(run, part) for part in outcome.rounds if part.run.round],
+        sizes=FileSizes(outcome.dense.path(MODEL).stat().st_size, outcome.model.path(MODEL).stat().st_size),
         timeline=run.timeline,
         stage_seconds=run.stage_seconds,
         predicted_stage_seconds={name: stage.seconds for name, stage in plan.stages.items()},
-        curves={name: training_curve(record) for name, record in outcome.training.items()},
+        curves={name: training_curve(record) for name, record in _trainings(outcome).items()},
         skipped=_skipped(outcome),
         warnings=run.warnings + run.experiment.cluster.warnings,
         environment=environment(run),
@@ -50,15 +49,50 @@ def make_report(run: Run, outcome: Outcome, config: dict[str, Any], command: str
     )
 
 
-def layer_results(run: Run, outcome: Outcome) -> list[LayerResult]:
-    """Per layer: what was pruned, and what that was predicted to cost per calibration sample."""
+def asked_of(part: RoundOutcome) -> dict[str, Any]:
+    """The target of a round, and in how many steps it was reached."""
+    target, steps = part.run.experiment.pruner.target, part.run.experiment.steps
+    asked: dict[str, Any] = {
+        "sparsity": asked_sparsity(target, [planned.layer for planned in part.run.plan.layers]),
+        "scope": target.scope.value,
+    }
+    if target.per_layer:
+        asked["per_layer"] = target.per_layer
+    if steps > 1:
+        asked["steps"] = steps
+    return asked
+
+
+def round_result(run: Run, part: RoundOutcome) -> RoundResult:
+    """A round in numbers."""
+    layers, experiment = layer_results(part), part.run.experiment
+    pruned, *recovered = _stages(part)
+    return RoundResult(
+        name=part.run.round,
+        pruner=type(experiment.pruner).__name__,
+        steps=experiment.steps,
+        epochs=0 if experiment.recovery is None else experiment.recovery.epochs,
+        asked=asked_of(part)["sparsity"],
+        sparsity=sum(layer.pruned for layer in layers) / sum(layer.weights for layer in layers),
+        pruned=pruned,
+        recovered=recovered[0] if recovered else None,
+        loss_increase=LossIncrease(_predicted(layers), part.rise.from_before, part.rise.unit),
+        loss_increase_from_dense=part.rise.from_dense,
+        seconds=sum(seconds for stage, seconds in run.stage_seconds.items() if whose(stage) == part.run.round),
+    )
+
+
+def layer_results(part: RoundOutcome) -> list[LayerResult]:
+    """Per layer: what is pruned, and what that was predicted to cost per calibration sample in this round, its steps added up."""
+    scale = part.run.experiment.data.calibration_batch_size  # a gradient is a mean over so many samples, so its moment is smaller
     results = []
-    for planned in run.plan.layers:
-        name, scored, solved = planned.layer.name, outcome.scores[planned.layer.name].numbers, outcome.solutions[planned.layer.name].numbers
-        scale = (
-            run.experiment.data.calibration_batch_size
-        )  # a gradient is a mean over this many samples, so its moment is that much smaller
-        predicted = solved["predicted_loss"]
+    for planned in part.run.plan.layers:
+        name = planned.layer.name
+        costs = [step.solutions[name].numbers["predicted_loss"] for step in part.steps]
+        known = [cost for cost in costs if cost is not None]
+        spent = scale * sum(known[: len(costs) - 1])
+        scored = part.steps[-1].scores[name].numbers
+        gone = scored["already_pruned"] / planned.layer.weights
         results.append(
             LayerResult(
                 name=name,
@@ -66,13 +100,35 @@ def layer_results(run: Run, outcome: Outcome) -> list[LayerResult]:
                 columns=planned.layer.columns,
                 block_size=planned.block_size,
                 weights=planned.layer.weights,
-                pruned=solved["pruned"],
-                predicted_loss_increase=None if predicted is None else scale * predicted,
-                curve=[(sparsity, scale * loss) for sparsity, loss in scored["curve"]],
-                notes=scored["notes"],
+                pruned=part.steps[-1].solutions[name].numbers["pruned"],
+                predicted_loss_increase=scale * sum(known) if len(known) == len(costs) else None,
+                curve=[(gone + more, spent + scale * loss) for more, loss in scored["curve"]],
+                notes=_notes(part, name),
             )
         )
     return results
+
+
+def _notes(part: RoundOutcome, name: str) -> dict[str, float]:
+    """The pruner's notes on a layer: the largest of each over the steps, so that no trouble goes unreported."""
+    found = [step.scores[name].numbers["notes"] for step in part.steps]
+    return {key: max(notes.get(key, 0.0) for notes in found) for key in dict.fromkeys(key for notes in found for key in notes)}
+
+
+def _stages(part: RoundOutcome) -> list[StageResult]:
+    """The model of a round before and after its training."""
+    return [_stage(name, record) for name, record in (("one_shot", part.one_shot), ("recovered", part.recovered)) if record is not None]
+
+
+def _stage(name: str, record: Record) -> StageResult:
+    return StageResult(name, record.numbers["metrics"], record.numbers["seconds"])
+
+
+def _trainings(outcome: Outcome) -> dict[str, Record]:
+    """Trainings by the name of their curve: "dense", "recovery", or "to_60/recovery" in rounds."""
+    found = {"dense": outcome.trained}
+    found |= {f"{part.run.round}/recovery".removeprefix("/"): part.trained for part in outcome.rounds}
+    return {name: record for name, record in found.items() if record is not None}
 
 
 def environment(run: Run) -> dict[str, Any]:
@@ -106,9 +162,11 @@ def training_curve(record: Record) -> list[dict[str, Any]]:
 
 
 def _skipped(outcome: Outcome) -> dict[str, int]:
-    worst = max((sum(r.numbers["skipped"] for r in records) for records in outcome.partials.values()), default=0)
+    """Batches left out of the worst sum of a layer (every step reads the same batches), and steps left out of trainings."""
+    sums = [records for part in outcome.rounds for step in part.steps for records in step.partials.values()]
+    worst = max((sum(record.numbers["skipped"] for record in records) for records in sums), default=0)
     found = {"calibration batches with non-finite values": worst}
-    for name, record in outcome.training.items():
+    for name, record in _trainings(outcome).items():
         found[f"steps of {name} training with non-finite values"] = record.numbers.get("skipped_steps", 0)
     return {what: count for what, count in found.items() if count}
 

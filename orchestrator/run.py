@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config import Experiment
-from orchestrator.plan import Plan
+from orchestrator.plan import Plan, make_plan
 from orchestrator.progress import Progress
 from orchestrator.report import TaskRun
+from orchestrator.rounds import one_by_one
+from orchestrator.stages import prefix
 from orchestrator.store import Store
 from orchestrator.track import Run as Tracked
 from workers.errors import DamagedResult
@@ -30,9 +32,32 @@ class Run:
     directory: Path
     progress: Progress
     tracked: Tracked
+    round: str = ""  # whose stages these are, and the step of it
+    step: int = 0
     timeline: list[TaskRun] = field(default_factory=list)
     stage_seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+
+    def rounds(self) -> Iterator[Run]:
+        """A view for each round: its settings and plan, with everything else shared."""
+        for name, experiment in one_by_one(self.experiment).items():
+            plan = make_plan(experiment, self.plan.profile, self.plan.resources)
+            yield replace(self, experiment=experiment, plan=plan, round=name)
+
+    def steps(self) -> Iterator[Run]:
+        """A view for each step of a round."""
+        for step in range(1, self.experiment.steps + 1):
+            yield replace(self, step=step)
+
+    @property
+    def steps_left(self) -> int:
+        """Steps of the round that are still to go, with the present one."""
+        return self.experiment.steps - self.step + 1
+
+    @property
+    def prefix(self) -> str:
+        """What the names of stages begin with."""
+        return prefix(self.round, self.step, self.experiment.steps)
 
     def map(self, stage: str, verb: Callable[[Any, Any], Record], tasks: Sequence[Any], costs: Sequence[float] = ()) -> list[Record]:
         """Records of ``verb`` on ``tasks``, in order. What is in the store is read; the rest is computed, longest (``costs``) first."""
@@ -50,7 +75,7 @@ class Run:
         if tasks:
             with self.timed("start workers"):
                 self.experiment.cluster.ready()
-        with self.timed(stage), self.progress.stage(stage, len(tasks) + len(read)) as bar:
+        with self.timed(self.prefix + stage), self.progress.stage(self.prefix + stage, len(tasks) + len(read)) as bar:
             for record in read:
                 self.note(stage, record)
             if read:
@@ -67,7 +92,7 @@ class Run:
     def gang(self, stage: str, task: RecoverTask) -> Record:
         """Train with a gang, unless the result is in the store."""
         record = self.find(task.to)
-        with self.timed(stage), self.progress.stage(stage, None) as bar:
+        with self.timed(self.prefix + stage), self.progress.stage(self.prefix + stage, None) as bar:
             if record is None:
                 with bar.follow(task.progress):
                     record = replace(self.experiment.cluster.gang(task), computed=True)
@@ -92,7 +117,8 @@ class Run:
 
     def note(self, stage: str, record: Record) -> None:
         """Keep what ran, or was read, in the time line and in ``tasks.jsonl``."""
-        what = str(record.numbers.get("layer", stage))
+        stage = self.prefix + stage
+        what = f"{self.prefix}{record.numbers['layer']}" if "layer" in record.numbers else stage
         task = TaskRun(record.verb, what, record.worker, record.started, record.seconds, record.computed)
         self.timeline.append(task)
         line = {"stage": stage, "fingerprint": record.fingerprint, "time": time.time(), "layer": record.numbers.get("layer")} | vars(task)

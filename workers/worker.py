@@ -82,6 +82,7 @@ class Worker:
         unit = task.pruner.pattern.unit
         numbers = {
             "layer": layer.name,
+            "already_pruned": masks.zeros(weight_RC),
             "units": layer.weights // unit,
             "removable": int(torch.isfinite(found.score_nU).sum()),
             "curve": loss_curve(found.loss_nU, layer.weights // unit),

@@ -1,0 +1,59 @@
+"""What the pipeline leaves: the records of each stage, for the report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orchestrator.run import Run
+from workers.messages import Record
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one pass from calibration to a sparser model left: records by layer, and the model."""
+
+    partials: dict[str, list[Record]]
+    scores: dict[str, Record]
+    solutions: dict[str, Record]
+    model: Record
+
+
+@dataclass(frozen=True)
+class Rise:
+    """Rise of the calibration loss over the pruning of a round: from the model before it, and from the dense one; None: not measured."""
+
+    from_before: float | None
+    from_dense: float | None
+    unit: str
+
+
+@dataclass(frozen=True)
+class RoundOutcome:
+    """A round: its settings and plan, its steps, and what was measured of the model before and after its training."""
+
+    run: Run
+    steps: list[Step]
+    rise: Rise
+    one_shot: Record
+    trained: Record | None
+    recovered: Record | None
+
+    @property
+    def model(self) -> Record:
+        """What the round leaves."""
+        return self.trained or self.steps[-1].model
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything a report is made of: records of each stage."""
+
+    dense: Record
+    trained: Record | None  # the training of the dense model, if it was trained here
+    assessed: Record  # metrics of the dense model
+    rounds: list[RoundOutcome]
+
+    @property
+    def model(self) -> Record:
+        """What the run leaves."""
+        return self.rounds[-1].model

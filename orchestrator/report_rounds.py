@@ -1,0 +1,165 @@
+"""Gradual pruning in the report: a table, a picture and a sentence over the rounds, and their trainings as one curve."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.report_figures import FAINT, STAGE_COLOURS, Figure, layout_of, safe
+from orchestrator.report_metrics import ACCURACIES, METRICS, metric_text
+from orchestrator.units import count, duration, number, percent
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from orchestrator.report import Report, RoundResult
+
+COLUMNS = ("round", "asked", "reached", "pruned", "trained", "predicted", "true", "seconds")
+
+
+def round_rows(report: Report) -> list[list[str]]:
+    """A row per round, as ``COLUMNS`` say: sparsities, accuracy before and after training, loss increases, seconds."""
+    key = report.headline_metric
+
+    def accuracy(found: Any) -> str:
+        return "–" if found is None or key is None else metric_text(key, found.metrics.get(key))
+
+    return [
+        [
+            part.name,
+            percent(part.asked, 2),
+            percent(part.sparsity, 2),
+            accuracy(part.pruned),
+            accuracy(part.recovered),
+            number(part.loss_increase.predicted),
+            number(part.loss_increase.measured),
+            duration(part.seconds),
+        ]
+        for part in report.rounds
+    ]
+
+
+def round_columns(report: Report) -> list[str]:
+    """``COLUMNS`` with the accuracy named that they speak of."""
+    key = report.headline_metric
+    named = {"pruned": f"{METRICS[key]}, pruned", "trained": "trained"} if key else {}
+    return [named.get(column, column) for column in COLUMNS]
+
+
+def round_table(report: Report) -> Table:
+    """The rounds on the console."""
+    from rich.table import Table
+
+    table = Table(header_style="bold")
+    for index, column in enumerate(round_columns(report)):
+        table.add_column(column, justify="right" if index else "left")
+    for row in round_rows(report):
+        table.add_row(*row)
+    return table
+
+
+def on_rounds(report: Report) -> list[str]:
+    """How the final sparsity was reached."""
+    if not report.rounds:
+        return []
+    trained = [part for part in report.rounds if part.recovered is not None]
+    way = ", ".join(percent(part.sparsity) for part in report.rounds)
+    text = f"Pruned in {count(len(report.rounds), 'round')}, to {way}"
+    if not trained:
+        return [f"{text}, without training in between."]
+    epochs = count(sum(part.epochs for part in trained), "epoch")
+    return [
+        f"{text}, with {count(len(trained), 'training')} of {epochs} in all; each began with a new optimizer and its own learning rate."
+    ]
+
+
+def round_lines(report: Report) -> list[dict[str, Any]]:
+    """The rounds as progress lines for a tracker: numbers by ``step``, which counts rounds from 1."""
+    return [{"step": index} | _numbers(part) for index, part in enumerate(report.rounds, start=1)]
+
+
+def _numbers(part: RoundResult) -> dict[str, Any]:
+    numbers: dict[str, Any] = {"round": part.name, "sparsity_asked": part.asked, "sparsity": part.sparsity, "seconds": part.seconds}
+    numbers |= {f"pruned_{key}": value for key, value in part.pruned.metrics.items() if key in METRICS}
+    if part.recovered is not None:
+        numbers |= {f"recovered_{key}": value for key, value in part.recovered.metrics.items() if key in METRICS}
+    rises = {
+        "predicted": part.loss_increase.predicted,
+        "measured": part.loss_increase.measured,
+        "from_dense": part.loss_increase_from_dense,
+    }
+    return numbers | {f"loss_increase_{key}": value for key, value in rises.items()}
+
+
+def joined_curves(report: Report) -> dict[str, list[dict[str, Any]]]:
+    """The curves to draw: in rounds, those of all recoveries one after another, their steps counted on."""
+    if not report.rounds:
+        return report.curves
+    kept = {name: lines for name, lines in report.curves.items() if not name.endswith("/recovery")}
+    joined: list[dict[str, Any]] = []
+    before = 0
+    for name, lines in report.curves.items():
+        if name not in kept and lines:
+            joined += [
+                line | {"step": before + line["step"], "epoch": f"{line.get('epoch')} of {name}"} for line in lines if "step" in line
+            ]
+            before += lines[-1].get("steps") or lines[-1].get("step", 0)
+    return kept | ({"recovery in all rounds": joined} if joined else {})
+
+
+def rounds(report: Report) -> Figure | None:
+    """Accuracy falls when a round prunes and rises when it trains; the sparsity of each round below."""
+    key = report.headline_metric
+    if not report.rounds or key is None:
+        return None
+    path: list[tuple[float, float, str, str]] = []  # place, accuracy, kind of model, what it is
+    dense = report.metric("dense", key)
+    if dense is not None and key != "agreement":
+        path.append((0.0, dense, "dense", "dense"))
+    for index, part in enumerate(report.rounds, start=1):
+        for place, found, kind in ((index, part.pruned, "one_shot"), (index + 0.5, part.recovered, "recovered")):
+            value = None if found is None else found.metrics.get(key)
+            if value is not None:
+                path.append((place, value, kind, f"{part.name}, {'pruned' if kind == 'one_shot' else 'trained'}"))
+    if not path:
+        return None
+    line = {"type": "scatter", "mode": "lines", "showlegend": False, "hoverinfo": "skip", "line": {"color": "#c3cad5", "width": 2}}
+    data: list[Figure] = [line | {"x": [x for x, *_ in path], "y": [y for _, y, *_ in path]}]
+    data += [_marks(path, kind, name) for kind, name in (("dense", "dense"), ("one_shot", "pruned"), ("recovered", "trained"))]
+    data.append(_sparsities(report))
+    names = {"tickvals": list(range(1, len(report.rounds) + 1)), "ticktext": [safe(part.name) for part in report.rounds]}
+    across = names | {"anchor": "y2", "showgrid": False, "range": [-0.3, len(report.rounds) + 0.9]}
+    upper = {"title": ACCURACIES[key], "domain": [0.38, 1], "tickformat": ".1~%"}
+    lower = {"title": "pruned", "domain": [0, 0.26], "range": [0, 1], "tickvals": [0, 0.5, 1], "tickformat": ".0%"}
+    return {"data": [trace for trace in data if trace["x"]], "layout": layout_of(420, xaxis=across, yaxis=upper, yaxis2=lower)}
+
+
+def _marks(path: list[tuple[float, float, str, str]], kind: str, name: str) -> Figure:
+    found = [(x, y, text) for x, y, found, text in path if found == kind]
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": name,
+        "x": [x for x, _, _ in found],
+        "y": [y for _, y, _ in found],
+        "hovertext": [f"{safe(text)}: {percent(y)}" for _, y, text in found],
+        "hoverinfo": "text",
+        "marker": {"size": 10, "color": STAGE_COLOURS[kind], "line": {"color": "white", "width": 1.2}},
+    }
+
+
+def _sparsities(report: Report) -> Figure:
+    """A bar over the time of each round: from its pruning to the next one."""
+    return {
+        "type": "bar",
+        "x": [index + 0.25 for index in range(1, len(report.rounds) + 1)],
+        "y": [part.sparsity for part in report.rounds],
+        "yaxis": "y2",
+        "width": 0.9,
+        "showlegend": False,
+        "text": [percent(part.sparsity) for part in report.rounds] if len(report.rounds) <= 12 else None,
+        "textposition": "inside",
+        "textangle": 0,
+        "hovertext": [f"{safe(part.name)}: {percent(part.sparsity, 2)}, {percent(part.asked, 2)} asked" for part in report.rounds],
+        "hoverinfo": "text",
+        "marker": {"color": FAINT, "opacity": 0.55, "cornerradius": 3},
+    }

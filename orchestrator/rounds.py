@@ -1,0 +1,94 @@
+"""Rounds of a run: what each of them is by itself, the targets on the way, and the plan of all."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from orchestrator.allocate import asked_sparsity, layer_sparsities
+from orchestrator.cluster.base import Resources
+from orchestrator.config import Experiment, placed
+from orchestrator.plan import Estimate, Plan, make_plan
+from orchestrator.stages import prefix
+from workers.checks import require
+from workers.models.base import Layer
+from workers.models.profile import ModelProfile
+from workers.pruners.base import Scope, Target
+
+ONCE = ("import", "train dense", "start workers", "evaluate dense")  # stages of the run; of a round are
+EACH_ROUND = ("compare", "evaluate one-shot", "recover", "evaluate recovered")  # these; all others belong to its steps
+
+
+def one_by_one(experiment: Experiment) -> dict[str, Experiment]:
+    """Each round by its name, as the experiment that it is by itself."""
+    return {name: replace(experiment, rounds={}, **vars(part)) for name, part in experiment.schedule.items()}
+
+
+def toward(target: Target, layers: Sequence[Layer], already: Mapping[str, int], left: int) -> Target:
+    """The target of the next of ``left`` steps: 1/left of the way from what is pruned ``already`` (weights by layer) to ``target``.
+
+        s_next = s + (s_target - s) / left
+
+    So sparsity rises linearly, of all weights together for scope ``global``, else in each layer by itself. The last step's is ``target``.
+    A layer beyond its target stays as it is.
+    Source: the recomputation of Kurtic et al. 2022 (oBERT, arXiv 2203.07259), also section 6 of CAP.
+    """
+    if left == 1:
+        return target
+    if target.scope is Scope.GLOBAL:
+        now = sum(already.values()) / sum(layer.weights for layer in layers)
+        return replace(target, sparsity=_between(now, target.sparsity, left))
+    final = layer_sparsities(target, layers)
+    steps = {glob.escape(layer.name): _between(already[layer.name] / layer.weights, final[layer.name], left) for layer in layers}
+    return replace(target, scope=Scope.PER_LAYER, per_layer=steps)
+
+
+def _between(now: float, final: float, left: int) -> float:
+    return now + (max(now, final) - now) / left
+
+
+def check_targets(experiment: Experiment, layers: Sequence[Layer]) -> None:
+    """Raises: ConfigError if a target names no layer, or asks for less than the round before: pruned weights do not come back."""
+    before, reached = "", 0.0
+    for name, part in experiment.schedule.items():
+        where = f"rounds.{name}.pruner" if name else "pruner"
+        target = part.pruner.target
+        with placed("pruner", where):
+            part.pruner.check(layers)
+            if target.scope is not Scope.GLOBAL:
+                layer_sparsities(target, layers)
+        asked = asked_sparsity(target, layers)
+        require(
+            asked >= reached - 1e-9,
+            f"{where}.target.{'per_layer' if target.scope is Scope.PER_LAYER else 'sparsity'}",
+            f"at least {reached:g}, which round {before} prunes to, since pruned weights do not come back",
+            asked,
+            f"rounds are carried out in this order: {', '.join(experiment.schedule)}",
+        )
+        before, reached = name, asked
+
+
+def plan_rounds(experiment: Experiment, profile: ModelProfile, resources: Resources) -> Plan:
+    """The plan of all rounds: memory is what the largest of them needs, the store grows with each step."""
+    parts = one_by_one(experiment)
+    plans = {name: make_plan(part, profile, resources) for name, part in parts.items()}
+    stages: dict[str, Estimate] = {}
+    for index, (name, plan) in enumerate(plans.items()):
+        steps = parts[name].steps
+        if index == 0:
+            stages |= {stage: found for stage, found in plan.stages.items() if stage in ONCE}
+        own = {stage: found for stage, found in plan.stages.items() if stage not in (*ONCE, *EACH_ROUND)}
+        for step in range(1, steps + 1):
+            stages |= {prefix(name, step, steps) + stage: found for stage, found in own.items()}
+        for stage in EACH_ROUND:
+            if stage in plan.stages:  # later rounds are compared with the model before them and with the dense one
+                stages[prefix(name) + stage] = _times(plan.stages[stage], 2 if index and stage == "compare" else 1)
+    trainings = sum(part.recovery is not None for part in parts.values())
+    stages["start workers"] = _times(stages["start workers"], max(1, trainings))  # a gang takes their devices
+    largest = max(plans.values(), key=lambda plan: plan.worker_bytes)
+    return replace(largest, stages=stages, store_bytes=sum(parts[name].steps * plan.store_bytes for name, plan in plans.items()))
+
+
+def _times(stage: Estimate, factor: int) -> Estimate:
+    return replace(stage, tasks=factor * stage.tasks, seconds=factor * stage.seconds, device_seconds=factor * stage.device_seconds)
