@@ -89,6 +89,17 @@ def test_elimination_under_a_pattern_equals_literal_brain_surgery(implementation
 
 
 @both
+@pytest.mark.parametrize("unit", [15, 32, 64])
+def test_large_groups_equal_literal_brain_surgery(implementation, unit) -> None:
+    weights_nB, mean_nBB, alive_nB = _problem(2, 3 * unit, 4 * unit, unit, 0.1, 0.2)
+    result = implementation.eliminate(weights_nB, mean_nBB, alive_nB, 1e-8, False, Pattern(unit=unit))
+    for block in range(2):
+        order, losses, _ = literal(weights_nB[block].numpy(), mean_nBB[block].numpy(), alive_nB[block].numpy(), 1e-8, Pattern(unit=unit))
+        assert result.order_nB[block].tolist() == order
+        np.testing.assert_allclose(result.loss_nB[block].numpy(), losses, rtol=1e-5)
+
+
+@both
 @patterns
 def test_each_step_removes_what_raises_the_quadratic_least(implementation, pattern) -> None:
     """Brute force: every allowed next removal is tried, with all other weights re-fitted by constrained least squares."""
