@@ -1,9 +1,10 @@
 """Speed of the block kernels on this machine: from gradients in hand to pruned weights, stage by stage.
 
 Rates use the operation counts of the method (per weight of a block of B, N gradients): collect 2 N B, invert 2 B^2, eliminate 2/3 B^2,
-solve B^2, whatever the code really does (it uses symmetry: half of these to invert and to eliminate). Fractions are of this machine's own
-matrix product in the same precision (float32 to collect, float64 otherwise): the best seen between the measurements of the same run. Times
-are lower quartiles, which a neighbour on the machine disturbs less than means.
+solve B^2, whatever the code really does (it uses symmetry: half of these to invert and to eliminate). Rows of a layer that share one
+Hessian are only eliminated. Fractions are of this machine's own matrix product in the same precision (float32 to collect, float64
+otherwise): the best seen between the measurements of the same run. Times are lower quartiles, which a neighbour on the machine disturbs
+less than means.
 
     python scripts/bench_obs.py [--sizes 64 128 192 256] [--threads 2] [--json bench_obs.json]
 """
@@ -25,7 +26,10 @@ from torch import Tensor
 
 from kernels import obs
 from kernels.masks import prefix_mask
-from kernels.obs import cpu, reference
+from kernels.obs import reference
+from kernels.obs.block import invert_block, scratch
+from kernels.obs.cpu import PORTIONS
+from kernels.patterns import parse
 from kernels.scores import hull
 from kernels.select import select_smallest
 from kernels.statistics import SecondMoment, add_outer_, mirror_, zeros
@@ -56,14 +60,10 @@ def matrix_product_rate(dtype: torch.dtype, repeats: int, size: int = 1024) -> f
 def _invert_all(mean_nBB, absolute):  # type: ignore[no-untyped-def]
     """The factor and inverse that ``cpu.eliminate`` computes, alone."""
     blocks, block_size = mean_nBB.shape[:2]
-    for group in numba.prange(cpu.GROUPS):
-        scratch, lines, places = cpu._scratch(block_size)
-        for i in range(block_size):
-            places[0, i] = i
-        report = np.zeros(2)
-        for block in range(group * blocks // cpu.GROUPS, (group + 1) * blocks // cpu.GROUPS):
-            cpu._factor_dampened(mean_nBB[block], places[0], block_size, absolute, scratch[0], lines[0], report[:1], report[1:])
-            cpu._invert(scratch[0], scratch[1], scratch[2], block_size)
+    for portion in numba.prange(PORTIONS):
+        work, report, everything = scratch(block_size, 1), np.zeros(2), np.ones(block_size, dtype=np.bool_)
+        for block in range(portion * blocks // PORTIONS, (portion + 1) * blocks // PORTIONS):
+            invert_block(mean_nBB[block], everything, absolute, 1, report, work)
 
 
 def problem(blocks: int, size: int, gradients: int) -> tuple[Tensor, Tensor]:
@@ -135,6 +135,8 @@ def stages(size: int, weights: int, repeats: int) -> list[dict[str, Any]]:
     inverting = usual_seconds(lambda: _invert_all(mean_nBB.numpy(), DAMPENING), repeats)
     both = usual_seconds(lambda: obs.eliminate(weights_nB, mean_nBB, alive_nB, DAMPENING, False), repeats)
     solving = usual_seconds(lambda: obs.solve_on_mask(weights_nB, mean_nBB, keep_nB, alive_nB, DAMPENING, False), repeats)
+    two_of_four = usual_seconds(lambda: obs.eliminate(weights_nB, mean_nBB, alive_nB, DAMPENING, False, parse("2:4")), repeats)
+    in_fours = usual_seconds(lambda: obs.eliminate(weights_nB, mean_nBB, alive_nB, DAMPENING, False, parse("groups:4")), repeats)
     torch_both = usual_seconds(lambda: reference.eliminate(*arguments), 1) * blocks / len(weights_nB[few])
     torch_solving = (
         usual_seconds(lambda: reference.solve_on_mask(weights_nB[few], mean_nBB[few], keep_nB[few], *arguments[2:]), 1)
@@ -148,6 +150,8 @@ def stages(size: int, weights: int, repeats: int) -> list[dict[str, Any]]:
         ("factor + inverse", inverting, 2.0 * size, size, "float64", None),
         ("eliminate", both - inverting, 2 / 3 * size, size, "float64", None),
         ("both, fused", both, 8 / 3 * size, size, "float64", torch_both),
+        ("both, 2:4", two_of_four, 8 / 3 * size, size, "float64", None),
+        ("both, groups of 4", in_fours, 8 / 3 * size, size, "float64", None),
         ("solve (half kept)", solving, 1.0 * size, size, "float64", torch_solving),
     ]
     return [
@@ -162,6 +166,23 @@ def stages(size: int, weights: int, repeats: int) -> list[dict[str, Any]]:
         }
         for name, seconds, count, width, precision, in_torch in table
     ]
+
+
+def layer_rows(columns: int, rows: int, repeats: int) -> dict[str, Any]:
+    """Whole rows that share one layer Hessian: its inverse is computed once."""
+    inputs_KC = torch.randn(2 * columns, columns, generator=torch.Generator().manual_seed(0))
+    mean_1CC = (inputs_KC.T @ inputs_KC / len(inputs_KC))[None]
+    weights_RC, alive_RC = torch.randn(rows, columns), torch.ones(rows, columns, dtype=torch.bool)
+    seconds = usual_seconds(lambda: obs.eliminate(weights_RC, mean_1CC, alive_RC, 1e-2, True), repeats)
+    return {
+        "block": columns,
+        "stage": f"{rows} rows, shared",
+        "seconds": seconds,
+        "weights_per_second": rows * columns / seconds,
+        "flops_per_second": rows * columns * 2 / 3 * columns**2 / seconds,
+        "precision": "float64",
+        "times_torch": None,
+    }
 
 
 def whole_way(size: int, gradients: int, blocks: int, repeats: int) -> dict[str, float]:
@@ -207,6 +228,7 @@ def main() -> None:
         rows += stages(size, options.weights, options.repeats)
         for name in rates:
             rates[name] = max(rates[name], matrix_product_rate(getattr(torch, name), 5 * options.repeats))
+    rows += [layer_rows(384, 384, 2), layer_rows(1536, 64, 1)]
     for row in rows:
         row["of_matrix_product"] = row["flops_per_second"] / rates[row["precision"]]
     way = whole_way(192, 1024, BLOCKS, options.repeats)

@@ -55,11 +55,11 @@ def _pack(alive_B, unit, entry):
 
 @numba.njit(nogil=True, error_model="numpy")
 def _invert_factor(mean_BB, alive_B, absolute, unit, report, work):
-    matrix, panel, lines, places, _, _, _ = work
+    matrix, _, lines, places, _, _, _ = work
     m = _pack(alive_B, unit, places[0])
-    factor_dampened(mean_BB, alive_B, places[0], m, absolute, matrix, lines[0], len(panel), report[:1], report[1:])
+    factor_dampened(mean_BB, alive_B, places[0], m, absolute, matrix, lines[0], report)
     if report[1] == np.inf:
-        invert_factor(matrix, matrix[SHIFT:], m, len(panel))
+        invert_factor(matrix, matrix[SHIFT:], m)
     return m
 
 
@@ -68,7 +68,7 @@ def invert_block(mean_BB, alive_B, absolute, unit, report, work):
     """``A`` of the packed entries. Returns how many there are."""
     m = _invert_factor(mean_BB, alive_B, absolute, unit, report, work)
     if report[1] == np.inf:
-        square(work[0][SHIFT:], m, work[1], len(work[1]))
+        square(work[0][SHIFT:], m, work[1])
     return m
 
 
@@ -139,10 +139,10 @@ def score_block(weight_B, alive_B, unit, loss_G, squared, work):
 
 @numba.njit(nogil=True, error_model="numpy")
 def solve_block(weight_B, mean_BB, keep_B, alive_B, absolute, solved_B, report, work):
-    u, panel, lines, places, _, _, _ = work
+    u, _, lines, places, _, _, _ = work
     kept = places[0]
     m = pack(keep_B & alive_B, kept)
-    factor_dampened(mean_BB, alive_B, kept, m, absolute, u, lines[0], len(panel), report[:1], report[1:])
+    factor_dampened(mean_BB, alive_B, kept, m, absolute, u, lines[0], report)
     if report[1] != np.inf:
         return
     removed, lost, pull = places[1], lines[0], lines[1]

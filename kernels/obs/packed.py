@@ -29,89 +29,73 @@ def pack(chosen_B, entry):
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def factor_dampened(mean_BB, alive_B, entry, m, absolute, u, original, strip, dampening, pivot):
-    """``u`` with ``u^T u = H + lambda I`` on the packed entries, identity where they are not alive; sets ``dampening`` to the lambda used
-    and ``pivot`` to +inf, or to the pivot that failed last."""
-    dampening[0] = absolute
+def factor_dampened(mean_BB, alive_B, entry, m, absolute, u, original, report):
+    """``u`` with ``u^T u = H + lambda I`` on the packed entries, identity where they are not alive. Reports the lambda used, and +inf or
+    the pivot that failed last."""
+    report[0] = absolute
     for attempt in range(RAISES + 1):
         if attempt > 0:
-            dampening[0] *= 10.0
+            report[0] *= 10.0
         for i in range(m):
             row = mean_BB[entry[i]]
             for j in range(i, m):
                 u[i, j] = row[entry[j]]
-            u[i, i] += dampening[0]
+            u[i, i] += report[0]
         for i in range(m):
             if not alive_B[entry[i]]:
                 u[:i, i] = 0.0
                 u[i, i:m] = 0.0
                 u[i, i] = 1.0
             original[i] = u[i, i]
-        pivot[0] = _factor(u, original, m, strip)
-        if pivot[0] == np.inf:
+        report[1] = _factor(u, original, m)
+        if report[1] == np.inf:
             return
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _factor(u, original, m, panel):
+def _factor(u, original, m):
     """Cholesky factor in place, from the upper triangle. Returns +inf, or the pivot that is not larger than its rounding."""
-    for start in range(0, m, panel):
-        stop = min(start + panel, m)
-        for inner in range(start, stop, STRIP):
-            edge = min(inner + STRIP, stop)
-            if inner > start:
-                _subtract_products(u, inner, edge, m, start, inner)
-            for p in range(inner, edge):
-                for j in range(inner, m, LINE_COLUMNS):
-                    add_line(u, p, j, -1.0, u, p, u, inner, p)
-                if not u[p, p] > ROUNDING * original[p]:
-                    return u[p, p]
-                scale = 1.0 / np.sqrt(u[p, p])
-                for j in range(p, m):
-                    u[p, j] *= scale
-        _subtract_products(u, stop, m, m, start, stop)
+    for start in range(0, m, STRIP):
+        stop = min(start + STRIP, m)
+        for p in range(start, stop):
+            for j in range(start, m, LINE_COLUMNS):
+                add_line(u, p, j, -1.0, u, p, u, start, p)
+            if not u[p, p] > ROUNDING * original[p]:
+                return u[p, p]
+            scale = 1.0 / np.sqrt(u[p, p])
+            for j in range(p, m):
+                u[p, j] *= scale
+        for i in range(stop, m, TILE_ROWS):
+            for j in range(i // TILE_COLUMNS * TILE_COLUMNS, m, TILE_COLUMNS):
+                add_tile(u, i, j, -1.0, u, i, u, start, stop)
     return np.inf
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _subtract_products(u, top, bottom, m, first, last):
-    """Upper triangle of ``u[top:bottom, :m] -= sum_p u[p, top:bottom]^T u[p]`` for ``first <= p < last``."""
-    for i in range(top, bottom, TILE_ROWS):
-        for j in range(i // TILE_COLUMNS * TILE_COLUMNS, m, TILE_COLUMNS):
-            add_tile(u, i, j, -1.0, u, i, u, first, last)
-
-
-@numba.njit(nogil=True, error_model="numpy")
-def invert_factor(u, z, m, panel):
+def invert_factor(u, z, m):
     """``z = u^-T``, lower triangular, with zeros for the reach of a tile beyond its diagonal."""
-    for start in range(0, m, panel):
-        stop = min(start + panel, m)
+    for start in range(0, m, STRIP):
+        stop = min(start + STRIP, m)
         for p in range(start, stop):
             z[p, : p + SHIFT] = 0.0
         for j in range(0, start, TILE_COLUMNS):
             for i in range(start, stop, TILE_ROWS):
                 add_tile(z, i, j, -1.0, u, i, z, j, start)
-        for inner in range(start, stop, STRIP):
-            edge = min(inner + STRIP, stop)
-            if inner > start:
-                for i in range(inner, edge, TILE_ROWS):
-                    for j in range(0, inner, TILE_COLUMNS):
-                        add_tile(z, i, j, -1.0, u, i, z, max(j, start), inner)
-            for p in range(inner, edge):
-                for j in range(0, p, LINE_COLUMNS):
-                    add_line(z, p, j, -1.0, u, p, z, inner, p)
-                z[p, p] = 1.0
-                scale = 1.0 / u[p, p]
-                for j in range(p + 1):
-                    z[p, j] *= scale
+        for p in range(start, stop):
+            for j in range(0, p, LINE_COLUMNS):
+                add_line(z, p, j, -1.0, u, p, z, start, p)
+            z[p, p] = 1.0
+            scale = 1.0 / u[p, p]
+            for j in range(p + 1):
+                z[p, j] *= scale
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def square(z, m, rows, panel):
-    """Lower triangle of ``A = z^T z``, in place of ``z``: a row of ``A`` needs no row of ``z`` above it."""
-    for start in range(0, m, panel):
-        stop = min(start + panel, m)
-        rows[:, : stop + TILE_COLUMNS] = 0.0
+def square(z, m, rows):
+    """Lower triangle of ``A = z^T z``, in place of ``z``: a row of ``A`` needs no row of ``z`` above it. ``rows`` is scratch."""
+    for start in range(0, m, STRIP):
+        stop = min(start + STRIP, m)
+        rows[:STRIP, : stop + TILE_COLUMNS] = 0.0
         for j in range(0, stop, TILE_COLUMNS):
             for i in range(start, stop, TILE_ROWS):
                 if j < i + TILE_ROWS:

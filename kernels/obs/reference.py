@@ -129,18 +129,19 @@ def _solve_lower(lower_nUU: Tensor, right_nUx: Tensor) -> Tensor:
 
 
 def _least_pivots(mean_nBB: Tensor, alive_nB: Tensor, dampening_n: Tensor, unit: int) -> Tensor:
-    r"""What the squared pivots of ``A_GG`` cannot fall below, (n, G, U); holding on to that keeps rounding from making them negative.
+    r"""What the squared pivots of ``A_GG`` may not fall below, (n, G, U), so that rounding cannot make them negative.
 
     The inverse of a principal submatrix of ``H`` that contains ``G`` is at least ``(H_GG)^-1``, so its pivots are at least those of
-    ``(H_GG)^-1``: one over the pivots of ``H_GG`` taken from its last entry to its first. For single weights that is ``1 / H_qq``. What
-    rounding may take from these pivots is added to them.
+    ``(H_GG)^-1``: one over the pivots of ``H_GG`` taken from its last entry to its first. For single weights that is ``1 / H_qq``. In a
+    unit, later pivots are small differences that only hold with the earlier ones just as they were computed: these may err, and half of
+    the bound, with what rounding may have taken from it, is where they are lost.
     """
     rest_nGUU = _units_of(decouple(mean_nBB, alive_nB) + torch.diag_embed(alive_nB * dampening_n[:, None]), unit).clone()
     slack_nGU = 8 * (unit - 1) * ROUNDING * rest_nGUU.diagonal(dim1=-2, dim2=-1)
     floor_nGU = torch.empty_like(slack_nGU)
     for k in reversed(range(unit)):
         pivot_nG = rest_nGUU[..., k, k].clamp(min=0.0) + slack_nGU[..., k]
-        floor_nGU[..., k] = 1 / pivot_nG
+        floor_nGU[..., k] = (1.0 if unit == 1 else 0.5) / pivot_nG
         column_nGU = rest_nGUU[..., :k, k]
         rest_nGUU[..., :k, :k] -= column_nGU[..., :, None] * column_nGU[..., None, :] / pivot_nG[..., None, None]
     return floor_nGU

@@ -112,7 +112,7 @@ def own_of_inverse(z, own, m, unit):
 
 @numba.njit(nogil=True, error_model="numpy")
 def least_pivots(mean_BB, alive_B, dampening, entry, unit, units, rest, floor):
-    """What the squared pivots of ``A_GG`` cannot fall below: see ``reference._least_pivots``. ``rest`` is scratch."""
+    """What the squared pivots of ``A_GG`` may not fall below: see ``reference._least_pivots``. ``rest`` is scratch."""
     for g in range(units):
         for r in range(unit):
             e = entry[g * unit + r]
@@ -123,7 +123,7 @@ def least_pivots(mean_BB, alive_B, dampening, entry, unit, units, rest, floor):
             floor[r, g] = 8.0 * (unit - 1) * ROUNDING * rest[r, r, g]
         for k in range(unit - 1, -1, -1):
             pivot = max(rest[k, k, g], 0.0) + floor[k, g]
-            floor[k, g] = 1.0 / pivot
+            floor[k, g] = (1.0 if unit == 1 else 0.5) / pivot
             for r in range(k):
                 for c in range(r + 1):
                     rest[r, c, g] -= rest[k, r, g] * rest[k, c, g] / pivot

@@ -1,5 +1,9 @@
 """Elimination with N:M and in groups, and static losses, against literal float64 brain surgery and brute force."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -28,12 +32,12 @@ def _problem(blocks: int, size: int, samples: int, seed: int, dead: float = 0.0,
     return weights_nB, gradients_nKB.mT @ gradients_nKB / samples, alive_nB
 
 
-def literal(weight: np.ndarray, matrix: np.ndarray, alive: np.ndarray, dampening: float, pattern: Pattern):
+def literal(weight: np.ndarray, matrix: np.ndarray, alive: np.ndarray, dampening: float, pattern: Pattern, dtype: type = np.float64):
     """Greedy elimination under a pattern with whole matrices: units removed in order, their losses, the weights after each."""
     size, unit = len(weight), pattern.unit
     kept = np.flatnonzero(alive)
-    inverse, w = np.eye(size), np.where(alive, weight, 0).astype(np.float64)
-    inverse[np.ix_(kept, kept)] = gauss_jordan_inverse(matrix.astype(np.float64)[np.ix_(kept, kept)] + dampening * np.eye(len(kept)))
+    inverse, w = np.eye(size, dtype=dtype), np.where(alive, weight, 0).astype(dtype)
+    inverse[np.ix_(kept, kept)] = gauss_jordan_inverse(matrix.astype(dtype)[np.ix_(kept, kept)] + dtype(dampening) * np.eye(len(kept)))
     there, order, losses, trace = alive.copy(), [], [], []
     while True:
         best, least = None, np.inf
@@ -82,6 +86,17 @@ def test_elimination_under_a_pattern_equals_literal_brain_surgery(implementation
             solved_nB = implementation.solve_on_mask(weights_nB[part], mean_nBB[part], keep_nB, alive_nB[part], 1e-8, False)
             truth = trace[removed - 1]
             np.testing.assert_allclose(solved_nB[0].numpy(), truth, rtol=1e-5, atol=1e-6 * (np.abs(truth).max() + 1e-30))
+
+
+@both
+@pytest.mark.parametrize("unit", [15, 32, 64])
+def test_large_groups_equal_literal_brain_surgery(implementation, unit) -> None:
+    weights_nB, mean_nBB, alive_nB = _problem(2, 3 * unit, 4 * unit, unit, 0.1, 0.2)
+    result = implementation.eliminate(weights_nB, mean_nBB, alive_nB, 1e-8, False, Pattern(unit=unit))
+    for block in range(2):
+        order, losses, _ = literal(weights_nB[block].numpy(), mean_nBB[block].numpy(), alive_nB[block].numpy(), 1e-8, Pattern(unit=unit))
+        assert result.order_nB[block].tolist() == order
+        np.testing.assert_allclose(result.loss_nB[block].numpy(), losses, rtol=1e-5)
 
 
 @both
@@ -222,7 +237,8 @@ def test_what_stands_on_entries_that_are_not_alive_is_not_read_under_a_pattern(i
 
 
 @both
-def test_groups_keep_to_the_literal_order_when_the_fisher_is_nearly_singular(implementation) -> None:
+@pytest.mark.parametrize("dampening", [1e-6, 1e-8, 1e-10])
+def test_groups_keep_to_the_order_of_80_bit_arithmetic_when_the_fisher_is_nearly_singular(implementation, dampening) -> None:
     """Half as many gradients as weights and neighbours that are almost copies: the pieces of ``A`` must come down by many digits."""
     generator = torch.Generator().manual_seed(0)
     half_nKB = torch.randn(6, 16, 32, generator=generator, dtype=torch.float64)
@@ -230,11 +246,37 @@ def test_groups_keep_to_the_literal_order_when_the_fisher_is_nearly_singular(imp
     mean_nBB = gradients_nKB.mT @ gradients_nKB / 16
     weights_nB = torch.randn(6, 64, generator=generator, dtype=torch.float64)
     everything = torch.ones(6, 64, dtype=torch.bool)
-    result = implementation.eliminate(weights_nB, mean_nBB, everything, 1e-6, False, parse("groups:4"))
+    result = implementation.eliminate(weights_nB, mean_nBB, everything, dampening, False, parse("groups:4"))
     for block in range(6):
-        order, losses, _ = literal(weights_nB[block].numpy(), mean_nBB[block].numpy(), everything[block].numpy(), 1e-6, parse("groups:4"))
+        inputs = weights_nB[block].numpy(), mean_nBB[block].numpy(), everything[block].numpy()
+        order, losses, _ = literal(*inputs, dampening, parse("groups:4"), np.longdouble)
         assert result.order_nB[block].tolist() == order
-        np.testing.assert_allclose(result.loss_nB[block].numpy(), losses, rtol=1e-3)
+        np.testing.assert_allclose(result.loss_nB[block].numpy(), np.array(losses, dtype=np.float64), rtol=1e-4)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs the peak memory of Linux")
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_memory_that_is_taken_is_the_memory_that_is_announced(shared: bool) -> None:
+    """In a fresh process on one thread, with the code compiled and the arguments made before the peak is reset."""
+    script = f"""
+import torch
+from kernels import obs
+from kernels.obs.cpu import scratch_bytes
+torch.set_num_threads(1)
+def status(key):
+    return [1024 * int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)][0]
+def run(size):
+    everything = torch.ones(2, size, dtype=torch.bool)
+    mean = torch.eye(size).repeat({1 if shared else 2}, 1, 1)
+    open("/proc/self/clear_refs", "w").write("5")
+    before = status("VmRSS")
+    obs.eliminate(torch.ones(2, size), mean, everything, 0.1, False)
+    return status("VmHWM") - before
+run(8)
+print(run(1024) / scratch_bytes(1024, 1, {shared}))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert 0.85 < float(done.stdout) < 1.1
 
 
 def test_blocks_that_cut_units_or_buckets_are_refused() -> None:
