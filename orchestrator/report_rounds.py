@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.report_figures import FAINT, STAGE_COLOURS, Figure, layout_of, safe
@@ -130,9 +131,19 @@ def rounds(report: Report) -> Figure | None:
     data.append(_sparsities(report))
     names = {"tickvals": list(range(1, len(report.rounds) + 1)), "ticktext": [safe(part.name) for part in report.rounds]}
     across = names | {"anchor": "y2", "showgrid": False, "range": [-0.3, len(report.rounds) + 0.9]}
-    upper = {"title": ACCURACIES[key], "domain": [0.38, 1], "tickformat": ".1~%"}
+    upper = {"title": ACCURACIES[key], "domain": [0.38, 1], "tickformat": ".1~%", "range": _span([y for _, y, *_ in path])}
     lower = {"title": "pruned", "domain": [0, 0.26], "range": [0, 1], "tickvals": [0, 0.5, 1], "tickformat": ".0%"}
     return {"data": [trace for trace in data if trace["x"]], "layout": layout_of(420, xaxis=across, yaxis=upper, yaxis2=lower)}
+
+
+def _span(values: list[float]) -> list[float] | None:
+    """A range around all values and of at least ten points, so that noise does not fill the picture."""
+    known = [value for value in values if math.isfinite(value)]
+    if not known:
+        return None
+    half = max(0.05, 0.55 * (max(known) - min(known)))
+    middle = min((max(known) + min(known)) / 2, 1.01 - half)
+    return [middle - half, middle + half]
 
 
 def _marks(path: list[tuple[float, float, str, str]], kind: str, name: str) -> Figure:
