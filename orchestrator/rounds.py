@@ -63,7 +63,7 @@ def check_targets(experiment: Experiment, layers: Sequence[Layer]) -> None:
             f"{where}.target.{'per_layer' if target.scope is Scope.PER_LAYER else 'sparsity'}",
             f"at least {reached:g}, which round {before} prunes to, since pruned weights do not come back",
             asked,
-            f"rounds are carried out in this order: {', '.join(experiment.schedule)}",
+            f"the order of rounds is {', '.join(experiment.schedule)} (those that a defaults list names come first)",
         )
         before, reached = name, asked
 
