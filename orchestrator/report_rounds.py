@@ -19,7 +19,7 @@ def round_columns(report: Report) -> list[str]:
     """Heads of ``round_rows``."""
     accuracy = METRICS[report.headline_metric] if report.headline_metric else "accuracy"
     asked = ["asked"] if _missed(report) else []
-    return ["round", *asked, "sparsity", f"{accuracy} pruned", "trained", "loss predicted", "true", "seconds"]
+    return ["round", *asked, "sparsity", f"{accuracy} pruned", "trained", "loss predicted", "true", "s"]
 
 
 def round_rows(report: Report) -> list[list[str]]:
@@ -58,7 +58,7 @@ def round_table(report: Report) -> Table:
 
     table = Table(header_style="bold")
     for index, column in enumerate(round_columns(report)):
-        table.add_column(column, justify="right" if index else "left")
+        table.add_column(column, justify="right" if index else "left", overflow="fold")
     for row in round_rows(report):
         table.add_row(*row)
     return table
