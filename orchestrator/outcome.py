@@ -19,21 +19,13 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Rise:
-    """Rise of the calibration loss over the pruning of a round: from the model before it, and from the dense one; None: not measured."""
-
-    from_before: float | None
-    from_dense: float | None
-    unit: str
-
-
-@dataclass(frozen=True)
 class RoundOutcome:
     """A round: its settings and plan, its steps, and what was measured of the model before and after its training."""
 
     run: Run
     steps: list[Step]
-    rise: Rise
+    measured: float | None  # rise of the calibration loss over its pruning
+    measured_unit: str
     one_shot: Record
     trained: Record | None
     recovered: Record | None

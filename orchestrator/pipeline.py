@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from orchestrator.allocate import Allocation, Units, allocate, asked_sparsity
 from orchestrator.costs import PlannedLayer, cost_model
-from orchestrator.outcome import Outcome, Rise, RoundOutcome, Step
+from orchestrator.outcome import Outcome, RoundOutcome, Step
 from orchestrator.plan import fixed_bytes, portions
 from orchestrator.rounds import toward
 from orchestrator.run import Run
@@ -60,12 +60,12 @@ def prune_and_recover(run: Run, before: Record, dense: Record, outputs: dict[str
     pruned = steps[-1].model
     warn_of_zeros(run, steps)
 
-    rise = measure_increase(run, before, pruned, dense)
+    measured, unit = measure_increase(run, before, pruned, dense)
     one_shot = assess(run, "one_shot", evaluate(run, "evaluate one-shot", pruned), outputs)
     if recovery is not None:
         trained = train(run, "recover", pruned, recovery, dense)
         recovered = assess(run, "recovered", evaluate(run, "evaluate recovered", trained), outputs)
-    return RoundOutcome(run, steps, rise, one_shot, trained, recovered)
+    return RoundOutcome(run, steps, measured, unit, one_shot, trained, recovered)
 
 
 def prune_once(run: Run, model: Record) -> Step:
@@ -215,21 +215,18 @@ def warn_of_zeros(run: Run, steps: Sequence[Step]) -> None:
         run.warn(f"{run.prefix}nothing was pruned, since the model had the zeros that the target asks for ({asked:.1%})")
 
 
-def measure_increase(run: Run, before: Record, pruned: Record, dense: Record) -> Rise:
-    """Real rise of the calibration loss, to hold the prediction against."""
+def measure_increase(run: Run, before: Record, pruned: Record, dense: Record) -> tuple[float | None, str]:
+    """Real rise of the calibration loss over the pruning of a round, to hold the prediction against, and its unit."""
     data, loss = run.experiment.data, run.experiment.loss
-    identity = data_identity(run, CALIBRATION)
-    references = [before] if before.fingerprint == dense.fingerprint else [before, dense]
     tasks = []
-    for reference in references:
-        for shard in range(data.shards):
-            to = run.store.destination("compare", dense=reference, pruned=pruned, data=identity, loss=loss, shard=shard)
-            tasks.append(CompareTask(reference.path(MODEL), pruned.path(MODEL), data, loss, shard, to))
+    for shard in range(data.shards):
+        identity = data_identity(run, CALIBRATION)
+        to = run.store.destination("compare", dense=before, pruned=pruned, data=identity, loss=loss, shard=shard)
+        tasks.append(CompareTask(before.path(MODEL), pruned.path(MODEL), data, loss, shard, to))
     records = run.map("compare", Worker.compare, tasks)
-    parts = [records[index * data.shards : (index + 1) * data.shards] for index in range(len(references))]
-    samples = [sum(record.numbers["samples"] for record in part) for part in parts]
-    rises = [sum(r.numbers["total"] for r in part) / count if count else None for part, count in zip(parts, samples, strict=True)]
-    return Rise(rises[0], rises[-1], UNITS[loss].format("dense model" if len(references) == 1 else "model before"))
+    samples = sum(record.numbers["samples"] for record in records)
+    unit = UNITS[loss].format("dense model" if before.fingerprint == dense.fingerprint else "model before")
+    return (sum(record.numbers["total"] for record in records) / samples if samples else None), unit
 
 
 UNITS = {

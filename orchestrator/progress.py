@@ -230,8 +230,9 @@ class Times(ProgressColumn):
 
 
 class Bars(Display):
-    """A live row per stage: mark, name, bar, count, times, last note."""
+    """A live row per stage: mark, name, bar, count, times, last note. Of many stages the last ``ROWS``, since a terminal cuts the rest."""
 
+    ROWS = 20
     MARKS: ClassVar = {"waiting": " ", "running": "›", "done": "[green]✓[/green]", "failed": "[red]✗[/red]"}
 
     def __init__(self, stream: TextIO) -> None:
@@ -255,8 +256,17 @@ class Bars(Display):
 
     def started(self, stage: Stage) -> None:
         if stage.name not in self._rows:
+            if len(self._rows) >= self.ROWS:
+                self._rich.remove_task(self._rows.pop(self._oldest_at_rest()))
             self._rows[stage.name] = self._rich.add_task(stage.name, mark="", note="", stage=stage, total=stage.total)
         self.moved(stage)
+
+    def _oldest_at_rest(self) -> str:
+        """A stage that has ended; it becomes a line above the bars."""
+        stages = {task.fields["stage"].name: task.fields["stage"] for task in self._rich.tasks}
+        name = next((name for name, stage in stages.items() if stage.state != "running"), next(iter(stages)))
+        self._rich.console.print(Text(f"{name}: {_listed([stages[name].state, duration(stages[name].seconds)])}", style="dim"))
+        return name
 
     def moved(self, stage: Stage) -> None:
         row = self._rows[stage.name]

@@ -108,7 +108,6 @@ class RoundResult:
     pruned: StageResult
     recovered: StageResult | None
     loss_increase: LossIncrease
-    loss_increase_from_dense: float | None
     seconds: float
 
 

@@ -156,7 +156,8 @@ def _target(report: Report, drawn: dict[str, Any]) -> str:
     if report.sizes is not None:
         reached.append(("exported file", f"{size(report.sizes.file_bytes)} instead of {size(report.sizes.dense_bytes)}"))
     loss = report.loss_increase
-    reached.append(("loss increase", f"{number(loss.predicted)} predicted, {number(loss.measured)} true ({loss.unit})"))
+    when = ", last round" if report.rounds else ""
+    reached.append((f"loss increase{when}", f"{number(loss.predicted)} predicted, {number(loss.measured)} true ({loss.unit})"))
     columns = f'<div class="columns"><div><h3>Asked</h3>{_pairs(asked)}</div><div><h3>Reached</h3>{_pairs(reached)}</div></div>'
     picture = _figure(drawn, "loss_increase", "Predicted and measured increase of the loss")
     body = columns + (f"<h3>Loss increase, predicted and true</h3>{picture}" if picture else "")
@@ -173,6 +174,8 @@ def _layers(report: Report, drawn: dict[str, Any]) -> str:
     explained = (
         "Each line is one layer pruned alone, more and more; the mark is where it ended. A layer with a low line gives more weights."
     )
+    if report.rounds or report.asked.get("steps", 1) > 1:
+        explained += " Lines begin where the last step found the layers."
     return _section(
         f"Layers ({len(report.layers)})",
         f"{bars}"

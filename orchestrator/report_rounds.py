@@ -2,47 +2,54 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.report_figures import FAINT, STAGE_COLOURS, Figure, layout_of, safe
 from orchestrator.report_metrics import ACCURACIES, METRICS, metric_text
-from orchestrator.units import count, duration, number, percent
+from orchestrator.units import count, percent
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from orchestrator.report import Report, RoundResult
+    from orchestrator.report import Report, RoundResult, StageResult
 
-COLUMNS = ("round", "asked", "reached", "pruned", "trained", "predicted", "true", "seconds")
+
+def round_columns(report: Report) -> list[str]:
+    """Heads of ``round_rows``."""
+    accuracy = METRICS[report.headline_metric] if report.headline_metric else "accuracy"
+    asked = ["asked"] if _missed(report) else []
+    return ["round", *asked, "sparsity", f"{accuracy} pruned", "trained", "loss predicted", "true", "s"]
 
 
 def round_rows(report: Report) -> list[list[str]]:
-    """A row per round, as ``COLUMNS`` say: sparsities, accuracy before and after training, loss increases, seconds."""
+    """A row per round: sparsity, accuracy before and after its training, rise of the loss over its pruning, seconds of all its stages."""
     key = report.headline_metric
 
-    def accuracy(found: Any) -> str:
+    def accuracy(found: StageResult | None) -> str:
         return "–" if found is None or key is None else metric_text(key, found.metrics.get(key))
+
+    def rise(value: float | None) -> str:
+        return "–" if value is None else f"{value:+.2g}"
 
     return [
         [
             part.name,
-            percent(part.asked, 2),
-            percent(part.sparsity, 2),
+            *([percent(part.asked)] if _missed(report) else []),
+            percent(part.sparsity),
             accuracy(part.pruned),
             accuracy(part.recovered),
-            number(part.loss_increase.predicted),
-            number(part.loss_increase.measured),
-            duration(part.seconds),
+            rise(part.loss_increase.predicted),
+            rise(part.loss_increase.measured),
+            f"{part.seconds:,.0f}",
         ]
         for part in report.rounds
     ]
 
 
-def round_columns(report: Report) -> list[str]:
-    """``COLUMNS`` with the accuracy named that they speak of."""
-    key = report.headline_metric
-    named = {"pruned": f"{METRICS[key]}, pruned", "trained": "trained"} if key else {}
-    return [named.get(column, column) for column in COLUMNS]
+def _missed(report: Report) -> bool:
+    """Whether a round reached another sparsity than was asked for, by more than the table would show."""
+    return any(abs(part.asked - part.sparsity) > 5e-4 for part in report.rounds)
 
 
 def round_table(report: Report) -> Table:
@@ -51,7 +58,7 @@ def round_table(report: Report) -> Table:
 
     table = Table(header_style="bold")
     for index, column in enumerate(round_columns(report)):
-        table.add_column(column, justify="right" if index else "left")
+        table.add_column(column, justify="right" if index else "left", overflow="fold")
     for row in round_rows(report):
         table.add_row(*row)
     return table
@@ -82,12 +89,8 @@ def _numbers(part: RoundResult) -> dict[str, Any]:
     numbers |= {f"pruned_{key}": value for key, value in part.pruned.metrics.items() if key in METRICS}
     if part.recovered is not None:
         numbers |= {f"recovered_{key}": value for key, value in part.recovered.metrics.items() if key in METRICS}
-    rises = {
-        "predicted": part.loss_increase.predicted,
-        "measured": part.loss_increase.measured,
-        "from_dense": part.loss_increase_from_dense,
-    }
-    return numbers | {f"loss_increase_{key}": value for key, value in rises.items()}
+    rise = part.loss_increase
+    return numbers | {"loss_increase_predicted": rise.predicted, "loss_increase_measured": rise.measured}
 
 
 def joined_curves(report: Report) -> dict[str, list[dict[str, Any]]]:
@@ -128,9 +131,19 @@ def rounds(report: Report) -> Figure | None:
     data.append(_sparsities(report))
     names = {"tickvals": list(range(1, len(report.rounds) + 1)), "ticktext": [safe(part.name) for part in report.rounds]}
     across = names | {"anchor": "y2", "showgrid": False, "range": [-0.3, len(report.rounds) + 0.9]}
-    upper = {"title": ACCURACIES[key], "domain": [0.38, 1], "tickformat": ".1~%"}
+    upper = {"title": ACCURACIES[key], "domain": [0.38, 1], "tickformat": ".1~%", "range": _span([y for _, y, *_ in path])}
     lower = {"title": "pruned", "domain": [0, 0.26], "range": [0, 1], "tickvals": [0, 0.5, 1], "tickformat": ".0%"}
     return {"data": [trace for trace in data if trace["x"]], "layout": layout_of(420, xaxis=across, yaxis=upper, yaxis2=lower)}
+
+
+def _span(values: list[float]) -> list[float] | None:
+    """A range around all values and of at least ten points, so that noise does not fill the picture."""
+    known = [value for value in values if math.isfinite(value)]
+    if not known:
+        return None
+    half = max(0.05, 0.55 * (max(known) - min(known)))
+    middle = min((max(known) + min(known)) / 2, 1.01 - half)
+    return [middle - half, middle + half]
 
 
 def _marks(path: list[tuple[float, float, str, str]], kind: str, name: str) -> Figure:

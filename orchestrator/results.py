@@ -35,7 +35,7 @@ def make_report(run: Run, outcome: Outcome, config: dict[str, Any], command: str
         prunable_weights=plan.profile.prunable_weights,
         pruned_weights=sum(layer.pruned for layer in layers),
         model_weights=plan.profile.parameters,
-        loss_increase=LossIncrease(_predicted(layers), last.rise.from_before, last.rise.unit),
+        loss_increase=LossIncrease(_predicted(layers), last.measured, last.measured_unit),
         rounds=[round_result(run, part) for part in outcome.rounds if part.run.round],
         sizes=FileSizes(outcome.dense.path(MODEL).stat().st_size, outcome.model.path(MODEL).stat().st_size),
         timeline=run.timeline,
@@ -76,8 +76,7 @@ def round_result(run: Run, part: RoundOutcome) -> RoundResult:
         sparsity=sum(layer.pruned for layer in layers) / sum(layer.weights for layer in layers),
         pruned=pruned,
         recovered=recovered[0] if recovered else None,
-        loss_increase=LossIncrease(_predicted(layers), part.rise.from_before, part.rise.unit),
-        loss_increase_from_dense=part.rise.from_dense,
+        loss_increase=LossIncrease(_predicted(layers), part.measured, part.measured_unit),
         seconds=sum(seconds for stage, seconds in run.stage_seconds.items() if whose(stage) == part.run.round),
     )
 

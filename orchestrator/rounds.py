@@ -64,7 +64,7 @@ def check_targets(experiment: Experiment, layers: Sequence[Layer]) -> None:
             f"{where}.target.{'per_layer' if target.scope is Scope.PER_LAYER else 'sparsity'}",
             f"at least {reached:g}, which round {before} prunes to, since pruned weights do not come back",
             asked,
-            f"rounds are carried out in this order: {', '.join(experiment.schedule)}",
+            f"the order of rounds is {', '.join(experiment.schedule)} (those that a defaults list names come first)",
         )
         before, reached = name, asked
 
@@ -74,21 +74,16 @@ def plan_rounds(experiment: Experiment, profile: ModelProfile, resources: Resour
     parts = one_by_one(experiment)
     plans = {name: make_plan(part, profile, resources) for name, part in parts.items()}
     stages: dict[str, Estimate] = {}
-    for index, (name, plan) in enumerate(plans.items()):
+    for name, plan in plans.items():
         steps = parts[name].steps
-        if index == 0:
-            stages |= {stage: found for stage, found in plan.stages.items() if stage in ONCE}
+        stages = {stage: found for stage, found in plan.stages.items() if stage in ONCE} | stages
         own = {stage: found for stage, found in plan.stages.items() if stage not in (*ONCE, *EACH_ROUND)}
         for step in range(1, steps + 1):
             stages |= {prefix(name, step, steps) + stage: found for stage, found in own.items()}
-        for stage in EACH_ROUND:
-            if stage in plan.stages:  # later rounds are compared with the model before them and with the dense one
-                stages[prefix(name) + stage] = _times(plan.stages[stage], 2 if index and stage == "compare" else 1)
+        stages |= {prefix(name) + stage: found for stage, found in plan.stages.items() if stage in EACH_ROUND}
     trainings = sum(part.recovery is not None for part in parts.values())
-    stages["start workers"] = _times(stages["start workers"], max(1, trainings))  # a gang takes their devices
+    start, starts = stages["start workers"], max(1, trainings)  # a gang takes the devices of the workers
+    seconds, device_seconds = starts * start.seconds, starts * start.device_seconds
+    stages["start workers"] = replace(start, tasks=starts * start.tasks, seconds=seconds, device_seconds=device_seconds)
     largest = max(plans.values(), key=lambda plan: plan.worker_bytes)
     return replace(largest, stages=stages, store_bytes=sum(parts[name].steps * plan.store_bytes for name, plan in plans.items()))
-
-
-def _times(stage: Estimate, factor: int) -> Estimate:
-    return replace(stage, tasks=factor * stage.tasks, seconds=factor * stage.seconds, device_seconds=factor * stage.device_seconds)

@@ -107,6 +107,16 @@ def test_a_terminal_sees_every_stage_and_no_markup_is_read_from_notes(out):
     assert all(text in shown for text in ("[bold]not bold[/bold]", "collect", "recover", "✓", "blocks.0[red]", "3/3"))
 
 
+def test_of_many_stages_a_terminal_keeps_the_last_as_bars_and_the_others_as_lines(out, clock):
+    with Progress(out, live=True, clock=clock) as progress:
+        for index in range(50):
+            with progress.stage(f"round {index}: solve", 1) as stage:
+                stage.advance()
+        rows = [task.description for task in progress._display._rich.tasks]
+    assert rows == [f"round {index}: solve" for index in range(30, 50)]
+    assert all(f"round {index}: solve: done" in out.getvalue() for index in range(30))
+
+
 def test_a_stream_that_is_no_terminal_gets_lines(out):
     with Progress(out) as progress, progress.stage("collect", 1) as stage:
         stage.advance()

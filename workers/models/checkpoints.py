@@ -55,10 +55,11 @@ def load(checkpoint: str, model: nn.Module, heads: set[str]) -> dict[str, Tensor
 
 def _read(path: Path) -> dict[str, Any]:
     if path.suffix == ".safetensors":
-        from workers.files import read_tensors
+        from workers.export import load_state
+        from workers.files import read_metadata, read_tensors
 
         try:
-            return read_tensors(path)
+            return load_state(path)[0] if "secateur" in read_metadata(path) else read_tensors(path)
         except SecateurError as error:
             raise ConfigError(f"model.checkpoint: {error}") from error
     try:
