@@ -12,13 +12,15 @@ cases=("$@")
 
 for case in "${cases[@]}"; do
     # shellcheck disable=SC2206
-    common=(+experiment="$case" cluster=local cluster.threads="$(nproc)" recovery=none output="$output" seed=0,1,2 ${SETTINGS:-})
-    "$python" -m orchestrator --multirun "${common[@]}" pruner="$pruners" pruner.target.sparsity=0.5,0.6,0.75,0.9
+    common=(+experiment="$case" cluster=local recovery=none output="$output" seed=0,1,2 ${SETTINGS:-})
+    # Dense models are trained first, with the default threads: a training gang brings its own processes.
+    "$python" -m orchestrator --multirun "${common[@]}" cluster.threads=null pruner=magnitude pruner.target.sparsity=0.5
+    "$python" -m orchestrator --multirun "${common[@]}" cluster.threads="$(nproc)" pruner="$pruners" pruner.target.sparsity=0.5,0.6,0.75,0.9
     dividing=()
     # Depthwise layers have one input channel: no four neighbours to choose from.
     [ "$case" = efficientnet_lite0 ] && dividing=("model.exclude=['*conv_dw*']")
     [ "$case" = fashion_convnext ] && dividing=("model.exclude=['*conv_dw*']")
-    "$python" -m orchestrator --multirun "${common[@]}" "${dividing[@]}" \
+    "$python" -m orchestrator --multirun "${common[@]}" cluster.threads="$(nproc)" "${dividing[@]}" \
         pruner="$pruners" pruner.target.pattern=2:4 pruner.target.sparsity=0.5
 done
 "$python" scripts/compare_runs.py --grid "$output"/*/report.json
