@@ -14,7 +14,7 @@ import kernels.obs as obs
 from kernels.linalg import RAISES, NotPositiveDefinite
 from kernels.masks import prefix_mask
 from kernels.obs import cpu, reference
-from kernels.statistics import add_outer_, cut_blocks, existing_nB, zeros
+from kernels.statistics import add_outer_, cut_blocks, existing_nB, mirror_, zeros
 
 IMPLEMENTATIONS = [pytest.param(cpu, id="cpu"), pytest.param(reference, id="reference")]
 both = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -29,6 +29,7 @@ def _problem(blocks: int, size: int, samples: int, seed: int, dead: float = 0.0,
     gradients_KnB = torch.randn(samples, blocks, size, generator=generator) * scale_nB * alive_nB * seen_nB
     moment = zeros(blocks, size)
     add_outer_(moment.sum_nBB, gradients_KnB)
+    mirror_(moment.sum_nBB)
     weights_nB = torch.randn(blocks, size, generator=generator) * 0.02 * alive_nB
     return weights_nB, moment.sum_nBB / samples, alive_nB
 
