@@ -57,7 +57,7 @@ class Moments(Protocol):
 
 @dataclass(frozen=True)
 class SecondMoment:
-    """A sum of outer products and how many were added: ``sum_k v_k v_k^T``, (n, B, B) in float32.
+    """A sum of outer products and how many were added: ``sum_k v_k v_k^T``, (n, B, B) in float32, of which only lower triangles count.
 
     The block Fisher of a layer has one matrix per block of its weights and ``v`` the gradient on that block. The layer Hessian has a
     single matrix (``n = 1``) that all rows share, ``v = sqrt(2) x``. Sums over disjoint samples merge by addition.
@@ -75,10 +75,12 @@ class SecondMoment:
         return self.sum_nBB.shape[-1]
 
     def mean_nBB(self, part: slice = EVERYTHING) -> Tensor:
-        """``H = sum / count`` of some blocks. Raises ValueError when nothing was added."""
+        """``H = sum / count`` of some blocks, whole matrices. Raises ValueError when nothing was added."""
         if self.count == 0:
             raise ValueError("the mean of a second moment needs at least one sample, got none")
-        return self.sum_nBB[part] / self.count
+        mean_nBB = self.sum_nBB[part] / self.count
+        mirror_(mean_nBB)
+        return mean_nBB
 
     def diagonal_nB(self) -> Tensor:
         """The diagonals of ``H``, (n, B)."""

@@ -13,12 +13,16 @@ from kernels.linalg import dampened_cholesky
 from kernels.patterns import Pattern
 
 
-def inverse_factor(mean_CC: Tensor, dampening: float) -> Tensor:
-    """Upper triangular ``U`` (C, C), float64, with ``U^T U = (H + lambda I)^-1``. Raises: NotPositiveDefinite."""
+def inverse_factor(mean_CC: Tensor, dampening: float) -> tuple[Tensor, float]:
+    """Upper triangular ``U`` (C, C), float64, with ``U^T U = (H + lambda I)^-1``, and the ``lambda`` used. Raises: NotPositiveDefinite.
+
+    With P the reversal of the order of columns and ``P (H + lambda I) P = L L^T``, ``U = (P L P)^-1``: the inverse itself, which the paper
+    factors a second time, is not needed.
+    """
     alive_1C = torch.ones(1, len(mean_CC), dtype=torch.bool, device=mean_CC.device)
-    lower_1CC, _ = dampened_cholesky(mean_CC.double()[None], alive_1C, dampening)
-    inverse_1CC = torch.cholesky_inverse(lower_1CC)
-    return torch.linalg.cholesky(inverse_1CC, upper=True)[0]
+    lower_1CC, dampening_1 = dampened_cholesky(mean_CC.double().flip(0, 1)[None], alive_1C, dampening)
+    identity_CC = torch.eye(len(mean_CC), dtype=torch.float64, device=mean_CC.device)
+    return torch.linalg.solve_triangular(lower_1CC[0].flip(0, 1), identity_CC, upper=True), float(dampening_1[0])
 
 
 def column_costs(weight_RC: Tensor, upper_CC: Tensor) -> Tensor:

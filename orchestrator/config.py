@@ -139,9 +139,8 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 def _check_steps(where: str, steps: int, pruner: Pruner) -> None:
     require(steps >= 1, where, "at least 1", steps)
-    pattern = pruner.target.pattern
-    fixed = ":" in pattern and not pattern.startswith("groups:")
-    require(steps == 1 or not fixed, where, f"1, since the pattern {pattern} leaves no sparsity on the way to its own", steps)
+    fixed = f"1, since the pattern {pruner.target.pattern} leaves no sparsity on the way to its own"
+    require(steps == 1 or not pruner.pattern.bucket, where, fixed, steps)
 
 
 def _component(path: str, given: Any, kind: type) -> Any:

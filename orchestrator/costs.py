@@ -17,26 +17,36 @@ INVERT, ELIMINATE, SOLVE = 2.0, 2 / 3, 1.0  # flops over d B^2, d being the weig
 
 @dataclass(frozen=True)
 class PlannedLayer:
-    """A layer, its blocks, and the bytes of its statistic (one shard)."""
+    """A layer, the matrices of its statistic (one shard), and what collecting takes beside them: all zero without a statistic."""
 
     layer: Layer
     blocks: int
     block_size: int
+    working_bytes: int = 0
+
+    @property
+    def entries(self) -> int:
+        """Weights with their padding; rows that share a matrix have none."""
+        return max(self.blocks * self.block_size, self.layer.weights)
 
     @property
     def statistic_bytes(self) -> int:
+        """In memory."""
         return 4 * self.blocks * self.block_size**2
 
     @property
+    def stored_bytes(self) -> int:
+        """In a file: lower triangles, and diagonals once more."""
+        return 2 * self.blocks * self.block_size * (self.block_size + 3)
+
+    @property
     def collect_bytes(self) -> int:
-        """The statistic, a chunk of gradients at half its size, and the gradient itself."""
-        return self.statistic_bytes + max(self.statistic_bytes // 2, 64 * self.layer.weights) + 4 * self.layer.weights
+        return self.statistic_bytes + self.working_bytes
 
     @property
     def score_bytes(self) -> int:
-        """Two partial statistics while they merge; order, losses and scores; two copies of the slice in work."""
-        slice_bytes = min(self.statistic_bytes, SLICE_BYTES)
-        return 2 * self.statistic_bytes + 2 * slice_bytes + 10 * self.blocks * self.block_size
+        """A slice of the statistic, packed and whole; order, losses and scores with a copy of each; two copies of the weights."""
+        return 2 * min(self.statistic_bytes, SLICE_BYTES) + (2 * 10 + 2 * 4) * self.entries
 
 
 @dataclass(frozen=True)
@@ -68,19 +78,20 @@ class CostModel:
     def collect(self, layers: Sequence[PlannedLayer]) -> float:
         """One cell of the grid: gradients once, ``2 N d B`` flops of outer products, and writing the statistics."""
         outer = sum(2.0 * self.gradients_per_shard * planned.blocks * planned.block_size**2 for planned in layers)
-        written = sum(planned.statistic_bytes for planned in layers)
+        written = sum(planned.stored_bytes for planned in layers)
         return self.gradients() + outer / (self.flops * self.hardware.collect_efficiency) + self.disk(written)
 
     def score(self, planned: PlannedLayer, shards: int) -> float:
         """Merge the shards; ``2 d B^2`` flops of factor and inverse and ``2/3 d B^2`` of elimination."""
-        return self._obs(planned, INVERT + ELIMINATE) + self.disk(shards * planned.statistic_bytes)
+        return self._obs(planned, INVERT, ELIMINATE) + self.disk(shards * planned.stored_bytes)
 
     def solve(self, planned: PlannedLayer, shards: int) -> float:
         """Merge the shards; about ``d B^2`` flops."""
-        return self._obs(planned, SOLVE) + self.disk(shards * planned.statistic_bytes)
+        return self._obs(planned, 0, SOLVE) + self.disk(shards * planned.stored_bytes)
 
-    def _obs(self, planned: PlannedLayer, per_dBB: float) -> float:
-        flops = per_dBB * planned.blocks * planned.block_size**3
+    def _obs(self, planned: PlannedLayer, per_matrix: float, per_weight: float) -> float:
+        """``per_matrix * B^3`` flops for each matrix and ``per_weight * B^2`` for each weight; methods that eliminate nothing take less."""
+        flops = per_matrix * planned.blocks * planned.block_size**3 + per_weight * planned.entries * planned.block_size**2
         return flops / (self.flops * self.hardware.obs_efficiency)
 
     def training(self, recovery: Recovery, samples: int, teacher: bool) -> float:

@@ -20,6 +20,7 @@ from workers.messages import (
     CollectTask,
     CompareTask,
     CountTask,
+    Destination,
     EvaluateTask,
     ImportTask,
     JoinTask,
@@ -128,15 +129,11 @@ def collect(run: Run, model: Record) -> dict[str, list[Record]]:
     statistic = experiment.pruner.statistic
     if statistic is None:
         return {planned.layer.name: [] for planned in plan.layers}
-    identity = statistic.identity(experiment.loss, experiment.seed)
-    data, seed = data_identity(run, CALIBRATION), experiment.seed
-    grid = {
-        (planned.layer.name, shard): run.store.destination(
-            "collect", model=model, statistic=identity, data=data, layer=asdict(planned.layer), shard=shard
-        )
-        for planned in plan.layers
-        for shard in range(plan.shards)
-    }
+    data, loss, seed = data_identity(run, CALIBRATION), experiment.loss, experiment.seed
+    grid: dict[tuple[str, int], Destination] = {}
+    for planned in plan.layers:
+        reads = {"model": model, "statistic": statistic.identity(planned.layer, loss, seed), "data": data, "layer": asdict(planned.layer)}
+        grid |= {(planned.layer.name, shard): run.store.destination("collect", **reads, shard=shard) for shard in range(plan.shards)}
     found = {cell: record for cell, to in grid.items() if (record := run.find(to)) is not None}
     room = plan.resources.memory_bytes - fixed_bytes(experiment, plan.profile)
     tasks = []
@@ -145,7 +142,7 @@ def collect(run: Run, model: Record) -> dict[str, list[Record]]:
         for portion in portions(missing, room, -(-plan.resources.workers // plan.shards)) if missing else []:
             layers = tuple(planned.layer for planned in portion)
             to = tuple(grid[layer.name, shard] for layer in layers)
-            tasks.append(CollectTask(model.path(MODEL), experiment.data, statistic, layers, experiment.loss, shard, seed, to))
+            tasks.append(CollectTask(model.path(MODEL), experiment.data, statistic, layers, loss, shard, seed, to))
     for records in run.compute("collect", Worker.collect, tasks, list(found.values())):
         found |= {(record.numbers["layer"], record.numbers["shard"]): record for record in records}
     return {planned.layer.name: [found[planned.layer.name, shard] for shard in range(plan.shards)] for planned in plan.layers}
@@ -157,7 +154,9 @@ def score(run: Run, model: Record, partials: dict[str, list[Record]]) -> dict[st
     tasks = []
     for planned in run.plan.layers:
         name, parts = planned.layer.name, tuple(partials[planned.layer.name])
-        to = run.store.destination("score", model=model, pruner=settings(pruner, without=("target",)), partials=parts, layer=name)
+        to = run.store.destination(
+            "score", model=model, pruner=settings(pruner, without=("target",)), pattern=pruner.target.pattern, partials=parts, layer=name
+        )
         tasks.append(ScoreTask(model.path(MODEL), pruner, planned.layer, parts, to))
     records = run.map("score", Worker.score, tasks, [costs.score(planned, run.plan.shards) for planned in run.plan.layers])
     return _by_layer(run.plan.layers, records)

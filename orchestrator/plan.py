@@ -52,7 +52,9 @@ class Plan:
 
 def plan_layers(experiment: Experiment, profile: ModelProfile) -> tuple[PlannedLayer, ...]:
     statistic = experiment.pruner.statistic
-    return tuple(PlannedLayer(layer, *(statistic.shape(layer) if statistic else (0, 0))) for layer in profile.layers)
+    if statistic is None:
+        return tuple(PlannedLayer(layer, 0, 0) for layer in profile.layers)
+    return tuple(PlannedLayer(layer, *statistic.shape(layer), statistic.working_bytes(layer)) for layer in profile.layers)
 
 
 def fixed_bytes(experiment: Experiment, profile: ModelProfile) -> int:
@@ -115,7 +117,7 @@ def make_plan(experiment: Experiment, profile: ModelProfile, resources: Resource
         profile=profile,
         stages=_stages(experiment, profile, resources, layers, cut),
         worker_bytes=max(collecting + scoring),
-        store_bytes=sum(shards * p.statistic_bytes + 10 * p.blocks * p.block_size for p in layers) + 6 * profile.model_bytes,
+        store_bytes=sum(shards * p.stored_bytes + 10 * p.entries for p in layers) + 6 * profile.model_bytes,
     )
 
 

@@ -56,6 +56,8 @@ def asked_of(part: RoundOutcome) -> dict[str, Any]:
         "sparsity": asked_sparsity(target, [planned.layer for planned in part.run.plan.layers]),
         "scope": target.scope.value,
     }
+    if not part.run.experiment.pruner.pattern.is_free:
+        asked["pattern"] = target.pattern
     if target.per_layer:
         asked["per_layer"] = target.per_layer
     if steps > 1:

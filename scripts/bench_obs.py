@@ -32,7 +32,7 @@ from kernels.obs.cpu import PORTIONS
 from kernels.patterns import parse
 from kernels.scores import hull
 from kernels.select import select_smallest
-from kernels.statistics import SecondMoment, add_outer_, mirror_, zeros
+from kernels.statistics import SecondMoment, add_outer_, zeros
 
 DAMPENING = 1e-8
 SPARSITY = 0.75
@@ -77,7 +77,6 @@ def collect(gradients_KnB: Tensor) -> SecondMoment:
     moment = zeros(*gradients_KnB.shape[1:])
     for chunk_KnB in gradients_KnB.split(CHUNK):
         add_outer_(moment.sum_nBB, chunk_KnB)
-    mirror_(moment.sum_nBB)
     return SecondMoment(moment.sum_nBB, len(gradients_KnB))
 
 

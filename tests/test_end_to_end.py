@@ -24,6 +24,8 @@ def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     flags, settings = [o for o in overrides if o.startswith("--")], [o for o in overrides if not o.startswith("--")]
     kept = [o for o in tiny_overrides(folder) if not any(s.startswith(o.partition("=")[0] + "=") for s in settings)]
+    if any(s.startswith("pruner=") and s != "pruner=cap" for s in settings):
+        kept = [o for o in kept if not o.startswith("pruner.block_size=")]
     command = [sys.executable, "-m", "orchestrator", *flags, *kept, *settings]
     return subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
@@ -128,6 +130,24 @@ def test_a_sweep_over_sparsity_collects_and_eliminates_once(tmp_path: Path) -> N
     assert sorted(round(r["pruned_weights"] / r["prunable_weights"], 3) for r in reports) == [0.5, 0.7, 0.9]
     done = Counter(task["verb"] for r in reports for task in r["timeline"] if task["computed"])
     assert done["collect"] == 8 * 2 and done["score"] == 8 and done["solve"] == 3 * 8
+
+
+@pytest.mark.parametrize(("pruner", "collected"), [("magnitude", 0), ("sparsegpt", 8 * 2), ("cap", 8 * 2)])
+def test_patterns_share_statistics_and_never_scores(tmp_path: Path, pruner: str, collected: int) -> None:
+    """In one store: unstructured, then 2:4 and groups, of layers that are all Linear and so need no other order of columns."""
+    settings = ["pruner.target.sparsity=0.5", f"pruner={pruner}"]
+    patterns = {"unstructured": None, "2:4": (4, {2}), "1:2": (2, {1})} | ({} if pruner == "sparsegpt" else {"groups:4": (4, {0, 4})})
+    for pattern, expected in patterns.items():
+        before = {path.parent for path in (tmp_path / "runs").glob("tiny-*/report.json")}
+        run(tmp_path, *settings, f"pruner.target.pattern={pattern}")
+        (folder,) = {path.parent for path in (tmp_path / "runs").glob("tiny-*/report.json")} - before
+        _, masks = load_state(folder / "model.safetensors")
+        if expected is not None:
+            length, counts = expected
+            assert {int(n) for keep in masks.values() for n in keep.reshape(-1, length).sum(1).unique()} == counts, pattern
+    reports = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("tiny-*/report.json")]
+    done = Counter(task["verb"] for report in reports for task in report["timeline"] if task["computed"])
+    assert done["collect"] == collected and done["score"] == 8 * len(patterns)
 
 
 def test_settings_that_calibration_does_not_read_leave_it_alone(tmp_path: Path) -> None:

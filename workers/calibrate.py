@@ -8,16 +8,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from kernels.statistics import SecondMoment, add_outer_, mirror_, zeros
+from kernels.statistics import SecondMoment, add_outer_, zeros
 from workers.data.base import Batch
 from workers.losses import Loss, calibration_loss, forward
 from workers.models.base import Layer
-from workers.pruners.statistics import Collected
-
-
-def chunk_size(block_size: int) -> int:
-    """Gradients kept before they are multiplied, so that a block is read and written once for many. Memory: ``K / B`` of the statistic."""
-    return max(16 if block_size < 64 else 64, block_size // 2)
+from workers.pruners.statistics import Collected, chunk_size
 
 
 def derived_seed(*parts: int | str) -> int:
@@ -58,7 +53,6 @@ class GradientSum:
         if self.waiting:
             self._multiply()
         del self.chunk_KRC
-        mirror_(self.sum_nBB)
         return SecondMoment(self.sum_nBB, self.count)
 
 

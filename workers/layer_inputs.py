@@ -15,9 +15,7 @@ from kernels.statistics import SecondMoment, zeros
 from workers.calibrate import finite
 from workers.data.base import Batch
 from workers.models.base import Layer
-from workers.pruners.statistics import Collected
-
-PATCH_BYTES = 64 * 2**20  # of a convolution's inputs, laid out for the product at a time
+from workers.pruners.statistics import PATCH_BYTES, Collected
 
 
 class InputSum:

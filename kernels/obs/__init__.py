@@ -48,12 +48,12 @@ def eliminate(
 
 def static_losses(
     weights_nB: Tensor, mean_nBB: Tensor, alive_nB: Tensor, dampening: float, relative: bool, pattern: Pattern = FREE
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     r"""What the removal of each weight, or unit, would cost if it were the only one: ``w_q^2 / (2 A_qq)`` or ``1/2 w_G^T (A_GG)^-1 w_G``.
 
     The loss of the first step of ``eliminate``, for every entry. Arguments and what is raised are those of ``eliminate``.
     Source: Singh & Alistarh 2020 (WoodFisher); Kurtic et al. 2022 (oBERT), eq. 7.
-    Returns: (n, B / unit) float32, in the order of the block; +inf for what cannot go.
+    Returns: losses (n, B / unit), float32, in the order of the block, +inf for what cannot go; and the dampening of each block (float64).
     """
     pattern.check(weights_nB.shape[1])
     if weights_nB.is_cuda:  # batched factors are all there is to it

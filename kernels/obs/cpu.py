@@ -50,7 +50,7 @@ def eliminate(
 
 def static_losses(
     weights_nB: Tensor, mean_nBB: Tensor, alive_nB: Tensor, dampening: float, relative: bool, pattern: Pattern = FREE
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """See ``kernels.obs.static_losses``. ``2/3 B^3`` flops; of the inverse only what the losses read is computed."""
     absolute = layer_dampening(mean_nBB, alive_nB, dampening, relative)
     blocks, units = len(weights_nB), weights_nB.shape[1] // pattern.unit
@@ -59,7 +59,8 @@ def static_losses(
     inputs = (_array(weights_nB), _array(mean_nBB), _array(alive_nB), *_share(mean_nBB, alive_nB), absolute)
     run(_score_all, *inputs, pattern.unit, loss_nG.numpy(), report_n2.numpy())
     _refuse(report_n2)
-    return loss_nG.masked_fill_(~removable(alive_nB.reshape(blocks, units, pattern.unit), pattern), torch.inf)
+    loss_nG.masked_fill_(~removable(alive_nB.reshape(blocks, units, pattern.unit), pattern), torch.inf)
+    return loss_nG, report_n2[:, 0].clone()
 
 
 def solve_on_mask(weights_nB: Tensor, mean_nBB: Tensor, keep_nB: Tensor, alive_nB: Tensor, dampening: float, relative: bool) -> Tensor:

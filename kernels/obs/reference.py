@@ -77,18 +77,19 @@ def _eliminate_chunk(weights_nB: Tensor, mean_nBB: Tensor, alive_nB: Tensor, abs
 
 def static_losses(
     weights_nB: Tensor, mean_nBB: Tensor, alive_nB: Tensor, dampening: float, relative: bool, pattern: Pattern = FREE
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """See ``kernels.obs.static_losses``."""
     absolute = layer_dampening(mean_nBB, alive_nB, dampening, relative)
     unit, units = pattern.unit, weights_nB.shape[1] // pattern.unit
-    losses = []
+    losses, dampenings = [], []
     for part, matrix_nBB in _chunks(mean_nBB, len(weights_nB)):
         inverse_nBB, dampening_n = dampened_inverse(matrix_nBB, alive_nB[part], absolute, relative=False)
         factor_nGUU = _factor(_units_of(inverse_nBB, unit), _least_pivots(matrix_nBB, alive_nB[part], dampening_n, unit))
         w_nGU1 = torch.where(alive_nB[part], weights_nB[part], 0.0).double().reshape(-1, units, unit, 1)
         loss_nG = _solve_lower(factor_nGUU, w_nGU1).square().sum(dim=(2, 3)) / 2
         losses.append(torch.where(removable(alive_nB[part].reshape(-1, units, unit), pattern), loss_nG, torch.inf).float())
-    return torch.cat(losses)
+        dampenings.append(dampening_n)
+    return torch.cat(losses), torch.cat(dampenings)
 
 
 def removable(alive_nGU: Tensor, pattern: Pattern) -> Tensor:

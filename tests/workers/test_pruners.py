@@ -13,6 +13,7 @@ from reference import literal_obs
 from kernels.statistics import SecondMoment
 from kernels.sweep import inverse_factor, sweep
 from workers.errors import ConfigError
+from workers.losses import Loss
 from workers.models.base import Layer
 from workers.pruners.base import Pruner, Scope, Sensitivity, Target
 from workers.pruners.cap import CAP, Score
@@ -152,7 +153,7 @@ def test_the_sweep_equals_removing_column_after_column_with_explicit_inverses() 
     hessian, weight, keep = vectors.T @ vectors / 40, rng.normal(size=(6, 24)), rng.random((6, 24)) > 0.5
     got, kept = sweep(
         torch.tensor(weight),
-        inverse_factor(torch.tensor(hessian), DAMPENING),
+        inverse_factor(torch.tensor(hessian), DAMPENING)[0],
         torch.tensor(keep),
         8,
         pruners("unstructured", 0.5)[0].pattern,
@@ -186,3 +187,30 @@ def test_a_pattern_that_cannot_be_is_refused(pattern: str, sparsity: float) -> N
 def test_a_layer_that_the_pattern_does_not_divide_is_named() -> None:
     with pytest.raises(ConfigError, match=r"depthwise with 1.*model\.exclude"):
         Magnitude(Target(0.5, Scope.GLOBAL, {}, "2:4")).check([LINEAR, Layer("depthwise", 8, 9, 9, 8)])
+
+
+def test_the_factor_of_the_sweep_is_that_of_the_inverse_and_dampening_that_was_raised_is_told() -> None:
+    vectors = torch.randn(9, 40, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    upper_CC, used = inverse_factor(vectors @ vectors.T, DAMPENING)
+    expected = torch.linalg.inv(vectors @ vectors.T + DAMPENING * torch.eye(9, dtype=torch.float64))
+    assert used == DAMPENING and torch.equal(upper_CC, upper_CC.triu())
+    torch.testing.assert_close(upper_CC.T @ upper_CC, expected)
+    pruner = SparseGPT(Target(0.5, Scope.UNIFORM), 1e-12, False, 8)
+    indefinite_1CC = torch.eye(24)[None].clone()
+    indefinite_1CC[0, 0, 0] = -1e-9  # as rounding leaves it; needs 1e-8
+    notes = pruner.score(torch.randn(6, 24), LINEAR, SecondMoment(indefinite_1CC, 1)).notes
+    assert notes == {"dampening": 1e-12, "blocks_with_raised_dampening": 1.0}
+
+
+def test_woodfisher_tells_of_raised_dampening_too() -> None:
+    pruner = WoodFisher(Target(0.5, Scope.GLOBAL), 8, 1e-12, False)
+    moments = SecondMoment(torch.eye(8).repeat(18, 1, 1), 1)
+    moments.sum_nBB[5, 2, 2] = -1e-9
+    notes = pruner.score(torch.randn(6, 24), LINEAR, moments).notes
+    assert notes == {"dampening": 1e-12, "blocks_with_raised_dampening": 1.0}
+
+
+def test_statistics_of_linear_layers_are_shared_by_all_patterns_and_those_of_convolutions_are_not() -> None:
+    free, two_of_four = (pruners(pattern, 0.5)[1].statistic for pattern in ("unstructured", "2:4"))
+    assert free.identity(LINEAR, Loss.LABELS, 0) == two_of_four.identity(LINEAR, Loss.LABELS, 0)
+    assert free.identity(CONV, Loss.LABELS, 0) != two_of_four.identity(CONV, Loss.LABELS, 0)

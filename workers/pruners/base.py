@@ -117,9 +117,9 @@ class Pruner(ABC):
     def statistic(self) -> Statistic | None:
         """What is measured; None if weights are all this method looks at."""
 
-    @abstractmethod
     def layout(self, layer: Layer) -> Layout:
-        """The blocks that ``score`` speaks of."""
+        """The blocks of the statistic; without one, each unit or bucket by itself."""
+        return self.statistic.layout(layer) if self.statistic else Layout(layer, self.pattern.length, self.pattern)
 
     @abstractmethod
     def score(self, weight_RC: Tensor, layer: Layer, moments: Moments | None) -> Sensitivity:

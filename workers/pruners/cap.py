@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from workers.models.base import Layer
 from workers.pruners.base import Pruner, Sensitivity, Solution, check_dampening
-from workers.pruners.layout import Layout
 from workers.pruners.statistics import BlockFisher
 
 if TYPE_CHECKING:
@@ -46,9 +45,6 @@ class CAP(Pruner):
     @property
     def statistic(self) -> BlockFisher:
         return BlockFisher(self.block_size, self.pattern)
-
-    def layout(self, layer: Layer) -> Layout:
-        return self.statistic.layout(layer)
 
     def score(self, weight_RC: Tensor, layer: Layer, moments: Moments | None) -> Sensitivity:
         from workers.pruners import obs

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from workers.models.base import Layer
 from workers.pruners.base import Pruner, Sensitivity, Solution
-from workers.pruners.layout import Layout
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,9 +21,6 @@ class Magnitude(Pruner):
     @property
     def statistic(self) -> None:
         return None
-
-    def layout(self, layer: Layer) -> Layout:
-        return Layout(layer, self.pattern.length, self.pattern)
 
     def score(self, weight_RC: Tensor, layer: Layer, moments: Moments | None) -> Sensitivity:
         from workers.pruners.static import static_sensitivity

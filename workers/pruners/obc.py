@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from workers.models.base import Layer
 from workers.pruners.base import Pruner, Sensitivity, Solution, check_dampening
 from workers.pruners.cap import Score
-from workers.pruners.layout import Layout
 from workers.pruners.statistics import LayerHessian
 
 if TYPE_CHECKING:
@@ -37,9 +36,6 @@ class OBC(Pruner):
     @property
     def statistic(self) -> LayerHessian:
         return LayerHessian(self.pattern)
-
-    def layout(self, layer: Layer) -> Layout:
-        return self.statistic.layout(layer)
 
     def score(self, weight_RC: Tensor, layer: Layer, moments: Moments | None) -> Sensitivity:
         import torch

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,17 +88,10 @@ def eliminate_layer(weight_RC: Tensor, curvature: Curvature) -> tuple[Eliminatio
 
     Raises: SecateurError naming the layer if its statistic cannot be factored.
     """
-    layout = curvature.layout
-    weights_nB, alive_nB = layout.cut(weight_RC.float()), layout.alive(weight_RC)
-    absolute = curvature.absolute_dampening(alive_nB)
-
-    def work(part: slice, mean_nBB: Tensor) -> Elimination:
-        return eliminate(weights_nB[part], mean_nBB, alive_nB[part], absolute, False, layout.pattern)
-
-    parts = _per_slice(work, curvature, len(weights_nB), absolute)
+    parts, absolute = _in_slices(weight_RC, curvature, partial(eliminate, relative=False, pattern=curvature.layout.pattern))
     dampening_n = torch.cat([part.dampening_n for part in parts])
-    notes = {"dampening": absolute, "blocks_with_raised_dampening": float((dampening_n > 1.5 * absolute).sum())}
-    return Elimination(torch.cat([part.order_nB for part in parts]), torch.cat([part.loss_nB for part in parts]), dampening_n), notes
+    whole = Elimination(torch.cat([part.order_nB for part in parts]), torch.cat([part.loss_nB for part in parts]), dampening_n)
+    return whole, dampening_notes(dampening_n, absolute)
 
 
 def static_layer(weight_RC: Tensor, curvature: Curvature) -> tuple[Tensor, dict[str, float]]:
@@ -104,30 +99,20 @@ def static_layer(weight_RC: Tensor, curvature: Curvature) -> tuple[Tensor, dict[
 
     Raises: SecateurError naming the layer if its statistic cannot be factored.
     """
-    layout = curvature.layout
-    weights_nB, alive_nB = layout.cut(weight_RC.float()), layout.alive(weight_RC)
-    absolute = curvature.absolute_dampening(alive_nB)
-
-    def work(part: slice, mean_nBB: Tensor) -> Tensor:
-        return static_losses(weights_nB[part], mean_nBB, alive_nB[part], absolute, False, layout.pattern)
-
-    return torch.cat(_per_slice(work, curvature, len(weights_nB), absolute)), {"dampening": absolute}
+    parts, absolute = _in_slices(weight_RC, curvature, partial(static_losses, relative=False, pattern=curvature.layout.pattern))
+    dampening_n = torch.cat([used_n for _, used_n in parts])
+    return torch.cat([loss_nU for loss_nU, _ in parts]), dampening_notes(dampening_n, absolute)
 
 
 def solve_layer(weight_RC: Tensor, curvature: Curvature, keep_RC: Tensor) -> Tensor:
     """Re-fit the kept weights of a layer for a mask. Raises: SecateurError naming the layer if its statistic cannot be factored."""
-    layout = curvature.layout
-    weights_nB, alive_nB, keep_nB = layout.cut(weight_RC.float()), layout.alive(weight_RC), layout.cut(keep_RC)
-    absolute = curvature.absolute_dampening(alive_nB)
-
-    def work(part: slice, mean_nBB: Tensor) -> Tensor:
-        return solve_on_mask(weights_nB[part], mean_nBB, keep_nB[part], alive_nB[part], absolute, False)
-
-    return layout.join(torch.cat(_per_slice(work, curvature, len(weights_nB), absolute)))
+    parts, _ = _in_slices(weight_RC, curvature, partial(solve_on_mask, relative=False), curvature.layout.cut(keep_RC))
+    return curvature.layout.join(torch.cat(parts))
 
 
-def sweeps(weight_RC: Tensor, curvature: Curvature) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each group of rows that share a Hessian: their weights (columns as arranged), and the upper factor of its dampened inverse.
+def sweeps(weight_RC: Tensor, curvature: Curvature) -> Iterator[tuple[Tensor, Tensor, float]]:
+    """For each group of rows that share a Hessian: their weights (columns as arranged), the upper factor of its dampened inverse, and the
+    dampening that this took.
 
     Raises: SecateurError naming the layer if its statistic cannot be factored.
     """
@@ -137,7 +122,7 @@ def sweeps(weight_RC: Tensor, curvature: Curvature) -> Iterator[tuple[Tensor, Te
     with naming(curvature, absolute):
         for group, rows_SC in enumerate(groups):
             mean_1CC = curvature.arranged(curvature.moments.mean_nBB(slice(group, group + 1)))
-            yield rows_SC, inverse_factor(mean_1CC[0], absolute)
+            yield rows_SC, *inverse_factor(mean_1CC[0], absolute)
 
 
 def scores_by(rule: str, loss_nU: Tensor) -> Tensor:
@@ -145,9 +130,20 @@ def scores_by(rule: str, loss_nU: Tensor) -> Tensor:
     return {"accumulated": scores.accumulated, "marginal": scores.marginal, "hull": scores.hull}[rule](loss_nU)
 
 
-def _per_slice(work: Callable[[slice, Tensor], object], curvature: Curvature, blocks: int, absolute: float) -> list:
+def dampening_notes(dampening_n: Tensor, absolute: float) -> dict[str, float]:
+    """For the report: the dampening asked for, and how many matrices needed more."""
+    return {"dampening": absolute, "blocks_with_raised_dampening": float((dampening_n > 1.5 * absolute).sum())}
+
+
+def _in_slices(weight_RC: Tensor, curvature: Curvature, kernel: Callable[..., Any], *more_nB: Tensor) -> tuple[list[Any], float]:
+    """Results of ``kernel(weights, mean, *more, alive, dampening)`` on each slice of the layer's blocks, and the absolute dampening."""
+    weights_nB, alive_nB = curvature.layout.cut(weight_RC.float()), curvature.layout.alive(weight_RC)
+    absolute = curvature.absolute_dampening(alive_nB)
     with naming(curvature, absolute):
-        return [work(part, mean_nBB) for part, mean_nBB in curvature.slices(blocks)]
+        return [
+            kernel(weights_nB[part], mean_nBB, *[each_nB[part] for each_nB in more_nB], alive_nB[part], absolute)
+            for part, mean_nBB in curvature.slices(len(weights_nB))
+        ], absolute
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from workers.checks import require
 from workers.models.base import Layer
 from workers.pruners.base import Pruner, Sensitivity, Solution, check_dampening
-from workers.pruners.layout import Layout
 from workers.pruners.statistics import LayerHessian
 
 if TYPE_CHECKING:
@@ -43,9 +42,6 @@ class SparseGPT(Pruner):
     def statistic(self) -> LayerHessian:
         return LayerHessian(self.pattern)
 
-    def layout(self, layer: Layer) -> Layout:
-        return self.statistic.layout(layer)
-
     def score(self, weight_RC: Tensor, layer: Layer, moments: Moments | None) -> Sensitivity:
         import torch
 
@@ -55,9 +51,14 @@ class SparseGPT(Pruner):
 
         layout = self.layout(layer)
         curvature = obs.layer_hessian(layout, moments, self.dampening, self.relative_dampening)
-        cost_RC = torch.cat([column_costs(rows_SC, upper_CC) for rows_SC, upper_CC in obs.sweeps(weight_RC, curvature)])
+        costs, used = [], []
+        for rows_SC, upper_CC, dampening in obs.sweeps(weight_RC, curvature):
+            costs.append(column_costs(rows_SC, upper_CC))
+            used.append(dampening)
+        cost_RC = torch.cat(costs)
+        notes = obs.dampening_notes(torch.tensor(used), curvature.absolute_dampening(layout.alive(weight_RC)))
         parts = [quantiles(part_RS.reshape(1, -1)).reshape(part_RS.shape) for part_RS in cost_RC.split(self.mask_block, dim=1)]
-        return static_sensitivity(torch.cat(parts, dim=1), layout, {}, predicts=False)
+        return static_sensitivity(torch.cat(parts, dim=1), layout, notes, predicts=False)
 
     def solve(self, weight_RC: Tensor, layer: Layer, moments: Moments | None, keep_RC: Tensor) -> Solution:
         import torch
@@ -70,7 +71,7 @@ class SparseGPT(Pruner):
         groups = layout.arrange(keep_RC).chunk(curvature.moments.blocks)
         swept = [
             sweep(rows_SC, upper_CC, keep_SC, self.mask_block, self.pattern)
-            for (rows_SC, upper_CC), keep_SC in zip(obs.sweeps(weight_RC, curvature), groups, strict=True)
+            for (rows_SC, upper_CC, _), keep_SC in zip(obs.sweeps(weight_RC, curvature), groups, strict=True)
         ]
         solved_RC = layout.restore(torch.cat([rows_SC for rows_SC, _ in swept])).to(weight_RC.dtype)
         return Solution(solved_RC, layout.restore(torch.cat([kept_SC for _, kept_SC in swept])))

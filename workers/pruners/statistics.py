@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from workers.data.base import Batch
 
 
+PATCH_BYTES = 64 * 2**20  # of a convolution's inputs, laid out for the product at a time
+
+
+def chunk_size(block_size: int) -> int:
+    """Gradients kept before they are multiplied, so that a block is read and written once for many. Memory: ``K / B`` of the statistic."""
+    return max(16 if block_size < 64 else 64, block_size // 2)
+
+
 @dataclass(frozen=True)
 class Collected:
     """Calibration sums by layer name, and by layer name the calibration batches that were left out because something was not finite."""
@@ -37,10 +45,14 @@ class Statistic(ABC):
 
     @abstractmethod
     def shape(self, layer: Layer) -> tuple[int, int]:
-        """(n, B) of the layer's ``SecondMoment``. Memory is 4 n B^2 bytes."""
+        """(n, B) of the layer's ``SecondMoment``."""
 
     @abstractmethod
-    def identity(self, loss: Loss, seed: int) -> dict[str, Any]:
+    def working_bytes(self, layer: Layer) -> int:
+        """Memory that collecting takes beside the sum itself, which is 4 n B^2 bytes."""
+
+    @abstractmethod
+    def identity(self, layer: Layer, loss: Loss, seed: int) -> dict[str, Any]:
         """What it depends on besides model, layer and data: pruners whose statistics give equal ones share what was collected."""
 
     @abstractmethod
@@ -69,8 +81,13 @@ class BlockFisher(Statistic):
         layout = self.layout(layer)
         return layout.blocks, layout.block_size
 
-    def identity(self, loss: Loss, seed: int) -> dict[str, Any]:
-        by_channel = not self.pattern.is_free
+    def working_bytes(self, layer: Layer) -> int:
+        """A chunk of gradients, and the one that comes in."""
+        blocks, block_size = self.shape(layer)
+        return 4 * chunk_size(block_size) * blocks * block_size + 4 * layer.weights
+
+    def identity(self, layer: Layer, loss: Loss, seed: int) -> dict[str, Any]:
+        by_channel = not self.pattern.is_free and layer.kernel > 1  # else columns stand as they always do
         return {"statistic": "block_fisher", "block_size": self.block_size, "by_channel": by_channel, "loss": loss, "seed": seed}
 
     def collect(self, model: nn.Module, layers: list[Layer], batches: Iterator[Batch], loss: Loss, seed: int) -> Collected:
@@ -93,7 +110,11 @@ class LayerHessian(Statistic):
     def shape(self, layer: Layer) -> tuple[int, int]:
         return layer.groups, layer.columns
 
-    def identity(self, loss: Loss, seed: int) -> dict[str, Any]:
+    def working_bytes(self, layer: Layer) -> int:
+        """Inputs of a convolution as they are laid out for the product, and a copy; those of a Linear are activations."""
+        return 2 * PATCH_BYTES
+
+    def identity(self, layer: Layer, loss: Loss, seed: int) -> dict[str, Any]:
         return {"statistic": "layer_hessian"}
 
     def collect(self, model: nn.Module, layers: list[Layer], batches: Iterator[Batch], loss: Loss, seed: int) -> Collected:
