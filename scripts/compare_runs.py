@@ -57,31 +57,30 @@ def table(reports: list[dict[str, Any]]) -> str:
 
 def grid(reports: list[dict[str, Any]]) -> str:
     """Markdown: for each experiment a row per pruner and a column per target, one-shot accuracy; the best mean of a column is bold."""
-    cells: dict[str, dict[str, dict[str, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    cells: dict[str, dict[str, dict[str, dict[int, float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
     for report in reports:
-        metric, pruner, target = headline(report), report["experiment"]["pruner"], report["experiment"]["pruner"]["target"]
-        name = pruner["_target_"].rpartition(".")[2]
+        metric, pruner, seed = headline(report), report["experiment"]["pruner"], report["experiment"]["seed"]
+        target, name = pruner["target"], pruner["_target_"].rpartition(".")[2]
         column = f"{target['sparsity']:.0%}" if target["pattern"] == "unstructured" else target["pattern"]
         by_stage = {stage["name"]: stage["metrics"].get(metric) for stage in report["stages"]}
-        title = f"{report['name']} ({metric})"
-        cells[title][name][column].append(by_stage["one_shot"])
-        cells[title]["dense"][column].append(by_stage["dense"])
+        rows = cells[f"{report['name']} ({metric})"]
+        rows[name][column][seed] = by_stage["one_shot"]
+        rows["dense"][column][seed] = by_stage["dense"]
     return "\n\n".join(_one_grid(title, rows) for title, rows in sorted(cells.items()))
 
 
-def _one_grid(title: str, rows: dict[str, dict[str, list[float]]]) -> str:
+def _one_grid(title: str, rows: dict[str, dict[str, dict[int, float]]]) -> str:
+    """The dense model first, then pruners by their mean over all columns."""
     columns = sorted({column for row in rows.values() for column in row}, key=lambda column: (":" in column, column))
-    best = {column: max(mean(row[column]) for name, row in rows.items() if name != "dense" and row.get(column)) for column in columns}
+    means = {name: {column: mean(values.values()) for column, values in row.items()} for name, row in rows.items()}
+    best = {column: max(row[column] for name, row in means.items() if name != "dense" and column in row) for column in columns}
     lines = [f"| {title} | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for name, row in sorted(
-        rows.items(), key=lambda item: (item[0] != "dense", -mean(value for cell in item[1].values() for value in cell))
-    ):
-        texts = [spread(row[column]) if row.get(column) else "" for column in columns]
-        marked = [
-            f"**{text}**" if name != "dense" and row.get(column) and mean(row[column]) == best[column] else text
-            for text, column in zip(texts, columns, strict=True)
-        ]
-        lines.append(f"| {name} | " + " | ".join(marked) + " |")
+    for name in sorted(rows, key=lambda name: (name != "dense", -mean(means[name].values()))):
+        texts = []
+        for column in columns:
+            text = spread(list(rows[name][column].values())) if column in rows[name] else ""
+            texts.append(f"**{text}**" if name != "dense" and means[name].get(column) == best[column] else text)
+        lines.append(f"| {name} | " + " | ".join(texts) + " |")
     return "\n".join(lines)
 
 

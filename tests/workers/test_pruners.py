@@ -10,8 +10,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from reference import literal_obs
 
+from kernels.patterns import FREE
 from kernels.statistics import SecondMoment
 from kernels.sweep import inverse_factor, sweep
+from workers.calibrate import GradientSum
 from workers.errors import ConfigError
 from workers.losses import Loss
 from workers.models.base import Layer
@@ -21,6 +23,7 @@ from workers.pruners.magnitude import Magnitude
 from workers.pruners.obc import OBC
 from workers.pruners.sparsegpt import SparseGPT
 from workers.pruners.static import quantiles
+from workers.pruners.statistics import BlockFisher
 from workers.pruners.wanda import Wanda
 from workers.pruners.woodfisher import WoodFisher
 
@@ -214,3 +217,13 @@ def test_statistics_of_linear_layers_are_shared_by_all_patterns_and_those_of_con
     free, two_of_four = (pruners(pattern, 0.5)[1].statistic for pattern in ("unstructured", "2:4"))
     assert free.identity(LINEAR, Loss.LABELS, 0) == two_of_four.identity(LINEAR, Loss.LABELS, 0)
     assert free.identity(CONV, Loss.LABELS, 0) != two_of_four.identity(CONV, Loss.LABELS, 0)
+
+
+@pytest.mark.parametrize("block_size", [16, 64, 256])
+def test_the_plan_counts_the_memory_that_collecting_a_fisher_takes(block_size: int) -> None:
+    layer = Layer("wide", 3, 300)
+    statistic = BlockFisher(block_size, FREE)
+    held = GradientSum(layer, block_size, torch.device("cpu"))
+    gradient_bytes = 4 * layer.weights
+    assert held.chunk_KRC.nbytes + gradient_bytes == statistic.working_bytes(layer)
+    assert held.sum_nBB.nbytes == 4 * statistic.shape(layer)[0] * block_size**2
