@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from orchestrator.report import FileSizes, LayerResult, LossIncrease, Report, StageResult, TaskRun
+from orchestrator.report import FileSizes, LayerResult, LossIncrease, Report, StageResult, TaskRun, sentences
 
 KINDS = {"attn.qkv": (96, 32), "attn.proj": (32, 32), "mlp.fc1": (128, 32), "mlp.fc2": (32, 128)}
 
@@ -54,3 +54,41 @@ def example(blocks: int = 2, **changes: Any) -> Report:
         files={"model": "model.safetensors"},
     )
     return replace(report, **changes)
+
+
+def said(report, *words: str) -> str:
+    """The only sentence with all these words."""
+    (found,) = [sentence for sentence in sentences(report) if all(word in sentence for word in words)]
+    return found
+
+
+def stages(dense: dict, one_shot: dict, recovered: dict | None = None) -> list[StageResult]:
+    named = {"dense": dense, "one_shot": one_shot} | ({"recovered": recovered} if recovered else {})
+    return [StageResult(name, values, 1.0) for name, values in named.items()]
+
+
+MISSING = {
+    "everything": example(),
+    "160 layers": example(blocks=40),
+    "no recovery": example(stages=stages(metrics(0.9), metrics(0.8)), curves={}),
+    "headless": example(
+        stages=stages({"knn": 0.9, "agreement": 1.0, "loss": 0.0, "test_samples": 100}, {"knn": 0.8, "agreement": 0.7, "loss": 0.1})
+    ),
+    "no metrics": example(stages=stages({}, {})),
+    "no stages": example(stages=[]),
+    "no layers": example(layers=[], prunable_weights=0, pruned_weights=0),
+    "no curves of layers": example(layers=[replace(layer(0, "mlp.fc1"), curve=[])]),
+    "only zeros in a curve": example(layers=[replace(layer(0, "mlp.fc1"), curve=[(0.0, 0.0), (1.0, 0.0)], predicted_loss_increase=0.0)]),
+    "no predictions": example(
+        layers=[replace(layer(0, "mlp.fc1"), predicted_loss_increase=None)], loss_increase=LossIncrease(None, None, "")
+    ),
+    "no file": example(sizes=None),
+    "no work": example(timeline=[], stage_seconds={}, predicted_stage_seconds={}),
+    "all from the store": example(timeline=[replace(task, computed=False) for task in example().timeline]),
+    "not finite": example(
+        stages=stages(metrics(math.nan, loss=math.nan), metrics(0.1, loss=math.inf)),
+        loss_increase=LossIncrease(math.inf, math.nan, "cross-entropy"),
+        curves={"recovery": [{"step": 1, "loss": math.nan}, {"step": 2}, {"step": 3, "loss": "nan"}]},
+    ),
+    "nothing known": example(environment={}, files={}, asked={}, experiment={}, command="", curves={"recovery": []}),
+}

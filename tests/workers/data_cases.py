@@ -1,0 +1,57 @@
+"""Small data sets and what is said of their batches, for the tests of data."""
+
+import torch
+
+from workers.data.digits import Digits
+from workers.data.imagefiles import Augmentation, Interpolation
+from workers.data.imagefolder import ImageFolder
+from workers.data.npz import Arrays
+
+BASE = {
+    "seed": 0,
+    "calibration_batches": 6,
+    "calibration_batch_size": 8,
+    "shards": 3,
+    "eval_batch_size": 50,
+    "train_size": 0,
+    "test_size": 0,
+    "bank_size": 0,
+}
+ARRAYS = {"image_size": 32, "channels": 1, "mean": [0.3], "std": [0.4], "max_shift": 2, "flip": True}
+FILES = {
+    "image_size": 16,
+    "crop_fraction": 0.875,
+    "interpolation": Interpolation.BICUBIC,
+    "mean": [0.5],
+    "std": [0.25],
+    "augmentation": Augmentation.LIGHT,
+    "decoders": 0,
+    "train_folder": "train",
+    "test_folder": "val",
+    "expected_train": None,
+    "expected_test": None,
+    "expected_classes": None,
+}
+
+
+def digits(**changes):
+    return Digits(**{**BASE, **ARRAYS, **changes})
+
+
+def arrays(path, **changes):
+    return Arrays(**{**BASE, **ARRAYS, "image_size": 8, "max_shift": 0, "flip": False, "path": str(path), **changes})
+
+
+def folder(root, **changes):
+    return ImageFolder(**{**BASE, **FILES, "root": str(root), **changes})
+
+
+def joined(batches):
+    found = list(batches)
+    if not found:
+        return torch.empty(0), torch.empty(0, dtype=torch.int64)
+    return torch.cat([batch.images_NCHW for batch in found]), torch.cat([batch.labels_N for batch in found])
+
+
+def same(first, second):
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
