@@ -166,6 +166,7 @@ def test_neighbouring_ranks_are_on_one_node(nodes: Nodes, attached: Callable[...
         assert all(rank["LOCAL_WORLD_SIZE"] == len(there) for rank in there)
 
 
+@pytest.mark.slow
 def test_a_gang_whose_devices_others_hold_ends_in_time_and_says_what_is_missing(
     nodes: Nodes, attached: Callable[..., Ray], tmp_path: Path
 ) -> None:

@@ -64,7 +64,7 @@ def model(tmp_path: Path) -> Path:
     return sparse_model(tmp_path / "model.safetensors")
 
 
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_killed_driver_takes_its_gang_along_and_a_rerun_ends_with_equal_bytes(stage: int, model: Path, tmp_path: Path) -> None:
     settings = recipe(ranks=2, epochs=12, zero_stage=stage)
     run_gang(task(tmp_path / "whole", model, settings), 2, 1)
