@@ -16,8 +16,15 @@ from workers.models.base import Layer
 from workers.models.profile import ModelProfile
 from workers.pruners.base import Scope, Target
 
-ONCE = ("import", "train dense", "start workers", "evaluate dense")  # stages of the run; of a round are
-EACH_ROUND = ("compare", "evaluate one-shot", "recover", "evaluate recovered")  # these; all others belong to its steps
+ONCE = ("import", "train dense", "start workers", "evaluate dense", "assess dense", "export")  # stages of the run; of a round are
+EACH_ROUND = (  # these; all others belong to its steps
+    "compare",
+    "evaluate one-shot",
+    "assess one_shot",
+    "recover",
+    "evaluate recovered",
+    "assess recovered",
+)
 
 
 def one_by_one(experiment: Experiment) -> dict[str, Experiment]:
@@ -85,6 +92,7 @@ def plan_rounds(experiment: Experiment, profile: ModelProfile, resources: Resour
             if stage in plan.stages:  # later rounds are compared with the model before them and with the dense one
                 stages[prefix(name) + stage] = _times(plan.stages[stage], 2 if index and stage == "compare" else 1)
     trainings = sum(part.recovery is not None for part in parts.values())
+    stages["export"] = stages.pop("export")
     stages["start workers"] = _times(stages["start workers"], max(1, trainings))  # a gang takes their devices
     largest = max(plans.values(), key=lambda plan: plan.worker_bytes)
     return replace(largest, stages=stages, store_bytes=sum(parts[name].steps * plan.store_bytes for name, plan in plans.items()))

@@ -46,10 +46,19 @@ class Hardware:
     disk_gbs: float  # writing and reading results, GB/s
     start_seconds: float  # starting the workers
     gang_seconds: float  # starting a training gang
+    memory_gbs: float  # taking memory into use, GB/s
+    link_gbs: float  # between the ranks of a training, GB/s of each
+    bf16_speedup: float  # of training with bfloat16 products, over float32
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            require(name == "name" or value >= 0, f"cluster.hardware.{name}", "a number that is not negative", value)
+            least = name.endswith("_seconds")
+            require(
+                name == "name" or value > 0 or (least and value == 0),
+                f"cluster.hardware.{name}",
+                "a number that is not negative" if least else "a positive number",
+                value,
+            )
 
 
 @dataclass
