@@ -18,6 +18,7 @@ from workers.pruners.woodfisher import WoodFisher
 from workers.recovery import Precision, Recovery
 
 INVERT, ELIMINATE, REFIT = 1.0, 1 / 3, 0.3  # flops over B^3 of a block; the last as measured at half sparsity, beside the other two
+BUILD_PASSES = 2  # initial weights are drawn, then replaced
 SCORED_BYTES, SOLVED_BYTES = 10, 4.25  # of a weight's files: order, loss and score; new weight and mask
 
 
@@ -75,12 +76,20 @@ class CostModel:
         """Matrix-product rate of a worker, flop/s; ``hardware.matmul_gflops`` is per GPU or per CPU thread."""
         return 1e9 * self.hardware.matmul_gflops * self.threads
 
-    def disk(self, size: float) -> float:
+    def write(self, size: float) -> float:
         return size / (1e9 * self.hardware.disk_gbs)
+
+    def read(self, size: float) -> float:
+        return size / (1e9 * self.hardware.read_gbs)
 
     def memory(self, size: float) -> float:
         """Taking memory into use."""
         return size / (1e9 * self.hardware.memory_gbs)
+
+    def load(self) -> float:
+        """Build a model, and fill it from its file: each worker, once for each model."""
+        model = self.profile.model_bytes
+        return BUILD_PASSES * self.memory(model) + self.read(model)
 
     def network(self, samples: float, backward: bool = False) -> float:
         """Forward, and a backward that trains everything: twice that."""
@@ -107,7 +116,7 @@ class CostModel:
             flops += self.backward_flops(layers)
         outer = sum(self._outer_flops(planned) for planned in layers) / (self.flops * self.hardware.collect_efficiency)
         used = sum(planned.statistic_bytes + planned.chunk_bytes for planned in layers)
-        return self._network(samples * flops) + outer + self.memory(used) + self.disk(sum(planned.stored_bytes for planned in layers))
+        return self._network(samples * flops) + outer + self.memory(used) + self.write(sum(planned.stored_bytes for planned in layers))
 
     def _outer_flops(self, planned: PlannedLayer) -> float:
         """``N d (B + 1)`` where symmetry is used, else ``2 N d B``; of a layer Hessian, with all of its input vectors for N."""
@@ -126,8 +135,9 @@ class CostModel:
         return self._on_statistic(planned, shards, solve_flops(self.pruner, planned), SOLVED_BYTES)
 
     def _on_statistic(self, planned: PlannedLayer, shards: int, flops: float, written_bytes: float) -> float:
-        moved = shards * planned.stored_bytes + written_bytes * planned.layer.weights
-        return flops / (self.flops * self.hardware.obs_efficiency) + self.memory(planned.statistic_bytes) + self.disk(moved)
+        computing = flops / (self.flops * self.hardware.obs_efficiency)
+        reading = self.read(shards * planned.stored_bytes) + self.memory(planned.statistic_bytes)
+        return computing + reading + self.write(written_bytes * planned.layer.weights)
 
     def training(self, recovery: Recovery, samples: int, taught: bool) -> float:
         """Wall seconds of a gang: passes of student and teacher, and in each step the exchange of all gradients (a ring, both ways)."""

@@ -159,7 +159,7 @@ def _stages(
     metrics = mapped([2.0 * data.size("test") * bank * profile.outputs / (HOST_FLOPS if costs.gpu else costs.flops)])
     evaluation = mapped([costs.network((data.size("test") + bank) / shards)] * shards)
     calibration = data.calibration_batches * data.calibration_batch_size
-    stages = {"import": mapped([costs.disk(2 * model)])}
+    stages = {"import": mapped([costs.read(model) + costs.write(model)])}
     if training is not None and experiment.model.checkpoint is None:
         stages["train dense"] = gang(training)
     stages["start workers"] = Estimate(resources.workers, hardware.start_seconds, resources.workers * hardware.start_seconds)
@@ -167,12 +167,12 @@ def _stages(
     if cut:
         stages["collect"] = mapped([costs.collect(portion) for portion in cut for _ in range(shards)])
     stages["score"] = mapped([costs.score(planned, shards) for planned in layers])
-    stages["allocate"] = mapped([HISTOGRAM_READS * costs.disk(SCORED_BYTES * planned.layer.weights) for planned in layers])
+    stages["allocate"] = mapped([HISTOGRAM_READS * costs.read(SCORED_BYTES * planned.layer.weights) for planned in layers])
     stages["solve"] = mapped([costs.solve(planned, shards) for planned in layers])
-    stages["join"] = mapped([costs.disk(2 * model + SOLVED_BYTES * profile.prunable_weights)])
+    stages["join"] = mapped([costs.read(model + SOLVED_BYTES * profile.prunable_weights) + costs.write(model)])
     stages["compare"] = mapped([costs.network(2 * calibration / shards)] * shards)
     stages |= {"evaluate one-shot": evaluation, "assess one_shot": metrics}
     if recovery is not None:
         stages["recover"] = gang(recovery)
         stages |= {"evaluate recovered": evaluation, "assess recovered": metrics}
-    return stages | {"export": mapped([costs.disk(model)])}
+    return stages | {"export": mapped([costs.write(model)])}

@@ -35,6 +35,21 @@ def test_memory_that_is_never_touched_and_pages_of_files_do_not_count(tmp_path: 
     assert untouched.numel() and start is not None and peak.bytes is not None and peak.bytes - start < 10 * MEGABYTE
 
 
+def test_a_verb_starts_without_what_the_last_one_left_in_reserve() -> None:
+    class Body:
+        device = torch.device("cpu")
+
+        @watched
+        def look(self, _: None):
+            return resident_bytes()
+
+    pieces = [torch.ones(16 * 1024) for _ in range(3000)]  # 64 kB each: too small to go back to the system one by one
+    kept = pieces[-1]
+    del pieces
+    before = resident_bytes()
+    assert before - Body().look(None) > 100 * MEGABYTE and len(kept)
+
+
 def test_a_record_tells_the_peak_of_its_verb_and_of_no_other(tmp_path: Path) -> None:
     class Body:
         device = torch.device("cpu")
