@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from enum import Enum
+from pathlib import Path
 from typing import Any, cast, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
@@ -23,6 +24,8 @@ from workers.losses import Loss
 from workers.models.base import ModelFamily
 from workers.pruners.base import Pruner
 from workers.recovery import Recovery
+
+CONF = str(Path(__file__).resolve().parent.parent / "conf")
 
 
 class Mode(Enum):
@@ -213,6 +216,14 @@ def _key(path: str, error: OmegaConfBaseException) -> str:
 def _suggestion(kind: type, error: OmegaConfBaseException) -> str:
     near = get_close_matches(str(error.key), [field.name for field in fields(kind)], n=3)
     return f"; did you mean {' or '.join(near)}?" if near else f"; known are {', '.join(field.name for field in fields(kind))}"
+
+
+def experiment_of(overrides: Sequence[str]) -> Experiment:
+    """What a command line with these overrides asks for. Raises: ConfigError, and Hydra's errors for what it cannot compose."""
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return load(compose("config", overrides=list(overrides)))
 
 
 def plain(composed: DictConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Predicted seconds and bytes of each piece of work: for the plan, and to start the longest tasks first."""
+"""Predicted seconds of each piece of work: for the plan, and to start the longest tasks first."""
 
 from __future__ import annotations
 
@@ -8,18 +8,23 @@ from dataclasses import dataclass
 from orchestrator.cluster.base import Hardware, Resources
 from orchestrator.config import Experiment
 from workers.models.base import Layer
-from workers.models.profile import ModelProfile
-from workers.recovery import Recovery
+from workers.models.profile import Depth, ModelProfile
+from workers.pruners.base import Pruner
+from workers.recovery import Precision, Recovery
 
-SLICE_BYTES = 256 * 2**20  # of a statistic, factored at a time (workers/pruners/obs.py)
-INVERT, ELIMINATE, SOLVE = 2.0, 2 / 3, 1.0  # flops over d B^2, d being the weights and B the block size
+BUILD_PASSES = 2  # initial weights are drawn, then replaced
+SCORED_BYTES, SOLVED_BYTES = 10, 4.25  # of a weight's files: order, loss and score; new weight and mask
 
 
 @dataclass(frozen=True)
 class PlannedLayer:
-    """A layer, the matrices of its statistic (one shard), and what collecting takes beside them: all zero without a statistic."""
+    """A layer, where it stands in the model, the matrices of its statistic (one shard), and the memory that collecting takes beside them.
+
+    All zero without a statistic.
+    """
 
     layer: Layer
+    depth: Depth
     blocks: int
     block_size: int
     working_bytes: int = 0
@@ -28,6 +33,11 @@ class PlannedLayer:
     def entries(self) -> int:
         """Weights with their padding; rows that share a matrix have none."""
         return max(self.blocks * self.block_size, self.layer.weights)
+
+    @property
+    def shared(self) -> bool:
+        """Whether rows share a matrix (a layer Hessian), so that no gradient is needed."""
+        return self.blocks * self.block_size < self.layer.weights
 
     @property
     def statistic_bytes(self) -> int:
@@ -39,15 +49,6 @@ class PlannedLayer:
         """In a file: lower triangles, and diagonals once more."""
         return 2 * self.blocks * self.block_size * (self.block_size + 3)
 
-    @property
-    def collect_bytes(self) -> int:
-        return self.statistic_bytes + self.working_bytes
-
-    @property
-    def score_bytes(self) -> int:
-        """A slice of the statistic, packed and whole; order, losses and scores with a copy of each; two copies of the weights."""
-        return 2 * min(self.statistic_bytes, SLICE_BYTES) + (2 * 10 + 2 * 4) * self.entries
-
 
 @dataclass(frozen=True)
 class CostModel:
@@ -55,7 +56,9 @@ class CostModel:
 
     profile: ModelProfile
     hardware: Hardware
+    pruner: Pruner
     threads: int
+    gpu: bool
     samples_per_gradient: int
     gradients_per_shard: int
 
@@ -64,44 +67,87 @@ class CostModel:
         """Matrix-product rate of a worker, flop/s; ``hardware.matmul_gflops`` is per GPU or per CPU thread."""
         return 1e9 * self.hardware.matmul_gflops * self.threads
 
-    def disk(self, size: float) -> float:
+    def write(self, size: float) -> float:
         return size / (1e9 * self.hardware.disk_gbs)
 
-    def network(self, samples: float, backward: bool) -> float:
-        """Forward, and a backward of twice that."""
-        return samples * self.profile.forward_flops * (3 if backward else 1) / (self.flops * self.hardware.model_efficiency)
+    def read(self, size: float) -> float:
+        return size / (1e9 * self.hardware.read_gbs)
 
-    def gradients(self) -> float:
-        """All gradients of one shard."""
-        return self.network(self.gradients_per_shard * self.samples_per_gradient, backward=True)
+    def memory(self, size: float) -> float:
+        """Taking memory into use."""
+        return size / (1e9 * self.hardware.memory_gbs)
+
+    def load(self) -> float:
+        """Build a model, and fill it from its file: each worker, once for each model."""
+        model = self.profile.model_bytes
+        return BUILD_PASSES * self.memory(model) + self.read(model)
+
+    def network(self, samples: float, backward: bool = False) -> float:
+        """Forward, and a backward that trains everything: twice that."""
+        return self._network(samples * self.profile.forward_flops * (3 if backward else 1))
+
+    def _network(self, flops: float) -> float:
+        return flops / (self.flops * self.hardware.model_efficiency)
+
+    def backward_flops(self, layers: Sequence[PlannedLayer]) -> int:
+        """Of one sample, down to the earliest of ``layers``: gradients of the activations after it, and of the weights of ``layers``.
+
+        A product with a weight has one operand that changes, a product of activations two.
+        """
+        first = min((planned.depth for planned in layers), key=lambda depth: depth.weighted_before)
+        after = self.profile.weighted_flops - first.weighted_before - first.flops
+        mixed = self.profile.mixed_flops - first.mixed_before
+        return after + 2 * mixed + sum(planned.depth.flops for planned in layers)
 
     def collect(self, layers: Sequence[PlannedLayer]) -> float:
-        """One cell of the grid: gradients once, ``2 N d B`` flops of outer products, and writing the statistics."""
-        outer = sum(2.0 * self.gradients_per_shard * planned.blocks * planned.block_size**2 for planned in layers)
-        written = sum(planned.stored_bytes for planned in layers)
-        return self.gradients() + outer / (self.flops * self.hardware.collect_efficiency) + self.disk(written)
+        """One cell of the grid: passes of one shard down to the earliest layer, sums of outer products, and writing."""
+        samples = self.gradients_per_shard * self.samples_per_gradient
+        flops = self.profile.forward_flops
+        if not any(planned.shared for planned in layers):
+            flops += self.backward_flops(layers)
+        outer = sum(self.outer_flops(planned) for planned in layers) / (self.flops * self.hardware.collect_efficiency)
+        used = sum(planned.statistic_bytes + planned.working_bytes for planned in layers)
+        return self._network(samples * flops) + outer + self.memory(used) + self.write(sum(planned.stored_bytes for planned in layers))
+
+    def outer_flops(self, planned: PlannedLayer) -> float:
+        """``N d (B + 1)`` where symmetry is used, else ``2 N d B``; of a layer Hessian, with all of its input vectors for N."""
+        squares = planned.blocks * planned.block_size**2
+        if planned.shared:
+            vectors = planned.depth.flops / (2 * planned.layer.weights)
+            return 2.0 * self.gradients_per_shard * self.samples_per_gradient * vectors * squares
+        return self.gradients_per_shard * (2.0 * squares if self.gpu else squares + planned.blocks * planned.block_size)
 
     def score(self, planned: PlannedLayer, shards: int) -> float:
-        """Merge the shards; ``2 d B^2`` flops of factor and inverse and ``2/3 d B^2`` of elimination."""
-        return self._obs(planned, INVERT, ELIMINATE) + self.disk(shards * planned.stored_bytes)
+        """Read and merge the shards; factor, invert and eliminate."""
+        return self._on_statistic(planned, shards, self.pruner.flops(planned.layer)[0], SCORED_BYTES)
 
     def solve(self, planned: PlannedLayer, shards: int) -> float:
-        """Merge the shards; about ``d B^2`` flops."""
-        return self._obs(planned, 0, SOLVE) + self.disk(shards * planned.stored_bytes)
+        """Read and merge the shards; factor and re-fit."""
+        return self._on_statistic(planned, shards, self.pruner.flops(planned.layer)[1], SOLVED_BYTES)
 
-    def _obs(self, planned: PlannedLayer, per_matrix: float, per_weight: float) -> float:
-        """``per_matrix * B^3`` flops for each matrix and ``per_weight * B^2`` for each weight; methods that eliminate nothing take less."""
-        flops = per_matrix * planned.blocks * planned.block_size**3 + per_weight * planned.entries * planned.block_size**2
-        return flops / (self.flops * self.hardware.obs_efficiency)
+    def _on_statistic(self, planned: PlannedLayer, shards: int, flops: float, written_bytes: float) -> float:
+        computing = flops / (self.flops * self.hardware.obs_efficiency)
+        reading = self.read(shards * planned.stored_bytes) + self.memory(planned.statistic_bytes)
+        return computing + reading + self.write(written_bytes * planned.layer.weights)
 
-    def training(self, recovery: Recovery, samples: int, teacher: bool) -> float:
-        """Wall seconds of a gang."""
-        one_pass = self.network(samples, backward=True) + (self.network(samples, backward=False) if teacher else 0.0)
-        return recovery.epochs * one_pass / recovery.ranks
+    def training(self, recovery: Recovery, samples: int, taught: bool) -> float:
+        """Wall seconds of a gang: passes of student and teacher, and in each step the exchange of all gradients (a ring, both ways)."""
+        compute = self.network(samples, backward=True) + (self.network(samples) if taught else 0.0)
+        if recovery.precision is Precision.BF16:
+            compute /= self.hardware.bf16_speedup
+        exchanged = 2 * self.profile.model_bytes * (recovery.ranks - 1) / recovery.ranks
+        steps = samples // recovery.batch_size
+        return recovery.epochs * (compute / recovery.ranks + steps * exchanged / (1e9 * self.hardware.link_gbs))
 
 
 def cost_model(experiment: Experiment, profile: ModelProfile, resources: Resources) -> CostModel:
-    data = experiment.data
-    gradients = -(-data.calibration_batches // data.shards)
-    threads = resources.threads if resources.device == "cpu" else 1
-    return CostModel(profile, experiment.cluster.hardware, threads, data.calibration_batch_size, gradients)
+    data, gpu = experiment.data, resources.device == "cuda"
+    return CostModel(
+        profile,
+        experiment.cluster.hardware,
+        experiment.pruner,
+        1 if gpu else resources.threads,
+        gpu,
+        data.calibration_batch_size,
+        -(-data.calibration_batches // data.shards),
+    )

@@ -79,7 +79,9 @@ def run_experiment(experiment: Experiment, config: dict[str, Any], command: str)
         run = Run(experiment, plan, Store(Path(experiment.output) / "store"), directory, progress, tracked)
         try:
             outcome = _carry_out(run)
-            report = make_report(run, outcome, config, command, identity, export(outcome, directory))
+            with run.timed("export"):
+                exported = export(outcome, directory)
+            report = make_report(run, outcome, config, command, identity, exported)
             page = write_report(report, directory)
         except BaseException:
             tracked.finish(None, [], "failed")

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from orchestrator.allocate import Allocation, Units, allocate, asked_sparsity
 from orchestrator.costs import PlannedLayer, cost_model
 from orchestrator.outcome import Outcome, RoundOutcome, Step
-from orchestrator.plan import fixed_bytes, portions
+from orchestrator.plan import cut_grid
 from orchestrator.rounds import toward
 from orchestrator.run import Run
 from orchestrator.store import MODEL, settings
@@ -135,15 +135,17 @@ def collect(run: Run, model: Record) -> dict[str, list[Record]]:
         reads = {"model": model, "statistic": statistic.identity(planned.layer, loss, seed), "data": data, "layer": asdict(planned.layer)}
         grid |= {(planned.layer.name, shard): run.store.destination("collect", **reads, shard=shard) for shard in range(plan.shards)}
     found = {cell: record for cell, to in grid.items() if (record := run.find(to)) is not None}
-    room = plan.resources.memory_bytes - fixed_bytes(experiment, plan.profile)
-    tasks = []
+    costs = cost_model(experiment, plan.profile, plan.resources)
+    tasks: list[tuple[float, CollectTask]] = []
     for shard in range(plan.shards):
         missing = [planned for planned in plan.layers if (planned.layer.name, shard) not in found]
-        for portion in portions(missing, room, -(-plan.resources.workers // plan.shards)) if missing else []:
+        for portion in cut_grid(experiment, plan.profile, plan.resources, missing):
             layers = tuple(planned.layer for planned in portion)
             to = tuple(grid[layer.name, shard] for layer in layers)
-            tasks.append(CollectTask(model.path(MODEL), experiment.data, statistic, layers, loss, shard, seed, to))
-    for records in run.compute("collect", Worker.collect, tasks, list(found.values())):
+            task = CollectTask(model.path(MODEL), experiment.data, statistic, layers, loss, shard, seed, to)
+            tasks.append((costs.collect(portion), task))
+    tasks.sort(key=lambda task: -task[0])  # longest first
+    for records in run.compute("collect", Worker.collect, [task for _, task in tasks], list(found.values())):
         found |= {(record.numbers["layer"], record.numbers["shard"]): record for record in records}
     return {planned.layer.name: [found[planned.layer.name, shard] for shard in range(plan.shards)] for planned in plan.layers}
 

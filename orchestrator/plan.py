@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from orchestrator.allocate import asked_sparsity
 from orchestrator.cluster.base import Hardware, Resources
 from orchestrator.config import Experiment
-from orchestrator.costs import PlannedLayer, cost_model
-from workers.errors import ConfigError
+from orchestrator.costs import SCORED_BYTES, SOLVED_BYTES, PlannedLayer, cost_model
+from orchestrator.footprint import Footprint, check_memory, footprint
+from orchestrator.grid import makespan, portions
 from workers.models.profile import ModelProfile
 from workers.recovery import Distill, Recovery
+
+HOST_FLOPS = 2e11  # of the CPU beside a GPU, where metrics are computed
+HISTOGRAM_READS = 2  # of all scores, to find one threshold exactly
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,7 @@ class Estimate:
     tasks: int
     seconds: float
     device_seconds: float
+    durations: tuple[float, ...] = ()  # of the tasks; of a gang, the same for each rank
 
 
 @dataclass(frozen=True)
@@ -33,8 +39,12 @@ class Plan:
     hardware: Hardware
     profile: ModelProfile
     stages: dict[str, Estimate]
-    worker_bytes: int
+    stage_bytes: dict[str, int]  # of a worker, at its worst
     store_bytes: int
+
+    @property
+    def worker_bytes(self) -> int:
+        return max(self.stage_bytes.values())
 
     @property
     def waves(self) -> int:
@@ -52,73 +62,78 @@ class Plan:
 
 def plan_layers(experiment: Experiment, profile: ModelProfile) -> tuple[PlannedLayer, ...]:
     statistic = experiment.pruner.statistic
-    if statistic is None:
-        return tuple(PlannedLayer(layer, 0, 0) for layer in profile.layers)
-    return tuple(PlannedLayer(layer, *statistic.shape(layer), statistic.working_bytes(layer)) for layer in profile.layers)
+    return tuple(
+        PlannedLayer(layer, depth, *(statistic.shape(layer) if statistic else (0, 0)), statistic.working_bytes(layer) if statistic else 0)
+        for layer, depth in zip(profile.layers, profile.depths, strict=True)
+    )
 
 
-def fixed_bytes(experiment: Experiment, profile: ModelProfile) -> int:
-    """What a collecting worker holds besides statistics: the weights, and the activations of one batch."""
-    return profile.model_bytes + profile.activation_bytes * experiment.data.calibration_batch_size
-
-
-def portions(layers: Sequence[PlannedLayer], room_bytes: int, at_least: int) -> list[list[PlannedLayer]]:
-    """Cut layers into portions that fit ``room_bytes``, and into ``at_least`` as many so that no worker idles. Longest first, balanced.
-
-    A cut changes which layers share a backward pass, never a byte of a statistic.
-    Raises: ConfigError if one layer does not fit, with what to change.
-    """
-    for planned in layers:
-        needed = max(planned.collect_bytes, planned.score_bytes)
-        if needed > room_bytes:
-            raise ConfigError(
-                f"{planned.layer.name}: its statistic and gradients need {needed / 1e9:.1f} GB, a worker has "
-                f"{room_bytes / 1e9:.1f} GB for them; lower pruner.block_size (memory grows with it), or raise cluster.memory_gb"
-            )
-    total = sum(planned.collect_bytes for planned in layers)
-    count = max(1, min(at_least, len(layers)), -(-total // room_bytes))
-    count = min(len(layers), -(-count // at_least) * at_least)  # whole waves
-    while True:
-        bins: list[list[PlannedLayer]] = [[] for _ in range(count)]
-        for planned in sorted(layers, key=lambda planned: -planned.collect_bytes):
-            min(bins, key=lambda chosen: sum(p.collect_bytes for p in chosen)).append(planned)
-        if all(sum(p.collect_bytes for p in chosen) <= room_bytes for chosen in bins):
-            return [chosen for chosen in bins if chosen]
-        count += 1
-
-
-def makespan(seconds: Sequence[float], workers: int) -> float:
-    """Wall seconds of independent tasks, started longest first on whichever worker is free."""
-    busy = [0.0] * workers
-    for duration in sorted(seconds, reverse=True):
-        busy[busy.index(min(busy))] += duration
-    return max(busy)
+def cut_grid(
+    experiment: Experiment, profile: ModelProfile, resources: Resources, layers: Sequence[PlannedLayer]
+) -> list[list[PlannedLayer]]:
+    """Portions of ``layers`` (all, or those whose statistics are missing). Raises: ConfigError if one does not fit a worker's memory."""
+    if not layers or experiment.pruner.statistic is None:
+        return []
+    costs, bytes_of = cost_model(experiment, profile, resources), footprint(experiment, profile, resources)
+    return portions(layers, costs, bytes_of, resources.memory_bytes, resources.workers, experiment.data.shards)
 
 
 def make_plan(experiment: Experiment, profile: ModelProfile, resources: Resources) -> Plan:
     """Raises: ConfigError if the model, or a layer, cannot fit a worker's memory."""
-    layers, fixed = plan_layers(experiment, profile), fixed_bytes(experiment, profile)
-    room = resources.memory_bytes - fixed
-    if room <= 0:
-        raise ConfigError(
-            f"cluster.memory_gb: the model and one calibration batch need {fixed / 1e9:.1f} GB, a worker has "
-            f"{resources.memory_bytes / 1e9:.1f} GB; lower data.calibration_batch_size or use larger devices"
-        )
-    shards = experiment.data.shards
-    cut = portions(layers, room, -(-resources.workers // shards)) if experiment.pruner.statistic else []
-    collecting = [fixed + sum(planned.collect_bytes for planned in portion) for portion in cut]
-    scoring = [profile.model_bytes + planned.score_bytes for planned in layers]
+    layers = plan_layers(experiment, profile)
+    bytes_of = footprint(experiment, profile, resources)
+    stage_bytes = {stage: needed for stage, needed, _ in _needs(experiment, bytes_of)}
+    check_memory(resources.memory_bytes, _needs(experiment, bytes_of))
+    cut = cut_grid(experiment, profile, resources, layers)
+    if cut:
+        stage_bytes["collecting"] = max(bytes_of.collect(portion) for portion in cut)
+    stage_bytes["scoring"] = max(bytes_of.score(planned) for planned in layers)
+    stage_bytes["solving"] = max(bytes_of.solve(planned) for planned in layers)
     return Plan(
         layers=layers,
         portions=tuple(tuple(planned.layer.name for planned in portion) for portion in cut),
-        shards=shards,
+        shards=experiment.data.shards,
         resources=resources,
         hardware=experiment.cluster.hardware,
         profile=profile,
         stages=_stages(experiment, profile, resources, layers, cut),
-        worker_bytes=max(collecting + scoring),
-        store_bytes=sum(shards * p.stored_bytes + 10 * p.entries for p in layers) + 6 * profile.model_bytes,
+        stage_bytes=stage_bytes,
+        store_bytes=_store_bytes(experiment, profile, layers),
     )
+
+
+def _needs(experiment: Experiment, bytes_of: Footprint) -> list[tuple[str, int, str]]:
+    """What has to fit whatever the cut: work, bytes, remedy."""
+    data, target = experiment.data, experiment.pruner.target
+    sparsity = 0.0 if experiment.steps > 1 else asked_sparsity(target, bytes_of.profile.layers)
+    fewer = "lower {0}, or use workers with more memory"
+    needs = [
+        ("joining the solved layers", bytes_of.join(sparsity), fewer.format("cluster.workers if they share a machine")),
+        (
+            "evaluating",
+            bytes_of.evaluate(data.eval_batch_size, data.size("test") // data.shards, bytes_of.models),
+            fewer.format("data.eval_batch_size"),
+        ),
+        (
+            "comparing two models on a calibration batch",
+            bytes_of.evaluate(data.calibration_batch_size, 0, models=2),
+            fewer.format("data.calibration_batch_size"),
+        ),
+    ]
+    dense = experiment.training if experiment.model.checkpoint is None else None
+    for what, recipe in (("training", dense), ("recovery", experiment.recovery)):
+        if recipe is not None:
+            remedy = f"raise {what}.ranks or {what}.zero_stage, lower {what}.batch_size"
+            needs.append((f"{what} of {recipe.batch_size // recipe.ranks} samples per rank", bytes_of.train(recipe), remedy))
+    return needs
+
+
+def _store_bytes(experiment: Experiment, profile: ModelProfile, layers: Sequence[PlannedLayer]) -> int:
+    """Statistics of all shards, scores and solutions, three models, and a training's checkpoints while it lasts."""
+    shards, weights = experiment.data.shards, profile.prunable_weights
+    statistics = sum(shards * planned.stored_bytes for planned in layers)
+    checkpoints = 2 * 3 * profile.model_bytes if experiment.recovery is not None else 0
+    return statistics + int((SCORED_BYTES + SOLVED_BYTES) * weights) + 3 * profile.model_bytes + checkpoints
 
 
 def _stages(
@@ -130,31 +145,34 @@ def _stages(
 ) -> dict[str, Estimate]:
     """Predicted seconds of each stage, in the order of the pipeline."""
     data, hardware, costs = experiment.data, experiment.cluster.hardware, cost_model(experiment, profile, resources)
-    shards, training, recovery = data.shards, experiment.training, experiment.recovery
+    shards, training, recovery, model = data.shards, experiment.training, experiment.recovery, profile.model_bytes
 
     def mapped(seconds: Sequence[float]) -> Estimate:
-        return Estimate(len(seconds), makespan(seconds, resources.workers), sum(seconds))
+        return Estimate(len(seconds), makespan(seconds, resources.workers), sum(seconds), tuple(seconds))
 
     def gang(recipe: Recovery) -> Estimate:
         taught = recipe.distill is not Distill.NONE
         wall = costs.training(recipe, data.size("train"), taught) + hardware.gang_seconds
-        return Estimate(recipe.ranks, wall, wall * recipe.ranks)
+        return Estimate(recipe.ranks, wall, wall * recipe.ranks, (wall,) * recipe.ranks)
 
-    tested = data.size("test") + (0 if experiment.model.is_classifier else data.size("bank"))
-    evaluation = mapped([costs.network(tested / shards, backward=False)] * shards)
+    bank = 0 if experiment.model.is_classifier else data.size("bank")
+    metrics = mapped([2.0 * data.size("test") * bank * profile.outputs / (HOST_FLOPS if costs.gpu else costs.flops)])
+    evaluation = mapped([costs.network((data.size("test") + bank) / shards)] * shards)
     calibration = data.calibration_batches * data.calibration_batch_size
-    stages: dict[str, Estimate] = {}
+    stages = {"import": mapped([costs.read(model) + costs.write(model)])}
     if training is not None and experiment.model.checkpoint is None:
         stages["train dense"] = gang(training)
     stages["start workers"] = Estimate(resources.workers, hardware.start_seconds, resources.workers * hardware.start_seconds)
-    stages["evaluate dense"] = evaluation
+    stages |= {"evaluate dense": evaluation, "assess dense": metrics}
     if cut:
         stages["collect"] = mapped([costs.collect(portion) for portion in cut for _ in range(shards)])
     stages["score"] = mapped([costs.score(planned, shards) for planned in layers])
+    stages["allocate"] = mapped([HISTOGRAM_READS * costs.read(SCORED_BYTES * planned.layer.weights) for planned in layers])
     stages["solve"] = mapped([costs.solve(planned, shards) for planned in layers])
-    stages["compare"] = mapped([costs.network(2 * calibration / shards, backward=False)] * shards)
-    stages["evaluate one-shot"] = evaluation
+    stages["join"] = mapped([costs.read(model + SOLVED_BYTES * profile.prunable_weights) + costs.write(model)])
+    stages["compare"] = mapped([costs.network(2 * calibration / shards)] * shards)
+    stages |= {"evaluate one-shot": evaluation, "assess one_shot": metrics}
     if recovery is not None:
         stages["recover"] = gang(recovery)
-        stages["evaluate recovered"] = evaluation
-    return stages
+        stages |= {"evaluate recovered": evaluation, "assess recovered": metrics}
+    return stages | {"export": mapped([costs.write(model)])}

@@ -141,7 +141,7 @@ def environment(run: Run) -> dict[str, Any]:
         "secateur": version("secateur"),
         "commit": _commit(),
         "machine": platform.machine(),
-        "processor": _processor(),
+        "processor": processor(),
         "device": run.plan.resources.device,
         "cores": cores_here(),
         "workers": run.plan.resources.workers,
@@ -183,7 +183,7 @@ def _commit() -> str:
         return "unknown"
 
 
-def _processor() -> str:
+def processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

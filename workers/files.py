@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workers.errors import DamagedResult, SecateurError
+from workers.memory import peak_so_far
 from workers.messages import Destination, Record
 
 if TYPE_CHECKING:
@@ -136,6 +137,7 @@ def finish(to: Destination, verb: str, files: dict[str, str], numbers: dict[str,
         worker=worker_name(),
         started=started,
         seconds=time.time() - started,
+        peak_bytes=peak_so_far(),
     )
     entries = {key: value for key, value in asdict(record).items() if key not in ("directory", "computed")}
     write_text(to.directory / RECORD, json.dumps(entries, indent=1, default=str))

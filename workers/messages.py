@@ -18,7 +18,8 @@ from workers.recovery import Recovery
 class Record:
     """A finished result. Its files lie beside ``record.json`` in ``directory``; ``files`` maps their names to SHA-256 digests.
 
-    ``started`` is in seconds since the epoch; ``seconds`` is wall time; ``numbers`` is what the driver needs of the result.
+    ``started`` is in seconds since the epoch; ``seconds`` is wall time; ``numbers`` is what the driver needs of the result; ``peak_bytes``
+    is the most memory that its worker held (see ``workers.memory``), None if that was not watched.
     """
 
     verb: str
@@ -29,6 +30,7 @@ class Record:
     worker: str
     started: float
     seconds: float
+    peak_bytes: int | None = None
     computed: bool = True  # False when it was read from the store instead
 
     def path(self, name: str) -> Path:

@@ -18,6 +18,7 @@ from workers.calibrate import derived_seed
 from workers.errors import SecateurError
 from workers.export import load_family, load_model, load_state, save_model
 from workers.files import finish, read_result, write_tensors
+from workers.memory import watched
 from workers.messages import (
     AssessTask,
     CollectTask,
@@ -49,6 +50,7 @@ class Worker:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         return {"device": name, "torch": torch.__version__, "threads": str(torch.get_num_threads()), "host": os.uname().nodename}
 
+    @watched
     def import_model(self, task: ImportTask) -> Record:
         """Store a checkpoint, or seeded initial weights, as a model file."""
         started = time.time()
@@ -59,6 +61,7 @@ class Worker:
         written = save_model(task.to.directory / "model.safetensors", task.family, state, {})
         return finish(task.to, "import", {"model.safetensors": written}, {}, started)
 
+    @watched
     def collect(self, task: CollectTask) -> list[Record]:
         """Partial statistics of some layers over one shard."""
         started = time.time()
@@ -72,6 +75,7 @@ class Worker:
             records.append(finish(to, "collect", {moments.FILE: moments.write_moment(to, moment)}, numbers, started))
         return records
 
+    @watched
     def score(self, task: ScoreTask) -> Record:
         """What each weight of a layer is worth."""
         started = time.time()
@@ -95,6 +99,7 @@ class Worker:
         score_nU = read_result(task.scores, "scores.safetensors")["score_nU"]
         return select.high_histogram(score_nU) if task.high_bin is None else select.low_histogram(score_nU, task.high_bin)
 
+    @watched
     def solve(self, task: SolveTask) -> Record:
         """Mask and re-fitted weights of a layer."""
         started = time.time()
@@ -118,6 +123,7 @@ class Worker:
         }
         return finish(task.to, "solve", {"solution.safetensors": written}, numbers, started)
 
+    @watched
     def join(self, task: JoinTask) -> Record:
         """The model with its solved layers in place."""
         started = time.time()
@@ -130,6 +136,7 @@ class Worker:
         written = save_model(task.to.directory / "model.safetensors", load_family(task.model), state, keeps)
         return finish(task.to, "join", {"model.safetensors": written}, {}, started)
 
+    @watched
     def evaluate(self, task: EvaluateTask) -> Record:
         """Outputs of a model on a shard of a split."""
         started = time.time()
@@ -139,6 +146,7 @@ class Worker:
         numbers = {"samples": len(labels_N), "images_per_second": speed}
         return finish(task.to, "evaluate", {"outputs.safetensors": written}, numbers, started)
 
+    @watched
     def compare(self, task: CompareTask) -> Record:
         """How much the calibration loss of a shard really rose."""
         started = time.time()
@@ -146,6 +154,7 @@ class Worker:
         total, samples = evaluation.total_loss_increase(dense, pruned, task.data, task.shard, task.loss, self.device)
         return finish(task.to, "compare", {}, {"total": total, "samples": samples}, started)
 
+    @watched
     def assess(self, task: AssessTask) -> Record:
         """Metrics of a model from its outputs."""
         started = time.time()

@@ -43,13 +43,23 @@ class Hardware:
     model_efficiency: float  # fraction of it that a network's forward and backward reach
     collect_efficiency: float  # ... that sums of outer products reach
     obs_efficiency: float  # ... that factorisation, elimination and re-fit reach
-    disk_gbs: float  # writing and reading results, GB/s
+    disk_gbs: float  # writing results with their checksums, GB/s
     start_seconds: float  # starting the workers
     gang_seconds: float  # starting a training gang
+    read_gbs: float  # checking and reading results, GB/s
+    memory_gbs: float  # taking memory into use, GB/s
+    link_gbs: float  # between the ranks of a training, GB/s of each
+    bf16_speedup: float  # of training with bfloat16 products, over float32
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            require(name == "name" or value >= 0, f"cluster.hardware.{name}", "a number that is not negative", value)
+            least = name.endswith("_seconds")
+            require(
+                name == "name" or value > 0 or (least and value == 0),
+                f"cluster.hardware.{name}",
+                "a number that is not negative" if least else "a positive number",
+                value,
+            )
 
 
 @dataclass

@@ -66,7 +66,8 @@ def test_a_checkpoint_of_other_shapes_names_the_tensor_and_both_shapes(tmp_path:
 
 
 def test_more_workers_than_the_cluster_has_names_what_is_missing(tmp_path: Path) -> None:
-    found = orchestrate(*tiny_overrides(tmp_path), "cluster=ray", "cluster.workers=99", "cluster.threads=1", cwd=tmp_path)
+    wanted = ["cluster=ray", "cluster.workers=99", "cluster.threads=1", "cluster.memory_gb=2"]
+    found = orchestrate(*tiny_overrides(tmp_path), *wanted, cwd=tmp_path)
     assert_refused(found, "cluster.workers", "99 CPU needed")
 
 

@@ -1,34 +1,128 @@
 """Cutting the grid, and the scheduling the plan and the cluster share."""
 
 import itertools
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.costs import PlannedLayer
-from orchestrator.plan import makespan, portions
+from orchestrator.costs import CostModel, PlannedLayer
+from orchestrator.footprint import Footprint
+from orchestrator.grid import best_cut, makespan, portions, runs, schedule
 from workers.errors import ConfigError
 from workers.models.base import Layer
+from workers.models.profile import Depth, ModelProfile
 
 
-def planned(index: int, blocks: int, block_size: int = 64) -> PlannedLayer:
-    return PlannedLayer(Layer(f"l{index}", blocks, block_size), blocks, block_size)
+def chain(sizes: list[int], block_size: int = 16) -> list[PlannedLayer]:
+    """Layers of ``sizes`` rows, each a block wide, one after the other."""
+    layers, before = [], 0
+    for index, rows in enumerate(sizes):
+        after = sum(sizes[index:])
+        depth = Depth(100 * rows, before, 7 * index, 40 * after, 10 * rows)
+        layers.append(PlannedLayer(Layer(f"l{index}", rows, block_size), depth, rows, block_size))
+        before += 100 * rows
+    return layers
 
 
-@given(sizes=st.lists(st.integers(1, 200), min_size=1, max_size=30), at_least=st.integers(1, 8), spare=st.floats(1.0, 4.0))
-def test_portions_hold_every_layer_once_and_fit_the_memory(sizes: list[int], at_least: int, spare: float) -> None:
-    layers = [planned(index, size) for index, size in enumerate(sizes)]
-    room = int(spare * max(max(layer.collect_bytes, layer.score_bytes) for layer in layers))
-    cut = portions(layers, room, at_least)
-    assert sorted(layer.layer.name for portion in cut for layer in portion) == sorted(layer.layer.name for layer in layers)
-    assert all(sum(layer.collect_bytes for layer in portion) <= room for portion in cut)
-    assert len(cut) >= min(at_least, len(layers))
+def profile_of(layers: list[PlannedLayer]) -> ModelProfile:
+    weighted = sum(planned.depth.flops for planned in layers)
+    weights = sum(planned.layer.weights for planned in layers)
+    return ModelProfile(tuple(p.layer for p in layers), tuple(p.depth for p in layers), weights, 10, weighted, 7 * len(layers), 1000, 100)
+
+
+def models_of(layers: list[PlannedLayer], gradients: int = 100) -> tuple[CostModel, Footprint]:
+    profile = profile_of(layers)
+    rates = SimpleNamespace(matmul_gflops=1, model_efficiency=1, collect_efficiency=1, obs_efficiency=1, disk_gbs=1, memory_gbs=1)
+    return CostModel(profile, cast(Any, rates), cast(Any, None), 1, False, 4, gradients), Footprint(profile, "cpu", 1, 4, 1)
+
+
+@dataclass
+class Sums:
+    """Cost of a run: a part that grows with it, and a part that grows with what lies behind its start, as a backward pass does."""
+
+    values: list[float]
+
+    def __call__(self, start: int, stop: int) -> float:
+        return sum(self.values[start:stop]) + 0.3 * sum(self.values[start:])
+
+
+def cuts(length: int, count: int) -> list[list[tuple[int, int]]]:
+    found = []
+    for size in range(1, min(count, length) + 1):
+        for inner in itertools.combinations(range(1, length), size - 1):
+            found.append(list(itertools.pairwise([0, *inner, length])))
+    return found
+
+
+@given(values=st.lists(st.floats(0.1, 10), min_size=1, max_size=8), count=st.integers(1, 8))
+def test_no_contiguous_cut_has_a_cheaper_worst_run(values: list[float], count: int) -> None:
+    cost = Sums(values)
+    best = min(max(cost(*run) for run in cut) for cut in cuts(len(values), count))
+    found = best_cut(len(values), cost, count)
+    assert len(found) <= count and [run[0] for run in found] == [0, *[run[1] for run in found[:-1]]] and found[-1][1] == len(values)
+    assert max(cost(*run) for run in found) <= best * (1 + 1e-5)
+
+
+@given(values=st.lists(st.floats(0.1, 10), min_size=1, max_size=8), limit=st.floats(0.1, 40))
+def test_no_cut_within_the_limit_has_fewer_runs(values: list[float], limit: float) -> None:
+    cost = Sums(values)
+    fitting = [cut for cut in cuts(len(values), len(values)) if all(cost(*run) <= limit or run[1] - run[0] == 1 for run in cut)]
+    assert len(runs(len(values), cost, limit)) == min(len(cut) for cut in fitting)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 200), min_size=1, max_size=20), workers=st.integers(1, 8), shards=st.integers(1, 3), spare=st.floats(1, 4)
+)
+def test_portions_are_runs_of_neighbours_that_fit_the_memory(sizes: list[int], workers: int, shards: int, spare: float) -> None:
+    layers = chain(sizes)
+    costs, footprint = models_of(layers)
+    needed = max(max(footprint.collect([p]), footprint.score(p), footprint.solve(p)) for p in layers) - footprint.held
+    memory = footprint.held + int(spare * needed)
+    cut = portions(layers, costs, footprint, memory, workers, shards)
+    assert [planned for portion in cut for planned in portion] == layers
+    assert all(footprint.collect(portion) <= memory for portion in cut)
+
+
+@given(sizes=st.lists(st.integers(1, 50), min_size=1, max_size=7), workers=st.integers(1, 4))
+def test_one_shard_on_free_memory_takes_hardly_longer_than_the_best_of_all_cuts(sizes: list[int], workers: int) -> None:
+    """The number of portions is chosen among few, and the longest portion is made short, not the schedule: 15 % is what that may cost."""
+    layers = chain(sizes)
+    costs, footprint = models_of(layers, gradients=1000)
+    found = makespan([costs.collect(portion) for portion in portions(layers, costs, footprint, 10**12, workers, 1)], workers)
+    best = min(makespan([costs.collect(layers[a:b]) for a, b in cut], workers) for cut in cuts(len(layers), len(layers)))
+    assert best <= found * (1 + 1e-9) and found <= 1.15 * best
+
+
+def test_a_late_portion_costs_less_and_a_layer_is_never_cheaper_with_company() -> None:
+    layers = chain([10] * 6)
+    costs, footprint = models_of(layers)
+    assert costs.collect(layers[4:]) < costs.collect(layers[:2])
+    assert footprint.collect(layers[4:]) < footprint.collect(layers[:2])
+    for start, stop in itertools.combinations(range(7), 2):
+        assert costs.collect(layers[start:stop]) <= costs.collect(layers)
+        assert footprint.collect(layers[start:stop]) <= footprint.collect(layers)
 
 
 def test_a_layer_that_cannot_fit_is_refused_with_its_name_and_a_remedy() -> None:
+    layers = chain([1, 50_000])
+    costs, footprint = models_of(layers)
     with pytest.raises(ConfigError, match=r"l1: .* GB.*lower pruner.block_size"):
-        portions([planned(0, 1), planned(1, 5000)], 10_000_000, 1)
+        portions(layers, costs, footprint, footprint.held + 10_000_000, 1, 1)
+
+
+def test_layers_that_share_a_hessian_need_no_backward_pass() -> None:
+    layers = chain([64] * 3)
+    hessians = [replace(planned, blocks=1) for planned in layers]
+    costs, footprint = models_of(layers)
+    passes = costs.network(costs.gradients_per_shard * costs.samples_per_gradient)
+    vectors = 100 * 64 / (2 * 64 * 16)  # of one sample, by its flops
+    outer = 3 * 2 * 400 * vectors * 16**2 / 1e9
+    assert costs.collect(hessians) == pytest.approx(passes + outer + 3 * (4 * 256 + 4 * (136 + 16)) / 1e9)
+    assert footprint.collect(hessians) == footprint.held + 3 * 4 * 256 + 3 * 4 * 100
 
 
 @given(seconds=st.lists(st.floats(0.1, 10), min_size=1, max_size=6), workers=st.integers(1, 3))
@@ -39,3 +133,13 @@ def test_longest_first_is_within_four_thirds_of_the_best_schedule(seconds: list[
         for choice in itertools.product(range(workers), repeat=len(seconds))
     )
     assert best <= makespan(seconds, workers) * (1 + 1e-9) and makespan(seconds, workers) <= best * (4 / 3 - 1 / (3 * workers)) * (1 + 1e-9)
+
+
+@given(seconds=st.lists(st.floats(0.1, 10), max_size=20), workers=st.integers(1, 5))
+def test_a_worker_does_one_task_at_a_time_and_each_task_is_done_once(seconds: list[float], workers: int) -> None:
+    spans = schedule(seconds, workers)
+    assert sorted(span.task for span in spans) == list(range(len(seconds)))
+    assert all(span.end - span.start == pytest.approx(seconds[span.task]) for span in spans)
+    for worker in range(workers):
+        mine = sorted((span.start, span.end) for span in spans if span.worker == worker)
+        assert all(earlier[1] <= later[0] for earlier, later in itertools.pairwise(mine))

@@ -205,11 +205,12 @@ def test_rounds_that_do_not_fit_together_or_the_model_are_refused(override: str,
 def test_the_plan_holds_each_stage_of_each_step_once() -> None:
     alone = plan_experiment(experiment())
     plan = plan_experiment(experiment("+rounds={a:{pruner:{target:{sparsity:0.5}},steps:2},b:{recovery:null}}"))
-    once = ["train dense", "start workers", "evaluate dense"]
-    first = [f"round a, step {step}/2: {stage}" for step in (1, 2) for stage in ("collect", "score", "solve")]
-    first += [f"round a: {stage}" for stage in ("compare", "evaluate one-shot", "recover", "evaluate recovered")]
-    second = [f"round b: {stage}" for stage in ("collect", "score", "solve", "compare", "evaluate one-shot")]
-    assert list(plan.stages) == once + first + second
+    once = ["import", "train dense", "start workers", "evaluate dense", "assess dense"]
+    pruning, seen = ["collect", "score", "allocate", "solve", "join"], ["compare", "evaluate one-shot", "assess one_shot"]
+    first = [f"round a, step {step}/2: {stage}" for step in (1, 2) for stage in pruning]
+    first += [f"round a: {stage}" for stage in (*seen, "recover", "evaluate recovered", "assess recovered")]
+    second = [f"round b: {stage}" for stage in (*pruning, *seen)]
+    assert list(plan.stages) == [*once, *first, *second, "export"]
     assert all(found == alone.stages[name.rpartition(": ")[2]] for name, found in plan.stages.items())
     assert plan.store_bytes == 3 * alone.store_bytes and plan.worker_bytes == alone.worker_bytes
 

@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from workers.models.base import Layer, ModelFamily
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+WEIGHTED = ("addmm", "mm", "convolution", "_convolution")  # products with a weight; all others are of activations with each other
+
+
+@dataclass(frozen=True)
+class Depth:
+    """Where a layer stands in the forward pass of one sample, and what a backward pass down to it takes."""
+
+    flops: int  # of its own product; as many for the gradient of its weight, and as many for that of its input
+    weighted_before: int  # flops of all products with weights before it
+    mixed_before: int  # flops of products of activations with each other (attention) before it
+    kept_bytes: int  # activations that a backward pass down to it needs, from it to the loss
+    input_bytes: int  # more that it needs for the gradient of its own weight: its input, unless something else keeps that
 
 
 @dataclass(frozen=True)
 class ModelProfile:
-    """Sizes of a model for inputs of one shape. ``forward_flops`` and ``activation_bytes`` are per sample, a multiply-add being 2 flops."""
+    """Sizes of a model for inputs of one shape. Flops and activations are per sample (float32), a multiply-add being 2 flops.
+
+    ``layers`` are in the order of the forward pass, ``depths`` belong to them.
+    """
 
     layers: tuple[Layer, ...]
+    depths: tuple[Depth, ...]
     parameters: int
     outputs: int  # numbers per sample: classes, or features
-    forward_flops: int
-    activation_bytes: int  # outputs of all leaf modules in float32: what a backward pass needs, nearly
+    weighted_flops: int  # of a forward pass: products with weights
+    mixed_flops: int  # ... and of activations with each other
+    activation_bytes: int  # what is kept when every weight is trained
+    largest_bytes: int  # the largest output of a module: the unit of what comes and goes
+
+    @property
+    def forward_flops(self) -> int:
+        return self.weighted_flops + self.mixed_flops
 
     @property
     def model_bytes(self) -> int:
@@ -27,35 +56,164 @@ class ModelProfile:
 
 
 def profile(family: ModelFamily, input_shape: tuple[int, int, int]) -> ModelProfile:
-    """Build ``family`` on the meta device and push one sample of ``(channels, height, width)`` through it.
+    """Build ``family`` on the meta device and push one sample of ``(channels, height, width)`` through it, three times.
 
     Raises: ConfigError if a pattern matches no layer, or the model does not take such images.
     """
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
     from workers.errors import ConfigError
 
     with torch.device("meta"):
         model = family.build().eval()
-    layers = tuple(family.layers(model))
-    activations = 0
-
-    def count(module: torch.nn.Module, inputs: object, output: object) -> None:
-        nonlocal activations
-        if isinstance(output, torch.Tensor):
-            activations += 4 * output.numel()
-
-    hooks = [module.register_forward_hook(count) for module in model.modules() if not any(True for _ in module.children())]
+        image_1CHW = torch.empty(1, *input_shape)
+    layers = family.layers(model)
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as flops:
-            output = model(torch.empty(1, *input_shape, device="meta"))
+        flops = _Flops(model, layers, image_1CHW)
+        kept = _Kept(model, layers, image_1CHW)
     except (RuntimeError, AssertionError) as error:
         shape = "x".join(map(str, input_shape))
         raise ConfigError(
             f"data: images of {shape} (channels x height x width) do not fit the model: {str(error).splitlines()[0]}"
         ) from error
+    order = sorted(range(len(layers)), key=lambda index: (flops.before(layers[index].name), index))
+    return ModelProfile(
+        layers=tuple(layers[index] for index in order),
+        depths=tuple(
+            Depth(
+                flops.own[layers[index].name],
+                *flops.before(layers[index].name),
+                kept.after(layers[index].name),
+                kept.inputs(layers[index].name),
+            )
+            for index in order
+        ),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        outputs=flops.output.shape[-1],
+        weighted_flops=flops.total[0],
+        mixed_flops=flops.total[1],
+        activation_bytes=kept.everything,
+        largest_bytes=kept.largest,
+    )
+
+
+class _Flops:
+    """Flops of a forward pass up to each layer, those with weights and all others, as torch's own counter sees them."""
+
+    def __init__(self, model: nn.Module, layers: list[Layer], image_1CHW: Tensor) -> None:
+        import torch
+        from torch.utils.flop_counter import FlopCounterMode
+
+        self.own = {layer.name: 0 for layer in layers}
+        self._before: dict[str, tuple[int, int]] = {}
+        counter = FlopCounterMode(display=False)
+
+        def now() -> tuple[int, int]:
+            counts = {str(op).split(".")[1]: count for op, count in counter.flop_counts["Global"].items()}
+            weighted = sum(count for op, count in counts.items() if op in WEIGHTED)
+            return weighted, sum(counts.values()) - weighted
+
+        def enter(name: str) -> Any:
+            def note(*_: object) -> None:
+                self._before.setdefault(name, now())
+
+            return note
+
+        def leave(name: str) -> Any:
+            def note(*_: object) -> None:
+                self.own[name] = now()[0] - self._before[name][0]
+
+            return note
+
+        modules = [(layer.name, model.get_submodule(layer.name)) for layer in layers]
+        hooks = [module.register_forward_pre_hook(enter(name)) for name, module in modules]
+        hooks += [module.register_forward_hook(leave(name)) for name, module in modules]
+        with torch.no_grad(), counter, _removing(hooks):
+            self.output = model(image_1CHW)
+        self.total = now()
+
+    def before(self, name: str) -> tuple[int, int]:
+        """A layer that the forward pass does not come to stands at its end."""
+        return self._before.get(name, self.total)
+
+
+class _Kept:
+    """Bytes that autograd keeps: for gradients of activations everywhere, for a layer's own weight, and when all weights are trained."""
+
+    def __init__(self, model: nn.Module, layers: list[Layer], image_1CHW: Tensor) -> None:
+        self.largest = 0
+        self._clock = 0
+        self._entered: dict[str, int] = {}
+        self._input: dict[str, Any] = {}
+
+        def enter(name: str) -> Any:
+            def note(_: object, inputs: tuple[Tensor, ...]) -> None:
+                self._clock += 1
+                self._entered.setdefault(name, self._clock)
+                self._input.setdefault(name, inputs[0].untyped_storage())
+
+            return note
+
+        def measure(_: object, __: object, output: object) -> None:
+            self.largest = max(self.largest, getattr(output, "nbytes", 0))
+
+        hooks = [model.get_submodule(layer.name).register_forward_pre_hook(enter(layer.name)) for layer in layers]
+        hooks += [module.register_forward_hook(measure) for module in model.modules() if not any(True for _ in module.children())]
+        with _removing(hooks):
+            self._saved = self._forward(model.requires_grad_(False), image_1CHW.clone().requires_grad_(True))
+        self.everything = sum(storage.nbytes() for storage, _ in self._forward(model.requires_grad_(True), image_1CHW).values())
+
+    def _forward(self, model: nn.Module, image_1CHW: Tensor) -> dict[int, tuple[Any, int]]:
+        """Storages that are kept beside the weights, and the clock when each first was; holding them keeps their names unique."""
+        from torch.autograd.graph import saved_tensors_hooks
+
+        constant = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+        saved: dict[int, tuple[Any, int]] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in constant:
+                saved.setdefault(storage._cdata, (storage, self._clock))
+            return tensor
+
+        with saved_tensors_hooks(pack, lambda tensor: tensor), _flash_attention():
+            model(image_1CHW)
+        return saved
+
+    def after(self, name: str) -> int:
+        """Kept at or after a layer. A layer that the forward pass does not come to needs nothing."""
+        since = self._entered.get(name, self._clock + 1)
+        return sum(storage.nbytes() for storage, when in self._saved.values() if when >= since)
+
+    def inputs(self, name: str) -> int:
+        storage = self._input.get(name)
+        return 0 if storage is None or storage._cdata in self._saved else storage.nbytes()
+
+
+@contextmanager
+def _removing(hooks: list[Any]) -> Iterator[None]:
+    try:
+        yield
     finally:
         for hook in hooks:
             hook.remove()
-    return ModelProfile(layers, sum(p.numel() for p in model.parameters()), output.shape[-1], flops.get_total_flops(), activations)
+
+
+@contextmanager
+def _flash_attention() -> Iterator[None]:
+    """Attention as devices do it: without the matrix of all pairs, which the meta device would keep."""
+    import torch
+    from torch.nn import functional
+    from torch.overrides import TorchFunctionMode
+
+    class Flash(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+            kwargs = kwargs or {}
+            plain = func is functional.scaled_dot_product_attention and len(args) == 3 and not kwargs.get("enable_gqa")
+            if plain and kwargs.get("attn_mask") is None and not kwargs.get("dropout_p") and args[0].ndim == 4:
+                causal = kwargs.get("is_causal", False)
+                return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args, 0.0, causal, scale=kwargs.get("scale"))[0]
+            return func(*args, **kwargs)
+
+    with Flash():
+        yield

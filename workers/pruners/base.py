@@ -121,6 +121,10 @@ class Pruner(ABC):
         """The blocks of the statistic; without one, each unit or bucket by itself."""
         return self.statistic.layout(layer) if self.statistic else Layout(layer, self.pattern.length, self.pattern)
 
+    def flops(self, layer: Layer) -> tuple[float, float]:
+        """What ``score`` and ``solve`` of a layer compute, leading terms, for the plan's seconds: nothing if no matrix is factored."""
+        return 0.0, 0.0
+
     @abstractmethod
     def score(self, weight_RC: Tensor, layer: Layer, moments: Moments | None) -> Sensitivity:
         """What each weight is worth. Entries that are exactly zero count as already pruned."""

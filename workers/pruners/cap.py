@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from workers.models.base import Layer
 from workers.pruners.base import Pruner, Sensitivity, Solution, check_dampening
-from workers.pruners.statistics import BlockFisher
+from workers.pruners.statistics import ELIMINATE, INVERT, REFIT, BlockFisher
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +45,10 @@ class CAP(Pruner):
     @property
     def statistic(self) -> BlockFisher:
         return BlockFisher(self.block_size, self.pattern)
+
+    def flops(self, layer: Layer) -> tuple[float, float]:
+        blocks, block_size = self.statistic.shape(layer)
+        return (INVERT + ELIMINATE) * blocks * block_size**3, REFIT * blocks * block_size**3
 
     def score(self, weight_RC: Tensor, layer: Layer, moments: Moments | None) -> Sensitivity:
         from workers.pruners import obs

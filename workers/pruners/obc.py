@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from workers.models.base import Layer
 from workers.pruners.base import Pruner, Sensitivity, Solution, check_dampening
 from workers.pruners.cap import Score
-from workers.pruners.statistics import LayerHessian
+from workers.pruners.statistics import ELIMINATE, INVERT, REFIT, LayerHessian
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +36,9 @@ class OBC(Pruner):
     @property
     def statistic(self) -> LayerHessian:
         return LayerHessian(self.pattern)
+
+    def flops(self, layer: Layer) -> tuple[float, float]:
+        return (INVERT * layer.groups + ELIMINATE * layer.rows) * layer.columns**3, REFIT * layer.rows * layer.columns**3
 
     def score(self, weight_RC: Tensor, layer: Layer, moments: Moments | None) -> Sensitivity:
         import torch

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from workers.checks import require
 from workers.models.base import Layer
 from workers.pruners.base import Pruner, Sensitivity, Solution, check_dampening
-from workers.pruners.statistics import LayerHessian
+from workers.pruners.statistics import FACTOR, INVERT, LayerHessian
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,6 +41,11 @@ class SparseGPT(Pruner):
     @property
     def statistic(self) -> LayerHessian:
         return LayerHessian(self.pattern)
+
+    def flops(self, layer: Layer) -> tuple[float, float]:
+        """A factor of the inverse each time; the sweep is a product with it."""
+        factoring = (INVERT + FACTOR) * layer.groups * layer.columns**3
+        return factoring, factoring + 2.0 * layer.rows * layer.columns**2
 
     def score(self, weight_RC: Tensor, layer: Layer, moments: Moments | None) -> Sensitivity:
         import torch

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from workers.data.base import Batch
 
 
+FACTOR, INVERT, ELIMINATE, REFIT = 1 / 3, 1.0, 1 / 3, 0.3  # flops over B^3 of a block; the last as measured at half sparsity
 PATCH_BYTES = 64 * 2**20  # of a convolution's inputs, laid out for the product at a time
 
 
@@ -49,7 +50,7 @@ class Statistic(ABC):
 
     @abstractmethod
     def working_bytes(self, layer: Layer) -> int:
-        """Memory that collecting takes beside the sum itself, which is 4 n B^2 bytes."""
+        """Memory that collecting takes beside the sum itself (4 n B^2 bytes), gradients and activations."""
 
     @abstractmethod
     def identity(self, layer: Layer, loss: Loss, seed: int) -> dict[str, Any]:
@@ -82,9 +83,9 @@ class BlockFisher(Statistic):
         return layout.blocks, layout.block_size
 
     def working_bytes(self, layer: Layer) -> int:
-        """A chunk of gradients, and the one that comes in."""
+        """A chunk of gradients that wait to be multiplied."""
         blocks, block_size = self.shape(layer)
-        return 4 * chunk_size(block_size) * blocks * block_size + 4 * layer.weights
+        return 4 * chunk_size(block_size) * blocks * block_size
 
     def identity(self, layer: Layer, loss: Loss, seed: int) -> dict[str, Any]:
         by_channel = not self.pattern.is_free and layer.kernel > 1  # else columns stand as they always do
@@ -112,7 +113,7 @@ class LayerHessian(Statistic):
 
     def working_bytes(self, layer: Layer) -> int:
         """Inputs of a convolution as they are laid out for the product, and a copy; those of a Linear are activations."""
-        return 2 * PATCH_BYTES
+        return 2 * PATCH_BYTES if layer.kernel > 1 else 0
 
     def identity(self, layer: Layer, loss: Loss, seed: int) -> dict[str, Any]:
         return {"statistic": "layer_hessian"}

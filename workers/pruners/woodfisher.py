@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from workers.models.base import Layer
 from workers.pruners.base import Pruner, Sensitivity, Solution, check_dampening
-from workers.pruners.statistics import BlockFisher
+from workers.pruners.statistics import FACTOR, REFIT, BlockFisher
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +35,10 @@ class WoodFisher(Pruner):
     @property
     def statistic(self) -> BlockFisher:
         return BlockFisher(self.block_size, self.pattern)
+
+    def flops(self, layer: Layer) -> tuple[float, float]:
+        blocks, block_size = self.statistic.shape(layer)
+        return 2 * FACTOR * blocks * block_size**3, REFIT * blocks * block_size**3
 
     def score(self, weight_RC: Tensor, layer: Layer, moments: Moments | None) -> Sensitivity:
         from kernels.statistics import join_blocks

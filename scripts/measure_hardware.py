@@ -1,0 +1,201 @@
+"""This machine's rates for an experiment's own model, images and blocks, as the ``cluster.hardware`` that its plan assumes.
+
+    python scripts/measure_hardware.py [+experiment=NAME] [overrides] [--write rates.yaml]
+
+Prints yaml to paste over the block in ``conf/cluster`` or to give to ``scripts/one_wave.py --load``. Takes a minute or two, and wants the
+machine for itself. What cannot be seen from one worker (starting workers and gangs, the links between ranks, bfloat16) stays as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import median
+
+import torch
+import yaml
+from stand_ins import images, model_file
+
+from kernels.statistics import SecondMoment
+from orchestrator.cluster.base import Hardware
+from orchestrator.config import Experiment, experiment_of
+from orchestrator.costs import CostModel, PlannedLayer, cost_model
+from orchestrator.launch import plan_experiment
+from orchestrator.plan import Plan
+from orchestrator.results import processor
+from workers import moments
+from workers.calibrate import GradientSum
+from workers.files import finish
+from workers.losses import calibration_loss, forward
+from workers.messages import Destination
+from workers.models.base import Layer
+from workers.worker import Worker, loss_curve
+
+SECONDS = 5.0  # for one rate
+SAMPLE_BYTES = 256 * 2**20  # of statistics that kernels and disk are tried on
+MEMORY_BYTES = 2**31
+
+
+def usual_seconds(work: Callable[[], object], device: torch.device, least: int = 3) -> float:
+    """Median of several repetitions, after one to warm up."""
+    work()
+    taken: list[float] = []
+    while len(taken) < least or (sum(taken) < SECONDS and len(taken) < 50):
+        _wait(device)
+        start = time.perf_counter()
+        work()
+        _wait(device)
+        taken.append(time.perf_counter() - start)
+    return median(taken)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def matrix_product(device: torch.device) -> float:
+    """Flops per second."""
+    square = torch.randn(2048, 2048, device=device)
+    return 2 * 2048**3 / usual_seconds(lambda: square @ square, device)
+
+
+def network(experiment: Experiment, plan: Plan, worker: Worker, model: Path) -> float:
+    """Flops per second of passes through the model, back to the start of its first portion."""
+    costs, named = cost_model(experiment, plan.profile, plan.resources), {planned.layer.name: planned for planned in plan.layers}
+    layers = [named[name] for name in plan.portions[0]] if plan.portions else list(plan.layers)
+    module = worker._model(model).requires_grad_(False)
+    weights = [module.get_parameter(f"{planned.layer.name}.weight").requires_grad_(True) for planned in layers]
+    batch = next(iter(images(experiment)[0].calibration(0, experiment.data.shards)))
+
+    def work() -> None:
+        outputs = forward(experiment.loss, module, batch.images_NCHW.to(worker.device))
+        torch.autograd.grad(calibration_loss(experiment.loss, outputs, batch.labels_N.to(worker.device), 0), weights)
+
+    flops = len(batch.images_NCHW) * (plan.profile.forward_flops + costs.backward_flops(layers))
+    return flops / usual_seconds(work, worker.device)
+
+
+def sample(plan: Plan) -> PlannedLayer | None:
+    """As many rows of the largest layer as the sample has room for."""
+    planned = max(plan.layers, key=lambda planned: planned.statistic_bytes)
+    if not planned.blocks or planned.shared:
+        return None
+    rows = max(1, min(planned.layer.rows, SAMPLE_BYTES * planned.layer.rows // planned.statistic_bytes))
+    blocks = planned.blocks // planned.layer.rows * rows
+    return replace(planned, layer=Layer("sample", rows, planned.layer.columns, planned.layer.kernel), blocks=blocks)
+
+
+def collecting(planned: PlannedLayer, costs: CostModel, device: torch.device) -> float:
+    """Flops per second of sums of outer products, from gradients in hand."""
+    total = GradientSum(planned.layer, planned.block_size, device)
+    gradient_RC = torch.randn(planned.layer.rows, planned.layer.columns, device=device)
+    gradients = len(total.chunk_KRC)
+
+    def work() -> None:
+        for _ in range(gradients):
+            total.add(gradient_RC)
+
+    return replace(costs, gradients_per_shard=gradients).outer_flops(planned) / usual_seconds(work, device)
+
+
+def problem(planned: PlannedLayer, device: torch.device) -> tuple[torch.Tensor, SecondMoment]:
+    """Weights, and a well-behaved second moment of as many gradients as a block has weights."""
+    size, generator = planned.block_size, torch.Generator().manual_seed(0)
+    vectors_nKB = torch.randn(planned.blocks, size, size, generator=generator)
+    sum_nBB = (vectors_nKB.mT @ vectors_nKB).to(device)
+    return torch.randn(planned.layer.rows, planned.layer.columns, generator=generator).to(device), SecondMoment(sum_nBB, size)
+
+
+def eliminating(experiment: Experiment, planned: PlannedLayer, device: torch.device) -> float:
+    """Flops per second of scoring, with the sorting and the loss curve that come with it."""
+    weight_RC, moment = problem(planned, device)
+    pruner = experiment.pruner
+
+    def work() -> None:
+        loss_curve(pruner.score(weight_RC, planned.layer, moment).loss_nU, planned.layer.weights)
+
+    return pruner.flops(planned.layer)[0] / usual_seconds(work, device)
+
+
+def memory() -> float:
+    """Bytes per second of memory that is new to the process, but not to the machine."""
+
+    def work() -> None:
+        torch.ones(MEMORY_BYTES // 4)
+
+    return MEMORY_BYTES / usual_seconds(work, torch.device("cpu"))
+
+
+def disk(planned: PlannedLayer, memory_rate: float, folder: Path) -> tuple[float, float]:
+    """Bytes per second of statistics written, and read again; taking memory into use, which the plan counts by itself, is taken off."""
+    device, to = torch.device("cpu"), Destination("disk", folder / "disk")
+    _, moment = problem(planned, device)
+    moments.write_moment(to, SecondMoment(torch.ones(2, 2, 2), 1))  # compiles what is not yet
+    begun = time.perf_counter()
+    written = moments.write_moment(to, moment)
+    record = finish(to, "collect", {moments.FILE: written}, {"count": moment.count}, begun)
+    writing = time.perf_counter() - begun
+    stored = moments.stored([record], device)
+    assert stored is not None
+    begun = time.perf_counter()
+    stored.mean_nBB()
+    reading = time.perf_counter() - begun - planned.statistic_bytes / memory_rate
+    return planned.stored_bytes / writing, planned.stored_bytes / max(reading, 1e-3)
+
+
+def measure(experiment: Experiment, plan: Plan, folder: Path) -> Hardware:
+    """The experiment's hardware with the rates that were found."""
+    here, hardware = plan.resources, experiment.cluster.hardware
+    worker = Worker(here.device, here.threads)
+    costs, planned = cost_model(experiment, plan.profile, here), sample(plan)
+    threads, device = costs.threads, worker.device
+    rate = matrix_product(device)
+    found = replace(hardware, name=_named(worker), matmul_gflops=_round(rate / threads / 1e9))
+    found = replace(found, model_efficiency=_round(network(experiment, plan, worker, model_file(experiment, worker, folder)) / rate))
+    if here.device == "cpu":
+        found = replace(found, memory_gbs=_round(memory() / 1e9))
+    if planned is not None:
+        writing, reading = disk(planned, 1e9 * found.memory_gbs, folder)
+        found = replace(
+            found,
+            collect_efficiency=_round(collecting(planned, costs, device) / rate),
+            obs_efficiency=_round(eliminating(experiment, planned, device) / rate),
+            disk_gbs=_round(writing / 1e9),
+            read_gbs=_round(reading / 1e9),
+        )
+    return found
+
+
+def _named(worker: Worker) -> str:
+    known = worker.describe()
+    return processor() if known["device"] == "cpu" else f"{known['device']} beside {platform.machine()}"
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.3g}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--write", type=Path)
+    options = parser.parse_args()
+    experiment = experiment_of(options.overrides)
+    plan = plan_experiment(experiment)
+    Path(experiment.output).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=experiment.output) as folder:
+        found = measure(experiment, plan, Path(folder))
+    text = yaml.safe_dump({"cluster": {"hardware": asdict(found)}}, sort_keys=False)
+    print(text, end="")
+    if options.write is not None:
+        options.write.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
