@@ -14,6 +14,9 @@ import pytest
 import torch
 from tiny import tiny_overrides
 
+from orchestrator.config import experiment_of
+from orchestrator.footprint import footprint
+from orchestrator.launch import plan_experiment
 from workers.export import load_pruned, load_state
 
 STAGES = ("evaluate dense", "collect", "score", "allocate", "solve", "join", "compare", "evaluate one-shot")
@@ -81,8 +84,12 @@ def test_any_number_of_ray_workers_gives_the_bytes_of_one_process(workers: int, 
 
 
 def test_many_waves_give_the_bytes_of_one(undisturbed: Path, tmp_path: Path) -> None:
-    """With little memory each worker collects a few layers at a time."""
-    run(tmp_path, "cluster.memory_gb=0.0018")
+    """With memory for hardly more than the largest layer each worker collects a few at a time."""
+    small = "data.eval_batch_size=8"
+    experiment = experiment_of([*tiny_overrides(tmp_path), small])
+    plan = plan_experiment(experiment)
+    needs = footprint(experiment, plan.profile, plan.resources)
+    run(tmp_path, small, f"cluster.memory_gb={1.00001e-9 * max(needs.collect([planned]) for planned in plan.layers)}")
     assert model_bytes(tmp_path) == model_bytes(undisturbed)
     tasks = [json.loads(line) for line in (directory(tmp_path) / "tasks.jsonl").read_text().splitlines()]
     assert len({line["started"] for line in tasks if line["verb"] == "collect"}) > 2, "more cells than the two shards"

@@ -203,7 +203,7 @@ def test_rounds_that_do_not_fit_together_or_the_model_are_refused(override: str,
 
 
 def test_the_plan_holds_each_stage_of_each_step_once() -> None:
-    alone = plan_experiment(experiment())
+    alone, untrained = plan_experiment(experiment()), plan_experiment(experiment("recovery=none"))
     plan = plan_experiment(experiment("+rounds={a:{pruner:{target:{sparsity:0.5}},steps:2},b:{recovery:null}}"))
     once = ["import", "train dense", "start workers", "evaluate dense", "assess dense"]
     pruning, seen = ["collect", "score", "allocate", "solve", "join"], ["compare", "evaluate one-shot", "assess one_shot"]
@@ -212,7 +212,8 @@ def test_the_plan_holds_each_stage_of_each_step_once() -> None:
     second = [f"round b: {stage}" for stage in (*pruning, *seen)]
     assert list(plan.stages) == [*once, *first, *second, "export"]
     assert all(found == alone.stages[name.rpartition(": ")[2]] for name, found in plan.stages.items())
-    assert plan.store_bytes == 3 * alone.store_bytes and plan.worker_bytes == alone.worker_bytes
+    assert plan.store_bytes == 2 * alone.store_bytes + untrained.store_bytes
+    assert plan.worker_bytes == alone.worker_bytes + plan.profile.model_bytes, "a worker keeps the model of the step before"
 
 
 def test_a_round_of_larger_blocks_sets_the_memory() -> None:
