@@ -2,6 +2,7 @@
 
     python scripts/compare_runs.py runs/*/report.json              a row per experiment, sparsity and pruner
     python scripts/compare_runs.py --grid runs/*/report.json       one-shot only: pruners down, sparsities across
+    python scripts/compare_runs.py --by pruner.block_size pruner.dampening -- runs/*/report.json      a row per value of these settings
 
 Reads what the runs measured; computes nothing but means.
 """
@@ -55,6 +56,31 @@ def table(reports: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def by(reports: list[dict[str, Any]], keys: list[str]) -> str:
+    """Markdown: a row per value of the settings ``keys`` (dotted), one-shot: accuracy, and how much the calibration loss rose."""
+    rows: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for report in reports:
+        rows[tuple(setting(report["experiment"], key) for key in keys)].append(report)
+    lines = ["| " + " | ".join([*keys, "dense", "one-shot", "loss increase", "predicted"]) + " |", "|---" * (len(keys) + 4) + "|"]
+    for values, found in sorted(rows.items()):
+        stages = [{stage["name"]: stage["metrics"][headline(report)] for stage in report["stages"]} for report in found]
+        rises = [report["loss_increase"] for report in found]
+        cells = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
+        cells += [spread([stage[name] for stage in stages]) for name in ("dense", "one_shot")]
+        for kind in ("measured", "predicted"):
+            known = [rise[kind] for rise in rises if rise[kind] is not None]
+            cells.append(f"{mean(known):.2g}" if known else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def setting(node: Any, key: str) -> Any:
+    """Value of a dotted key."""
+    for name in key.split("."):
+        node = node[name]
+    return node
+
+
 def grid(reports: list[dict[str, Any]]) -> str:
     """Markdown: for each experiment a row per pruner and a column per target, one-shot accuracy; the best mean of a column is bold."""
     cells: dict[str, dict[str, dict[str, dict[int, float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
@@ -88,9 +114,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("reports", nargs="+", type=Path)
     parser.add_argument("--grid", action="store_true", help="one-shot accuracy: pruners down, sparsities across")
+    parser.add_argument("--by", nargs="+", metavar="KEY", help="one-shot only: a row per value of these settings, e.g. pruner.block_size")
     options = parser.parse_args()
     reports = [json.loads(path.read_text(encoding="utf-8")) for path in options.reports]
-    print(grid(reports) if options.grid else table(reports))
+    print(by(reports, options.by) if options.by else grid(reports) if options.grid else table(reports))
 
 
 if __name__ == "__main__":

@@ -39,3 +39,19 @@ def test_a_grid_has_means_over_seeds_counts_the_dense_model_once_a_seed_and_mark
         "| A | **82.0 ± 2.0 (2)** |  |",
         "| B | 70.0 ± 0.0 (2) | **60.0** |",
     ]
+
+
+def test_rows_by_settings_average_over_seeds_and_show_losses_as_measured_and_predicted(compare) -> None:
+    runs = []
+    for size, seed, accuracy in ((16, 0, 0.8), (16, 1, 0.9), (64, 0, 0.85)):
+        run = report("CAP", seed, 0.5, accuracy) | {
+            "loss_increase": {"measured": 0.1 * (1 + seed), "predicted": None if size == 64 else 0.5}
+        }
+        run["experiment"]["pruner"] |= {"block_size": size, "dampening": 1e-3}
+        runs.append(run)
+    assert compare.by(runs, ["pruner.block_size", "pruner.dampening"]).splitlines() == [
+        "| pruner.block_size | pruner.dampening | dense | one-shot | loss increase | predicted |",
+        "|---|---|---|---|---|---|",
+        "| 16 | 0.001 | 90.5 ± 0.5 (2) | 85.0 ± 5.0 (2) | 0.15 | 0.5 |",
+        "| 64 | 0.001 | 90.0 | 85.0 | 0.1 |  |",
+    ]

@@ -224,6 +224,5 @@ def test_the_plan_counts_the_memory_that_collecting_a_fisher_takes(block_size: i
     layer = Layer("wide", 3, 300)
     statistic = BlockFisher(block_size, FREE)
     held = GradientSum(layer, block_size, torch.device("cpu"))
-    gradient_bytes = 4 * layer.weights
     assert held.chunk_KRC.nbytes == statistic.working_bytes(layer)
     assert held.sum_nBB.nbytes == 4 * statistic.shape(layer)[0] * block_size**2
