@@ -14,6 +14,7 @@ from orchestrator.report_rounds import round_lines
 from orchestrator.results import make_report
 from orchestrator.rounds import check_targets, plan_rounds
 from orchestrator.store import MODEL, Store, fingerprint, settings
+from orchestrator.units import size
 from workers.checks import require
 from workers.errors import DamagedResult, SecateurError
 from workers.losses import Loss
@@ -21,6 +22,7 @@ from workers.recovery import check
 
 if TYPE_CHECKING:
     from orchestrator.outcome import Outcome
+    from orchestrator.progress import Progress
     from orchestrator.run import Run
     from workers.models.profile import ModelProfile
 
@@ -75,6 +77,7 @@ def run_experiment(experiment: Experiment, config: dict[str, Any], command: str)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     with Progress() as progress:
+        warn_of_a_full_disk(plan, directory, progress)
         tracked = experiment.tracking.start(experiment.name, identity[:8], config, directory, progress.warn)
         run = Run(experiment, plan, Store(Path(experiment.output) / "store"), directory, progress, tracked)
         try:
@@ -91,6 +94,13 @@ def run_experiment(experiment: Experiment, config: dict[str, Any], command: str)
         tracked.layers(report.layers)
         tracked.finish(report, [page, page.with_suffix(".json"), directory / MODEL], "finished")
     return report, directory
+
+
+def warn_of_a_full_disk(plan: Plan, directory: Path, progress: Progress) -> None:
+    """What is stored already, and quotas, are not known here: so this is no error."""
+    free = shutil.disk_usage(directory).free
+    if free < plan.store_bytes:
+        progress.warn(f"{directory.parent} has {size(free)} free, a run from the beginning may store {size(plan.store_bytes)}")
 
 
 def _carry_out(run: Run) -> Outcome:

@@ -2,8 +2,9 @@
 
     python scripts/measure_hardware.py [+experiment=NAME] [overrides] [--write rates.yaml]
 
-Prints yaml to paste over the block in ``conf/cluster`` or to give to ``scripts/one_wave.py --load``. Takes a minute or two, and wants the
-machine for itself. What cannot be seen from one worker (starting workers and gangs, the links between ranks, bfloat16) stays as it is.
+Prints yaml. Written to ``my/rates/here.yaml``, ``--config-dir my +rates=here`` plans with it, and ``scripts/one_wave.py --load`` reads it.
+Takes a minute or two, and wants the machine for itself. What cannot be seen from one worker (starting workers and gangs, the links between
+ranks, bfloat16) stays as it is.
 """
 
 from __future__ import annotations
@@ -191,9 +192,10 @@ def main() -> None:
     Path(experiment.output).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=experiment.output) as folder:
         found = measure(experiment, plan, Path(folder))
-    text = yaml.safe_dump({"cluster": {"hardware": asdict(found)}}, sort_keys=False)
+    text = "# @package _global_\n" + yaml.safe_dump({"cluster": {"hardware": asdict(found)}}, sort_keys=False)
     print(text, end="")
     if options.write is not None:
+        options.write.parent.mkdir(parents=True, exist_ok=True)
         options.write.write_text(text, encoding="utf-8")
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator import launch
 from orchestrator.costs import CostModel, PlannedLayer
 from orchestrator.footprint import Footprint
 from orchestrator.grid import best_cut, makespan, portions, runs, schedule
@@ -143,3 +145,13 @@ def test_a_worker_does_one_task_at_a_time_and_each_task_is_done_once(seconds: li
     for worker in range(workers):
         mine = sorted((span.start, span.end) for span in spans if span.worker == worker)
         assert all(earlier[1] <= later[0] for earlier, later in itertools.pairwise(mine))
+
+
+@pytest.mark.parametrize(("free", "warnings"), [(10, 0), (9, 1)])
+def test_a_disk_too_small_for_the_store_is_said_before_work_starts(
+    free: int, warnings: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(launch.shutil, "disk_usage", lambda _: SimpleNamespace(free=free * 10**9))
+    launch.warn_of_a_full_disk(cast(Any, SimpleNamespace(store_bytes=10 * 10**9)), tmp_path, cast(Any, SimpleNamespace(warn=said.append)))
+    assert len(said) == warnings and all("9 GB free" in line and "10 GB" in line for line in said)
