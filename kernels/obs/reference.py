@@ -34,7 +34,7 @@ def eliminate(
     absolute = layer_dampening(mean_nBB, alive_nB, dampening, relative)
     done = [
         _eliminate_chunk(weights_nB[part], matrix_nBB, alive_nB[part], absolute, pattern)
-        for part, matrix_nBB in _chunks(mean_nBB, len(weights_nB))
+        for part, matrix_nBB in chunks(mean_nBB, len(weights_nB))
     ]
     return Elimination(
         torch.cat([each.order_nB for each in done]),
@@ -48,7 +48,7 @@ def _eliminate_chunk(weights_nB: Tensor, mean_nBB: Tensor, alive_nB: Tensor, abs
     unit, (blocks, block_size) = pattern.unit, weights_nB.shape
     units = block_size // unit
     inverse_nBB, dampening_n = dampened_inverse(mean_nBB, alive_nB, absolute, relative=False)
-    floor_nGU = _least_pivots(mean_nBB, alive_nB, dampening_n, unit)
+    floor_nGU = least_pivots(mean_nBB, alive_nB, dampening_n, unit)
     w_nB = torch.where(alive_nB, weights_nB, 0.0).double()
     alive_nGU = alive_nB.clone().reshape(blocks, units, unit)
     loss_nG = torch.full((blocks, units), torch.inf, dtype=torch.float64, device=w_nB.device)
@@ -82,9 +82,9 @@ def static_losses(
     absolute = layer_dampening(mean_nBB, alive_nB, dampening, relative)
     unit, units = pattern.unit, weights_nB.shape[1] // pattern.unit
     losses, dampenings = [], []
-    for part, matrix_nBB in _chunks(mean_nBB, len(weights_nB)):
+    for part, matrix_nBB in chunks(mean_nBB, len(weights_nB)):
         inverse_nBB, dampening_n = dampened_inverse(matrix_nBB, alive_nB[part], absolute, relative=False)
-        factor_nGUU = _factor(_units_of(inverse_nBB, unit), _least_pivots(matrix_nBB, alive_nB[part], dampening_n, unit))
+        factor_nGUU = _factor(_units_of(inverse_nBB, unit), least_pivots(matrix_nBB, alive_nB[part], dampening_n, unit))
         w_nGU1 = torch.where(alive_nB[part], weights_nB[part], 0.0).double().reshape(-1, units, unit, 1)
         loss_nG = _solve_lower(factor_nGUU, w_nGU1).square().sum(dim=(2, 3)) / 2
         losses.append(torch.where(removable(alive_nB[part].reshape(-1, units, unit), pattern), loss_nG, torch.inf).float())
@@ -129,7 +129,7 @@ def _solve_lower(lower_nUU: Tensor, right_nUx: Tensor) -> Tensor:
     return solved_nUx
 
 
-def _least_pivots(mean_nBB: Tensor, alive_nB: Tensor, dampening_n: Tensor, unit: int) -> Tensor:
+def least_pivots(mean_nBB: Tensor, alive_nB: Tensor, dampening_n: Tensor, unit: int) -> Tensor:
     r"""What the squared pivots of ``A_GG`` may not fall below, (n, G, U), so that rounding cannot make them negative.
 
     The inverse of a principal submatrix of ``H`` that contains ``G`` is at least ``(H_GG)^-1``, so its pivots are at least those of
@@ -152,7 +152,7 @@ def solve_on_mask(weights_nB: Tensor, mean_nBB: Tensor, keep_nB: Tensor, alive_n
     """See ``kernels.obs.solve_on_mask``: ``M = D_K H D_K + D_R``, one batched Cholesky solve."""
     absolute = layer_dampening(mean_nBB, alive_nB, dampening, relative)
     solved_nB = torch.empty_like(weights_nB)
-    for part, matrix_nBB in _chunks(mean_nBB, len(weights_nB)):
+    for part, matrix_nBB in chunks(mean_nBB, len(weights_nB)):
         kept_nB, removed_nB = alive_nB[part] & keep_nB[part], alive_nB[part] & ~keep_nB[part]
         w_nB = weights_nB[part].double()
         lower_nBB, _ = dampened_cholesky(decouple(matrix_nBB, kept_nB), kept_nB, absolute)
@@ -163,7 +163,7 @@ def solve_on_mask(weights_nB: Tensor, mean_nBB: Tensor, keep_nB: Tensor, alive_n
     return solved_nB
 
 
-def _chunks(mean_nBB: Tensor, blocks: int) -> Iterator[tuple[slice, Tensor]]:
+def chunks(mean_nBB: Tensor, blocks: int) -> Iterator[tuple[slice, Tensor]]:
     """Slices of the blocks whose matrices fit the scratch memory, with these matrices; a single matrix is repeated."""
     size = max(1, SCRATCH_BYTES // (8 * mean_nBB.shape[-1] ** 2))
     for start in range(0, blocks, size):

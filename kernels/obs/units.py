@@ -112,7 +112,7 @@ def own_of_inverse(z, own, m, unit):
 
 @numba.njit(nogil=True, error_model="numpy")
 def least_pivots(mean_BB, alive_B, dampening, entry, unit, units, rest, floor):
-    """What the squared pivots of ``A_GG`` may not fall below: see ``reference._least_pivots``. ``rest`` is scratch."""
+    """What the squared pivots of ``A_GG`` may not fall below: see ``reference.least_pivots``. ``rest`` is scratch."""
     for g in range(units):
         for r in range(unit):
             e = entry[g * unit + r]
