@@ -13,6 +13,7 @@ from orchestrator.plan import cut_grid
 from orchestrator.rounds import toward
 from orchestrator.run import Run
 from orchestrator.store import MODEL, settings
+from workers.data.sampling import task_count
 from workers.files import finish
 from workers.losses import Loss
 from workers.messages import (
@@ -32,8 +33,8 @@ from workers.messages import (
 from workers.recovery import Distill, Recovery
 from workers.worker import Worker
 
-CALIBRATION = ("calibration_batches", "calibration_batch_size", "shards")  # read by collect and compare
-EVALUATION = ("eval_batch_size", "shards")
+CALIBRATION = ("calibration_batches", "calibration_batch_size")  # read by collect, with shards, and by compare
+EVALUATION = ("eval_batch_size",)
 
 
 def prune(run: Run, imported: Record) -> Outcome:
@@ -101,16 +102,16 @@ def train(run: Run, stage: str, start: Record, recovery: Recovery, dense: Record
 
 
 def evaluate(run: Run, stage: str, model: Record) -> dict[str, list[Record]]:
-    """Outputs on the test split, and on the labelled bank if the model has no classifier; shards of both in one map."""
+    """Outputs on the test split, and on the labelled bank if the model has no classifier; parts of both in one map."""
     data, splits = run.experiment.data, ["test"] if run.experiment.model.is_classifier else ["test", "bank"]
     identity = data_identity(run, (*EVALUATION, *data.evaluation_only))
+    parts = [(split, part, task_count(data.size(split))) for split in splits for part in range(task_count(data.size(split)))]
     tasks = []
-    for split in splits:
-        for shard in range(data.shards):
-            to = run.store.destination("evaluate", model=model, data=identity, split=split, shard=shard)
-            tasks.append(EvaluateTask(model.path(MODEL), data, split, shard, data.shards, to))
+    for split, part, count in parts:
+        to = run.store.destination("evaluate", model=model, data=identity, split=split, shard=part)
+        tasks.append(EvaluateTask(model.path(MODEL), data, split, part, count, (split, part) == ("test", 0), to))
     records = run.map(stage, Worker.evaluate, tasks)
-    return {split: records[index * data.shards : (index + 1) * data.shards] for index, split in enumerate(splits)}
+    return {split: [record for record, (of, *_) in zip(records, parts, strict=True) if of == split] for split in splits}
 
 
 def assess(run: Run, name: str, outputs: dict[str, list[Record]], dense: dict[str, list[Record]]) -> Record:
@@ -129,7 +130,7 @@ def collect(run: Run, model: Record) -> dict[str, list[Record]]:
     statistic = experiment.pruner.statistic
     if statistic is None:
         return {planned.layer.name: [] for planned in plan.layers}
-    data, loss, seed = data_identity(run, CALIBRATION), experiment.loss, experiment.seed
+    data, loss, seed = data_identity(run, (*CALIBRATION, "shards")), experiment.loss, experiment.seed
     grid: dict[tuple[str, int], Destination] = {}
     for planned in plan.layers:
         reads = {"model": model, "statistic": statistic.identity(planned.layer, loss, seed), "data": data, "layer": asdict(planned.layer)}
@@ -218,12 +219,12 @@ def warn_of_zeros(run: Run, steps: Sequence[Step]) -> None:
 
 def measure_increase(run: Run, before: Record, pruned: Record, dense: Record) -> tuple[float | None, str]:
     """Real rise of the calibration loss over the pruning of a round, to hold the prediction against, and its unit."""
-    data, loss = run.experiment.data, run.experiment.loss
+    data, loss, identity = run.experiment.data, run.experiment.loss, data_identity(run, CALIBRATION)
+    parts = min(data.calibration_batches, task_count(data.calibration_batches * data.calibration_batch_size))
     tasks = []
-    for shard in range(data.shards):
-        identity = data_identity(run, CALIBRATION)
-        to = run.store.destination("compare", dense=before, pruned=pruned, data=identity, loss=loss, shard=shard)
-        tasks.append(CompareTask(before.path(MODEL), pruned.path(MODEL), data, loss, shard, to))
+    for part in range(parts):
+        to = run.store.destination("compare", dense=before, pruned=pruned, data=identity, loss=loss, shard=part)
+        tasks.append(CompareTask(before.path(MODEL), pruned.path(MODEL), data, loss, part, parts, to))
     records = run.map("compare", Worker.compare, tasks)
     samples = sum(record.numbers["samples"] for record in records)
     unit = UNITS[loss].format("dense model" if before.fingerprint == dense.fingerprint else "model before")

@@ -11,6 +11,7 @@ from orchestrator.config import Experiment
 from orchestrator.costs import SCORED_BYTES, SOLVED_BYTES, PlannedLayer, cost_model
 from orchestrator.footprint import Footprint, check_memory, footprint
 from orchestrator.grid import makespan, portions
+from workers.data.sampling import TASK_SAMPLES, task_count
 from workers.models.profile import ModelProfile
 from workers.recovery import Distill, Recovery
 
@@ -111,7 +112,7 @@ def _needs(experiment: Experiment, bytes_of: Footprint) -> list[tuple[str, int, 
         ("joining the solved layers", bytes_of.join(sparsity), fewer.format("cluster.workers if they share a machine")),
         (
             "evaluating",
-            bytes_of.evaluate(data.eval_batch_size, data.size("test") // data.shards, bytes_of.models),
+            bytes_of.evaluate(data.eval_batch_size, min(data.size("test"), TASK_SAMPLES), bytes_of.models),
             fewer.format("data.eval_batch_size"),
         ),
         (
@@ -157,8 +158,11 @@ def _stages(
 
     bank = 0 if experiment.model.is_classifier else data.size("bank")
     metrics = mapped([2.0 * data.size("test") * bank * profile.outputs / (HOST_FLOPS if costs.gpu else costs.flops)])
-    evaluation = mapped([costs.network((data.size("test") + bank) / shards)] * shards)
-    calibration = data.calibration_batches * data.calibration_batch_size
+
+    def passed(samples: int, models: int = 1) -> list[float]:
+        return [costs.network(models * samples / task_count(samples))] * task_count(samples)
+
+    evaluation = mapped(passed(data.size("test")) + (passed(bank) if bank else []))
     stages = {"import": mapped([costs.read(model) + costs.write(model)])}
     if training is not None and experiment.model.checkpoint is None:
         stages["train dense"] = gang(training)
@@ -170,7 +174,7 @@ def _stages(
     stages["allocate"] = mapped([HISTOGRAM_READS * costs.read(SCORED_BYTES * planned.layer.weights) for planned in layers])
     stages["solve"] = mapped([costs.solve(planned, shards) for planned in layers])
     stages["join"] = mapped([costs.read(model + SOLVED_BYTES * profile.prunable_weights) + costs.write(model)])
-    stages["compare"] = mapped([costs.network(2 * calibration / shards)] * shards)
+    stages["compare"] = mapped(passed(data.calibration_batches * data.calibration_batch_size, models=2))
     stages |= {"evaluate one-shot": evaluation, "assess one_shot": metrics}
     if recovery is not None:
         stages["recover"] = gang(recovery)

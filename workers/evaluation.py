@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from statistics import median
 
 import torch
 from torch import Tensor, nn
 
-from workers.data.base import Dataset
+from workers.data.base import Batch
 from workers.losses import Loss, forward, loss_increase
 
 NEIGHBOURS = 20
@@ -17,12 +18,13 @@ TIMINGS = 5
 
 
 @torch.inference_mode()
-def outputs(model: nn.Module, data: Dataset, split: str, shard: int, shards: int, device: torch.device) -> tuple[Tensor, Tensor, float]:
-    """Logits (or pooled features) of a shard, its labels, and the images per second of the model alone."""
-    outputs_ND, labels_N, speed = [], [], 0.0
-    for batch in data.evaluation(split, shard, shards):
+def outputs(model: nn.Module, batches: Iterator[Batch], timed: bool, device: torch.device) -> tuple[Tensor, Tensor, float | None]:
+    """Logits (or pooled features) of all batches, their labels, and if ``timed`` the images per second of the model alone."""
+    outputs_ND, labels_N, speed = [], [], None
+    for batch in batches:
         images_NCHW = batch.images_NCHW.to(device)
-        speed = speed or images_per_second(model, images_NCHW)
+        if timed and speed is None:
+            speed = images_per_second(model, images_NCHW)
         outputs_ND.append(model(images_NCHW).float().cpu())
         labels_N.append(batch.labels_N)
     return torch.cat(outputs_ND), torch.cat(labels_N), speed
@@ -48,11 +50,11 @@ def _wait(device: torch.device) -> None:
 
 @torch.inference_mode()
 def total_loss_increase(
-    dense: nn.Module, pruned: nn.Module, data: Dataset, shard: int, kind: Loss, device: torch.device
+    dense: nn.Module, pruned: nn.Module, batches: Iterator[Batch], kind: Loss, device: torch.device
 ) -> tuple[float, int]:
-    """Summed real loss increase over a calibration shard, and its samples. Non-finite batches are left out."""
+    """Summed real loss increase over calibration batches, and their samples. Non-finite batches are left out."""
     total, samples = 0.0, 0
-    for batch in data.calibration(shard, data.shards):
+    for batch in batches:
         images, labels_N = batch.images_NCHW.to(device), batch.labels_N.to(device)
         rise = float(loss_increase(kind, forward(kind, dense, images), forward(kind, pruned, images), labels_N))
         if rise == rise and abs(rise) != float("inf"):

@@ -119,18 +119,20 @@ class EvaluateTask:
     split: str
     shard: int
     shards: int
+    timed: bool  # whether to measure images per second, which takes several passes
     to: Destination
 
 
 @dataclass(frozen=True)
 class CompareTask:
-    """Real rise of the calibration loss from the dense to the pruned model over one shard."""
+    """Real rise of the calibration loss from the dense to the pruned model over one of ``shards`` parts of the calibration batches."""
 
     dense: Path
     pruned: Path
     data: Dataset
     loss: Loss
     shard: int
+    shards: int
     to: Destination
 
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from statistics import median
 
 import torch
 from torch import Tensor, nn
@@ -141,7 +140,8 @@ class Worker:
         """Outputs of a model on a shard of a split."""
         started = time.time()
         model = self._model(task.model)
-        outputs_ND, labels_N, speed = evaluation.outputs(model, task.data, task.split, task.shard, task.shards, self.device)
+        batches = task.data.evaluation(task.split, task.shard, task.shards)
+        outputs_ND, labels_N, speed = evaluation.outputs(model, batches, task.timed, self.device)
         written = write_tensors(task.to.directory / "outputs.safetensors", {"outputs_ND": outputs_ND, "labels_N": labels_N})
         numbers = {"samples": len(labels_N), "images_per_second": speed}
         return finish(task.to, "evaluate", {"outputs.safetensors": written}, numbers, started)
@@ -151,7 +151,9 @@ class Worker:
         """How much the calibration loss of a shard really rose."""
         started = time.time()
         dense, pruned = self._model(task.dense), self._model(task.pruned)
-        total, samples = evaluation.total_loss_increase(dense, pruned, task.data, task.shard, task.loss, self.device)
+        total, samples = evaluation.total_loss_increase(
+            dense, pruned, task.data.calibration(task.shard, task.shards), task.loss, self.device
+        )
         return finish(task.to, "compare", {}, {"total": total, "samples": samples}, started)
 
     @watched
@@ -165,7 +167,7 @@ class Worker:
             metrics |= evaluation.classification(outputs_ND, labels_N)
         elif "bank" in task.outputs:
             metrics |= evaluation.neighbour_accuracy(outputs_ND, labels_N, *self._outputs(task.outputs["bank"]))
-        speed = median(record.numbers["images_per_second"] for record in task.outputs["test"])
+        speed = next(speed for record in task.outputs["test"] if (speed := record.numbers["images_per_second"]) is not None)
         metrics |= {"images_per_second": speed, "test_samples": float(len(labels_N))}
         seconds = sum(record.seconds for records in task.outputs.values() for record in records)
         return finish(task.to, "assess", {}, {"metrics": metrics, "seconds": seconds}, started)
