@@ -163,7 +163,7 @@ def test_settings_that_calibration_does_not_read_leave_it_alone(tmp_path: Path) 
     run(tmp_path, "data.test_size=100", "data.max_shift=1")
     reports = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("tiny-*/report.json")]
     done = Counter(task["verb"] for report in reports for task in report["timeline"] if task["computed"])
-    assert done["collect"] == 8 * 2 and done["solve"] == 8 and done["evaluate"] == 2 * 4
+    assert done["collect"] == 8 * 2 and done["solve"] == 8 and done["evaluate"] == 2 * 2
 
 
 def test_the_exported_model_is_the_evaluated_one_and_shrinks(undisturbed: Path) -> None:

@@ -1,0 +1,155 @@
+"""Where more GPUs stop helping: an experiment on 1 to 512 of them, by the scheduler of a real run and the durations of its plan.
+
+    python scripts/simulate_scaling.py +experiment=dino_vitg_50pct [overrides] [--gpus 1 8 64 512] [--page scaling.html]
+
+For each number of GPUs, ``data.shards`` is the one that is done soonest (more shards cut collecting finer, and store more). Nothing is
+timed: durations rest on the rates of ``cluster.hardware``. ``--page`` draws the stages of each run as a page for the browser.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from plotly.offline import get_plotlyjs
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.config import experiment_of
+from orchestrator.launch import plan_experiment
+from orchestrator.plan import Plan
+from orchestrator.report_figures import FAINT, INK, OTHER, PALETTE, layout_of
+from orchestrator.report_style import STYLE
+from orchestrator.simulate import Simulation, simulate
+from orchestrator.units import duration, size
+from workers.errors import ConfigError
+
+GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+SHARDS = (1, 2, 4, 8, 16, 32, 64)
+KINDS = {  # of stages, as the picture shows them
+    "collect": ("collect",),
+    "score, allocate, solve": ("score", "allocate", "solve"),
+    "evaluate, compare": ("evaluate dense", "evaluate one-shot", "evaluate recovered", "compare"),
+    "recover": ("recover", "train dense"),
+}
+REST = "one worker alone, starting"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A number of GPUs, and the run of the shards that are best for it."""
+
+    gpus: int
+    shards: int
+    plan: Plan
+    run: Simulation
+
+
+def best(overrides: list[str], gpus: int, fixed_shards: bool) -> Point:
+    """Raises: ConfigError if the experiment does not fit with any number of shards."""
+    points, failed = [], None
+    for shards in (None,) if fixed_shards else SHARDS:
+        extra = [] if shards is None else [f"data.shards={shards}"]
+        if shards is not None and shards > max(1, gpus):
+            break
+        try:
+            experiment = experiment_of([*overrides, f"cluster.workers={gpus}", *extra])
+            plan = plan_experiment(experiment)
+        except ConfigError as error:
+            failed = error
+            continue
+        points.append(Point(gpus, experiment.data.shards, plan, simulate(plan)))
+    if not points:
+        assert failed is not None
+        raise failed
+    return min(points, key=lambda point: point.run.seconds)
+
+
+def seconds_by_kind(run: Simulation) -> dict[str, float]:
+    """Wall seconds of each kind of stage, over all rounds."""
+    found = dict.fromkeys([*KINDS, REST], 0.0)
+    for stage in run.stages:
+        name = stage.name.rpartition(": ")[2]
+        kind = next((kind for kind, names in KINDS.items() if name in names), REST)
+        found[kind] += stage.end - stage.start
+    return found
+
+
+def table(points: list[Point]) -> Table:
+    found = Table()
+    for column in ("GPUs", "shards", "wall time", "GPU-hours", "speed-up", "utilisation", "longest stage", "a worker needs", "store"):
+        found.add_column(column, justify="left" if column == "longest stage" else "right")
+    first = points[0]
+    for point in points:
+        run = point.run
+        longest = f"{point.run.longest.name} ({(run.longest.end - run.longest.start) / run.seconds:.0%})"
+        found.add_row(
+            str(point.gpus),
+            str(point.shards),
+            duration(run.seconds),
+            f"{point.gpus * run.seconds / 3600:,.0f}",
+            f"{first.run.seconds / run.seconds:.1f}",
+            f"{run.utilisation:.0%}",
+            longest,
+            size(point.plan.worker_bytes),
+            size(point.plan.store_bytes),
+        )
+    return found
+
+
+def figure(points: list[Point]) -> dict[str, Any]:
+    """Hours against GPUs, both logarithmic: each kind of stage, all of them with the utilisation, and what perfect scaling would give."""
+    gpus, hours = [point.gpus for point in points], [point.run.seconds / 3600 for point in points]
+    kinds = [seconds_by_kind(point.run) for point in points]
+    data: list[dict[str, Any]] = [
+        _line(kind, gpus, [found[kind] / 3600 for found in kinds], {"color": colour})
+        for kind, colour in zip(kinds[0], (*PALETTE[:4], OTHER), strict=True)
+    ]
+    perfect = [hours[0] * gpus[0] / count for count in gpus]
+    data.append(_line("perfect scaling", gpus, perfect, {"color": FAINT, "width": 1.5, "dash": "dot"}))
+    whole = _line("whole run, and its utilisation", gpus, hours, {"color": INK, "width": 3})
+    used = {"text": [f"{point.run.utilisation:.0%}" for point in points], "textfont": {"size": 12.5, "color": INK}}
+    data.append(whole | used | {"mode": "lines+markers+text", "marker": {"size": 8}, "textposition": "top right"})
+    ticks = [value for value in (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300) if value <= 2 * max(hours)]
+    layout = layout_of(
+        480,
+        xaxis={"title": "GPUs", "type": "log", "tickvals": gpus, "ticktext": [str(count) for count in gpus]},
+        yaxis={"title": "hours", "type": "log", "tickvals": ticks, "ticktext": [f"{value:g}" for value in ticks]},
+    )
+    return {"data": data, "layout": layout}
+
+
+def _line(name: str, x: list[int], y: list[float], line: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "scatter", "mode": "lines", "name": name, "x": x, "y": y, "line": line}
+
+
+def page(points: list[Point], title: str) -> str:
+    drawn = json.dumps(figure(points))
+    draw = 'Plotly.newPlot("scaling", drawn.data, drawn.layout, {displayModeBar: false});'
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style></head><body><main>'
+        f'<section><h2>{title}</h2><div class="figure" id="scaling"></div></section></main><script>{get_plotlyjs()}</script>'
+        f"<script>const drawn = {drawn}; {draw}</script></body></html>"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--gpus", type=int, nargs="+", default=GPUS)
+    parser.add_argument("--keep-shards", action="store_true", help="as the experiment sets them")
+    parser.add_argument("--page", type=Path)
+    options = parser.parse_args()
+    points = [best(options.overrides, gpus, options.keep_shards) for gpus in options.gpus]
+    rates = points[0].plan.hardware
+    Console().print(table(points), f"Predicted, with the rates of: {rates.name}.")
+    if options.page is not None:
+        title = f"{' '.join(options.overrides)}: predicted hours by stage"
+        options.page.write_text(page(points, title), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
