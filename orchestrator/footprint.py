@@ -34,10 +34,6 @@ class Footprint:
     def held(self) -> int:
         return PROCESS_BYTES[self.device] + self.models * self.profile.model_bytes
 
-    def load(self) -> int:
-        """The model is built, then filled from a file that is mapped."""
-        return self.held + (self.profile.model_bytes if self.models > 1 else 0)
-
     def collect(self, layers: Sequence[PlannedLayer]) -> int:
         """Statistics and chunks; activations and gradients at their worst; on a GPU, whole copies of the largest while it is finished."""
         statistics = sum(planned.statistic_bytes for planned in layers)

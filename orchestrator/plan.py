@@ -112,7 +112,7 @@ def _needs(experiment: Experiment, bytes_of: Footprint) -> list[tuple[str, int, 
         ("joining the solved layers", bytes_of.join(sparsity), fewer.format("cluster.workers if they share a machine")),
         (
             "evaluating",
-            bytes_of.evaluate(data.eval_batch_size, min(data.size("test"), TASK_SAMPLES), bytes_of.models),
+            bytes_of.evaluate(data.eval_batch_size, min(data.size("test"), TASK_SAMPLES), models=2),
             fewer.format("data.eval_batch_size"),
         ),
         (

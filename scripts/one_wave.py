@@ -59,7 +59,7 @@ def wave(experiment: Experiment, plan: Plan, portion: Sequence[PlannedLayer], fo
     costs, needs = cost_model(experiment, plan.profile, plan.resources), footprint(experiment, plan.profile, plan.resources)
     worker = Worker(plan.resources.device, plan.resources.threads)
     model = model_file(experiment, worker, folder)
-    lines = [_loaded(worker, model, costs.load(), needs.load())]
+    lines = [_loaded(worker, model, costs.load(), needs.held)]
     statistic = experiment.pruner.statistic
     partials: list[Record] = []
     if statistic is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,28 +72,46 @@ def load_family(path: Path | str) -> ModelFamily:
 
 def load_state(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Full state dict (zeros filled in) and the masks (True where a weight survives) of a model file."""
+    state, masks = {}, {}
+    for name, tensor, keep in _unpacked(Path(path)):
+        state[name] = tensor
+        if keep is not None:
+            masks[name.removesuffix(".weight")] = keep
+    return state, masks
+
+
+def _unpacked(path: Path) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+    """Name, tensor and mask (None if dense) of all weights, one by one: nothing but the mapped file is held for all of them."""
     import torch
 
     from kernels.masks import unpack_bits
 
-    tensors, masks = read_tensors(Path(path)), {}
+    tensors = read_tensors(path)
     for layer, entry in read_spec(path)["layers"].items():
         keep = unpack_bits(tensors.pop(f"{layer}.weight.mask"), tuple(entry["shape"]))
         values = tensors.pop(f"{layer}.weight.values")
         weight = torch.zeros(tuple(entry["shape"]), dtype=values.dtype)
         weight[keep] = values
-        tensors[f"{layer}.weight"], masks[layer] = weight, keep
-    return tensors, masks
+        yield f"{layer}.weight", weight, keep
+    for name, tensor in tensors.items():
+        yield name, tensor, None
 
 
 def load_model(path: Path | str) -> tuple[nn.Module, dict[str, Tensor]]:
-    """The module in eval mode with its weights, and its masks."""
+    """The module in eval mode with its weights, and its masks. Raises: SecateurError if the file's tensors are not those of its family."""
     import torch
 
-    state, masks = load_state(path)
     with torch.random.fork_rng(devices=[]):
         model = load_family(path).build()
-    model.load_state_dict(state, strict=True)
+    own, masks = model.state_dict(), {}
+    for name, tensor, keep in _unpacked(Path(path)):
+        if name not in own or own[name].shape != tensor.shape:
+            raise SecateurError(f"{path}: its tensor {name} of shape {tuple(tensor.shape)} is none of the architecture's")
+        own.pop(name).copy_(tensor)
+        if keep is not None:
+            masks[name.removesuffix(".weight")] = keep
+    if own:
+        raise SecateurError(f"{path}: its tensors lack {', '.join(own)}")
     return model.eval(), masks
 
 

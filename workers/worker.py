@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -33,6 +32,7 @@ from workers.messages import (
 from workers.models.base import Layer
 
 CURVE_POINTS = 21
+KEPT_MODELS = 2  # to compare takes two
 
 
 class Worker:
@@ -43,6 +43,7 @@ class Worker:
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
         self.device = torch.device(device)
+        self._models: dict[Path, nn.Module] = {}  # as they were used, the last one last
 
     def describe(self) -> dict[str, str]:
         """What this worker runs on, for the report."""
@@ -177,15 +178,16 @@ class Worker:
         return torch.cat([part["outputs_ND"] for part in parts]), torch.cat([part["labels_N"] for part in parts])
 
     def _model(self, path: Path) -> nn.Module:
-        return _load(path, self.device)
+        """The last ``KEPT_MODELS`` that were asked for stay; room for another is made before it is loaded."""
+        if path not in self._models:
+            for old in list(self._models)[: len(self._models) - KEPT_MODELS + 1]:
+                del self._models[old]
+            self._models[path] = load_model(path)[0].to(self.device)
+        self._models[path] = self._models.pop(path)
+        return self._models[path]
 
     def _weight(self, path: Path, layer: Layer) -> Tensor:
         return self._model(path).get_parameter(f"{layer.name}.weight").detach().reshape(layer.rows, layer.columns)
-
-
-@lru_cache(maxsize=2)
-def _load(path: Path, device: torch.device) -> nn.Module:
-    return load_model(path)[0].to(device)
 
 
 def loss_curve(loss_nU: Tensor, units: int) -> list[tuple[float, float]]:

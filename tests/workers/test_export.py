@@ -1,0 +1,74 @@
+"""Model files: what comes back, what is refused, and how much memory reading them takes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from workers.errors import SecateurError
+from workers.export import load_model, load_pruned, load_state, save_model
+from workers.files import read_metadata, read_tensors, write_tensors
+from workers.memory import peak_bytes
+from workers.models.timm import TimmModel
+from workers.worker import KEPT_MODELS, Worker
+
+WIDE = {"img_size": 16, "patch_size": 8, "in_chans": 1, "num_classes": 10, "embed_dim": 512, "depth": 6, "num_heads": 8}
+
+
+def family() -> TimmModel:
+    return TimmModel(
+        name="vit_tiny_patch16_224", arguments=WIDE, checkpoint=None, include=["blocks.*.fc*"], exclude=[], stem_and_head=False
+    )
+
+
+def written(path: Path, seed: int = 0) -> dict[str, torch.Tensor]:
+    """A model half of whose MLP weights are pruned, in a file; its state."""
+    torch.manual_seed(seed)
+    model = family().build()
+    masks = {layer.name: torch.rand(layer.rows, layer.columns) < 0.5 for layer in family().layers(model)}
+    state = model.state_dict()
+    for name, keep in masks.items():
+        state[f"{name}.weight"] *= keep
+    save_model(path, family(), state, masks)
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+def test_a_model_comes_back_bit_for_bit_with_its_masks(tmp_path: Path) -> None:
+    state = written(tmp_path / "model")
+    model, masks = load_model(tmp_path / "model")
+    assert {name for name, _ in model.named_parameters()} == set(state) and not model.training
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert all(torch.equal(keep, state[f"{name}.weight"] != 0) for name, keep in masks.items()) and len(masks) == 12
+    assert all(torch.equal(tensor, state[name]) for name, tensor in load_state(tmp_path / "model")[0].items())
+
+
+@pytest.mark.parametrize("damage", ["missing", "shape", "unknown"])
+def test_a_file_whose_tensors_are_not_those_of_its_architecture_is_refused_by_name(damage: str, tmp_path: Path) -> None:
+    written(tmp_path / "model")
+    tensors, header = read_tensors(tmp_path / "model"), read_metadata(tmp_path / "model")
+    if damage == "shape":
+        tensors["head.bias"] = torch.zeros(11)
+    elif damage == "missing":
+        del tensors["head.bias"]
+    else:
+        tensors["tail.bias"] = torch.zeros(3)
+    write_tensors(tmp_path / "other", tensors, header)
+    with pytest.raises(SecateurError, match="tail.bias" if damage == "unknown" else "head.bias"):
+        load_pruned(tmp_path / "other")
+
+
+def test_loading_holds_the_model_once_and_a_worker_never_more_than_the_models_it_keeps(tmp_path: Path) -> None:
+    """The plan counts on it: a pruned file is unpacked a layer at a time, and room is made before the next model."""
+    files = [tmp_path / str(seed) for seed in range(KEPT_MODELS + 2)]
+    size = sum(tensor.nbytes for tensor in written(files[0]).values())
+    for seed, file in enumerate(files[1:], start=1):
+        written(file, seed)
+    load_model(files[0])  # whatever is set up once
+    worker = Worker("cpu", torch.get_num_threads())
+    with peak_bytes() as peak:
+        start = peak.bytes
+        for file in files:
+            worker._model(file)
+    assert start is not None and peak.bytes is not None
+    assert peak.bytes - start < (KEPT_MODELS + 0.4) * size, "the models, and one layer of 1/18 of one"
+    assert list(worker._models) == files[-KEPT_MODELS:]
