@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import tiny_overrides
 
 from orchestrator.config import experiment_of
@@ -164,6 +165,20 @@ def test_settings_that_calibration_does_not_read_leave_it_alone(tmp_path: Path) 
     reports = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("tiny-*/report.json")]
     done = Counter(task["verb"] for report in reports for task in report["timeline"] if task["computed"])
     assert done["collect"] == 8 * 2 and done["solve"] == 8 and done["evaluate"] == 2 * 2
+
+
+def test_a_model_without_a_head_is_judged_by_its_features_and_large_splits_are_cut_into_parts(tmp_path: Path) -> None:
+    """1,437 labelled images that vote are three tasks of at most 512, whatever the shards; the 360 of the test are one."""
+    (checkpoint,) = [o.partition("=")[2] for o in tiny_overrides(tmp_path) if o.startswith("model.checkpoint=")]
+    body = {name: tensor for name, tensor in load_file(checkpoint).items() if not name.startswith("head.")}
+    save_file(body, tmp_path / "body.safetensors")
+    headless = ["model.arguments.num_classes=0", f"++model.checkpoint={tmp_path / 'body.safetensors'}", "loss=features", "data.shards=1"]
+    run(tmp_path, *headless)
+    report = json.loads((directory(tmp_path) / "report.json").read_text())
+    assert Counter(task["verb"] for task in report["timeline"])["evaluate"] == 2 * (3 + 1)
+    dense, one_shot = (stage["metrics"] for stage in report["stages"])
+    assert dense["agreement"] == pytest.approx(1) and 0.5 < one_shot["agreement"] < 1 and 0.2 < dense["knn"] <= 1
+    assert report["loss_increase"]["measured"] > 0
 
 
 def test_the_exported_model_is_the_evaluated_one_and_shrinks(undisturbed: Path) -> None:
