@@ -78,7 +78,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2, 3])
+@pytest.mark.parametrize("workers", [*(pytest.param(count, marks=pytest.mark.slow) for count in (1, 2)), 3])
 def test_any_number_of_ray_workers_gives_the_bytes_of_one_process(workers: int, undisturbed: Path, tmp_path: Path) -> None:
     run(tmp_path, *ON_RAY, f"cluster.workers={workers}")
     assert model_bytes(tmp_path) == model_bytes(undisturbed)
@@ -196,7 +196,7 @@ def test_the_exported_model_is_the_evaluated_one_and_shrinks(undisturbed: Path) 
     assert logits["sizes"]["file_bytes"] == path.stat().st_size
 
 
-@pytest.mark.parametrize("verb", ["collect", "score", "solve", "import", "evaluate"])
+@pytest.mark.parametrize("verb", ["collect", "import", *(pytest.param(v, marks=pytest.mark.slow) for v in ("score", "solve", "evaluate"))])
 def test_a_damaged_result_is_computed_again_with_a_warning(verb: str, undisturbed: Path, tmp_path: Path) -> None:
     run(tmp_path)
     record = sorted((tmp_path / "runs" / "store" / verb).glob("*/*/record.json"))[0]

@@ -12,7 +12,7 @@ SCRIPT = Path(__file__).parent.parent / "scripts" / "one_wave.py"
 ROW = re.compile(r"│ (load|collect|score|solve)\b.* │ +([0-9.]+) │$")
 
 
-@pytest.mark.parametrize("pruner", ["cap", "obc"])
+@pytest.mark.parametrize("pruner", ["cap", pytest.param("obc", marks=pytest.mark.slow)])
 def test_no_step_of_a_wave_takes_more_than_a_tenth_above_the_planned_memory(pruner: str, tmp_path: Path) -> None:
     """Collecting, scoring and solving all layers of the default model in a process of its own."""
     settings = [f"pruner={pruner}", "cluster=local", "cluster.threads=1", "data.calibration_batches=128", f"output={tmp_path}"]
