@@ -6,8 +6,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from orchestrator.costs import PlannedLayer
-from orchestrator.plan import Plan
-from orchestrator.units import count, size
+from orchestrator.plan import Estimate, Plan
+from orchestrator.units import count, duration, size
 
 
 def plan_table(plan: Plan) -> RenderableType:
@@ -31,12 +31,18 @@ def _layers(plan: Plan) -> Table:
 
 
 def _stages(plan: Plan) -> Table:
+    """A line for each kind of stage, all rounds and steps added up."""
     table = Table(title="Stages (predicted)", title_justify="left")
-    for column in ("stage", "tasks", "seconds", "device-hours"):
+    for column in ("stage", "times", "tasks", "wall time", "device-hours"):
         table.add_column(column, justify="left" if column == "stage" else "right")
+    kinds: dict[str, list[Estimate]] = {}
     for name, stage in plan.stages.items():
-        table.add_row(name, str(stage.tasks), f"{stage.seconds:,.1f}", f"{stage.device_seconds / 3600:,.3g}")
-    table.add_row("all", "", f"{plan.seconds:,.1f}", f"{plan.device_hours:,.3g}", style="bold")
+        kinds.setdefault(name.rpartition(": ")[2], []).append(stage)
+    for kind, stages in kinds.items():
+        hours = sum(stage.device_seconds for stage in stages) / 3600
+        wall = duration(sum(stage.seconds for stage in stages))
+        table.add_row(kind, str(len(stages)), str(sum(stage.tasks for stage in stages)), wall, f"{hours:,.3f}")
+    table.add_row("all", "", "", duration(plan.seconds), f"{plan.device_hours:,.3f}", style="bold")
     return table
 
 
@@ -55,9 +61,5 @@ def _sentences(plan: Plan) -> list[str]:
         f"Assumed rates per {'GPU' if gpu else 'thread'} ({rates.name}): {rates.matmul_gflops:,.0f} GFLOP/s in float32 matrix products, "
         f"of which the network reaches {rates.model_efficiency:.0%}, collecting {rates.collect_efficiency:.0%}, "
         f"elimination {rates.obs_efficiency:.0%}; disk {rates.disk_gbs:g} GB/s to write and {rates.read_gbs:g} to read.",
-        f"In all about {_duration(plan.seconds)}, {plan.device_hours:,.2f} {'GPU' if gpu else 'worker'}-hours.",
+        f"In all about {duration(plan.seconds)}, {plan.device_hours:,.2f} {'GPU' if gpu else 'worker'}-hours.",
     ]
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
