@@ -119,16 +119,17 @@ class CostModel:
 
     def score(self, planned: PlannedLayer, shards: int) -> float:
         """Read and merge the shards; factor, invert and eliminate."""
-        return self._on_statistic(planned, shards, self.pruner.flops(planned.layer)[0], SCORED_BYTES)
+        computing = self.pruner.flops(planned.layer)[0] / (self.flops * self.hardware.score_efficiency)
+        return computing + self._on_statistic(planned, shards, SCORED_BYTES)
 
     def solve(self, planned: PlannedLayer, shards: int) -> float:
         """Read and merge the shards; factor and re-fit."""
-        return self._on_statistic(planned, shards, self.pruner.flops(planned.layer)[1], SOLVED_BYTES)
+        computing = self.pruner.flops(planned.layer)[1] / (self.flops * self.hardware.solve_efficiency)
+        return computing + self._on_statistic(planned, shards, SOLVED_BYTES)
 
-    def _on_statistic(self, planned: PlannedLayer, shards: int, flops: float, written_bytes: float) -> float:
-        computing = flops / (self.flops * self.hardware.obs_efficiency)
+    def _on_statistic(self, planned: PlannedLayer, shards: int, written_bytes: float) -> float:
         reading = self.read(shards * planned.stored_bytes) + self.memory(planned.statistic_bytes)
-        return computing + reading + self.write(written_bytes * planned.layer.weights)
+        return reading + self.write(written_bytes * planned.layer.weights)
 
     def training(self, recovery: Recovery, samples: int, taught: bool) -> float:
         """Wall seconds of a gang: passes of student and teacher, and in each step the exchange of all gradients (a ring, both ways)."""

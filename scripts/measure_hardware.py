@@ -113,15 +113,18 @@ def problem(planned: PlannedLayer, device: torch.device) -> tuple[torch.Tensor, 
     return torch.randn(planned.layer.rows, planned.layer.columns, generator=generator).to(device), SecondMoment(sum_nBB, size)
 
 
-def eliminating(experiment: Experiment, planned: PlannedLayer, device: torch.device) -> float:
-    """Flops per second of scoring, with the sorting and the loss curve that come with it."""
+def pruning(experiment: Experiment, planned: PlannedLayer, device: torch.device) -> tuple[float, float]:
+    """Flops per second of scoring, with the sorting and the loss curve that come with it, and of solving for half of the weights."""
     weight_RC, moment = problem(planned, device)
+    keep_RC = torch.rand(weight_RC.shape, generator=torch.Generator().manual_seed(1)).to(device) < 0.5
     pruner = experiment.pruner
 
-    def work() -> None:
+    def score() -> None:
         loss_curve(pruner.score(weight_RC, planned.layer, moment).loss_nU, planned.layer.weights)
 
-    return pruner.flops(planned.layer)[0] / usual_seconds(work, device)
+    flops = pruner.flops(planned.layer)
+    solving = usual_seconds(lambda: pruner.solve(weight_RC, planned.layer, moment, keep_RC), device)
+    return flops[0] / usual_seconds(score, device), flops[1] / solving
 
 
 def memory() -> float:
@@ -163,10 +166,12 @@ def measure(experiment: Experiment, plan: Plan, folder: Path) -> Hardware:
         found = replace(found, memory_gbs=_round(memory() / 1e9))
     if planned is not None:
         writing, reading = disk(planned, 1e9 * found.memory_gbs, folder)
+        scoring, solving = pruning(experiment, planned, device)
         found = replace(
             found,
             collect_efficiency=_round(collecting(planned, costs, device) / rate),
-            obs_efficiency=_round(eliminating(experiment, planned, device) / rate),
+            score_efficiency=_round(scoring / rate),
+            solve_efficiency=_round(solving / rate),
             disk_gbs=_round(writing / 1e9),
             read_gbs=_round(reading / 1e9),
         )

@@ -42,7 +42,8 @@ class Hardware:
     matmul_gflops: float  # large float32 matrix products
     model_efficiency: float  # fraction of it that a network's forward and backward reach
     collect_efficiency: float  # ... that sums of outer products reach
-    obs_efficiency: float  # ... that factorisation, elimination and re-fit reach
+    score_efficiency: float  # ... that factorisation and elimination reach, with the sorting that follows; it grows with the block size
+    solve_efficiency: float  # ... that re-fitting reaches
     disk_gbs: float  # writing results with their checksums, GB/s
     start_seconds: float  # starting the workers
     gang_seconds: float  # starting a training gang

@@ -86,7 +86,7 @@ def attached(nodes: Nodes) -> Iterator[Callable[..., Ray]]:
     def attach(**settings: Any) -> Ray:
         given = {"workers": None, "device": Device.CPU, "threads": 1, "memory_gb": None, "address": nodes.address, "cpus_per_worker": 0.5}
         given |= {
-            "hardware": Hardware("none", 1, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1),
+            "hardware": Hardware("none", 1, 1, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1),
             "resources_per_worker": {"GPU": 1.0},
             "wait_seconds": 30.0,
             "retries": 1,

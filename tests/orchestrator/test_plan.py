@@ -38,7 +38,9 @@ def profile_of(layers: list[PlannedLayer]) -> ModelProfile:
 
 def models_of(layers: list[PlannedLayer], gradients: int = 100) -> tuple[CostModel, Footprint]:
     profile = profile_of(layers)
-    rates = SimpleNamespace(matmul_gflops=1, model_efficiency=1, collect_efficiency=1, obs_efficiency=1, disk_gbs=1, memory_gbs=1)
+    rates = SimpleNamespace(
+        matmul_gflops=1, model_efficiency=1, collect_efficiency=1, score_efficiency=1, solve_efficiency=1, disk_gbs=1, memory_gbs=1
+    )
     return CostModel(profile, cast(Any, rates), cast(Any, None), 1, False, 4, gradients), Footprint(profile, "cpu", 1, 4, 1)
 
 
