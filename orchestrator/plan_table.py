@@ -60,6 +60,7 @@ def _sentences(plan: Plan) -> list[str]:
         f"the store grows by up to {size(plan.store_bytes)}.",
         f"Assumed rates per {'GPU' if gpu else 'thread'} ({rates.name}): {rates.matmul_gflops:,.0f} GFLOP/s in float32 matrix products, "
         f"of which the network reaches {rates.model_efficiency:.0%}, collecting {rates.collect_efficiency:.0%}, "
-        f"scoring {rates.score_efficiency:.1%}, solving {rates.solve_efficiency:.1%}; disk {rates.disk_gbs:g} GB/s to write and {rates.read_gbs:g} to read.",
+        f"scoring {rates.score_efficiency:.1%}, solving {rates.solve_efficiency:.1%}; "
+        f"disk {rates.disk_gbs:g} GB/s to write and {rates.read_gbs:g} to read.",
         f"In all about {duration(plan.seconds)}, {plan.device_hours:,.2f} {'GPU' if gpu else 'worker'}-hours.",
     ]
