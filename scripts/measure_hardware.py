@@ -170,8 +170,8 @@ def measure(experiment: Experiment, plan: Plan, folder: Path) -> Hardware:
         found = replace(
             found,
             collect_efficiency=_round(collecting(planned, costs, device) / rate),
-            score_efficiency=_round(scoring / rate),
-            solve_efficiency=_round(solving / rate),
+            score_efficiency=_round(scoring / rate) or hardware.score_efficiency,  # 0: a method that computes nothing
+            solve_efficiency=_round(solving / rate) or hardware.solve_efficiency,
             disk_gbs=_round(writing / 1e9),
             read_gbs=_round(reading / 1e9),
         )
