@@ -6,7 +6,6 @@ import os
 import shlex
 import sys
 from difflib import get_close_matches
-from pathlib import Path
 
 import hydra
 from hydra.errors import HydraException, MissingConfigException
@@ -14,9 +13,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from orchestrator.config import CONF
 from workers.errors import ConfigError, SecateurError
-
-CONF = str(Path(__file__).resolve().parent.parent / "conf")
 
 
 @hydra.main(config_path=CONF, config_name="config", version_base="1.3")

@@ -28,16 +28,12 @@ class PlannedLayer:
     blocks: int
     block_size: int
     working_bytes: int = 0
+    by_gradients: bool = True
 
     @property
     def entries(self) -> int:
         """Weights with their padding; rows that share a matrix have none."""
         return max(self.blocks * self.block_size, self.layer.weights)
-
-    @property
-    def shared(self) -> bool:
-        """Whether rows share a matrix (a layer Hessian), so that no gradient is needed."""
-        return self.blocks * self.block_size < self.layer.weights
 
     @property
     def statistic_bytes(self) -> int:
@@ -103,7 +99,7 @@ class CostModel:
         """One cell of the grid: passes of one shard down to the earliest layer, sums of outer products, and writing."""
         samples = self.gradients_per_shard * self.samples_per_gradient
         flops = self.profile.forward_flops
-        if not any(planned.shared for planned in layers):
+        if layers[0].by_gradients:
             flops += self.backward_flops(layers)
         outer = sum(self.outer_flops(planned) for planned in layers) / (self.flops * self.hardware.collect_efficiency)
         used = sum(planned.statistic_bytes + planned.working_bytes for planned in layers)
@@ -112,7 +108,7 @@ class CostModel:
     def outer_flops(self, planned: PlannedLayer) -> float:
         """``N d (B + 1)`` where symmetry is used, else ``2 N d B``; of a layer Hessian, with all of its input vectors for N."""
         squares = planned.blocks * planned.block_size**2
-        if planned.shared:
+        if not planned.by_gradients:
             vectors = planned.depth.flops / (2 * planned.layer.weights)
             return 2.0 * self.gradients_per_shard * self.samples_per_gradient * vectors * squares
         return self.gradients_per_shard * (2.0 * squares if self.gpu else squares + planned.blocks * planned.block_size)

@@ -10,10 +10,10 @@ from orchestrator.config import Experiment
 from orchestrator.costs import PlannedLayer
 from workers.errors import ConfigError
 from workers.models.profile import ModelProfile
+from workers.pruners.statistics import SLICE_BYTES
 from workers.recovery import Distill, Optimizer, Precision, Recovery
 
 PROCESS_BYTES = {"cpu": 700_000_000, "cuda": 1_000_000_000}  # Python, torch, compiled kernels; or what CUDA keeps for itself
-SLICE_BYTES = 256 * 2**20  # of a statistic, in work at a time (workers/pruners/obs.py)
 COMING_AND_GOING = 3  # largest activations beside those that are kept
 GRADIENTS = 2  # those of the last batch are there until the next ones are complete
 SCORING, ORDERING, SOLVING = 20, 60, 40  # bytes per weight: while slices are eliminated, after that, and to re-fit
@@ -38,7 +38,7 @@ class Footprint:
         """Statistics and chunks; activations and gradients at their worst; on a GPU, whole copies of the largest while it is finished."""
         statistics = sum(planned.statistic_bytes for planned in layers)
         passing = COMING_AND_GOING * self.profile.largest_bytes * self.batch
-        if any(planned.shared for planned in layers):
+        if not layers[0].by_gradients:
             return self.held + statistics + max(planned.working_bytes for planned in layers) + passing
         statistics += sum(planned.working_bytes for planned in layers)
         first, last = layers[0].depth, layers[-1].depth
@@ -58,7 +58,7 @@ class Footprint:
 
     def _slices(self, planned: PlannedLayer) -> int:
         part = min(planned.statistic_bytes, SLICE_BYTES)
-        lines = 8 * 3 * planned.block_size**2 // 2 * (self.threads + planned.shared)  # float64, of each thread
+        lines = 8 * 3 * planned.block_size**2 // 2 * (self.threads + (not planned.by_gradients))  # float64, of each thread, and shared
         return part // 2 + part * (2 if planned.statistic_bytes > part else 1) + lines
 
     def join(self, sparsity: float) -> int:

@@ -13,7 +13,6 @@ from orchestrator.plan import cut_grid
 from orchestrator.rounds import toward
 from orchestrator.run import Run
 from orchestrator.store import MODEL, settings
-from workers.data.sampling import task_count
 from workers.files import finish
 from workers.losses import Loss
 from workers.messages import (
@@ -105,13 +104,14 @@ def evaluate(run: Run, stage: str, model: Record) -> dict[str, list[Record]]:
     """Outputs on the test split, and on the labelled bank if the model has no classifier; parts of both in one map."""
     data, splits = run.experiment.data, ["test"] if run.experiment.model.is_classifier else ["test", "bank"]
     identity = data_identity(run, (*EVALUATION, *data.evaluation_only))
-    parts = [(split, part, task_count(data.size(split))) for split in splits for part in range(task_count(data.size(split)))]
     tasks = []
-    for split, part, count in parts:
-        to = run.store.destination("evaluate", model=model, data=identity, split=split, shard=part)
-        tasks.append(EvaluateTask(model.path(MODEL), data, split, part, count, (split, part) == ("test", 0), to))
+    for split in splits:
+        parts = data.evaluation_parts(split)
+        for part in range(parts):
+            to = run.store.destination("evaluate", model=model, data=identity, split=split, shard=part)
+            tasks.append(EvaluateTask(model.path(MODEL), data, split, part, parts, (split, part) == ("test", 0), to))
     records = run.map(stage, Worker.evaluate, tasks)
-    return {split: [record for record, (of, *_) in zip(records, parts, strict=True) if of == split] for split in splits}
+    return {split: [record for record, task in zip(records, tasks, strict=True) if task.split == split] for split in splits}
 
 
 def assess(run: Run, name: str, outputs: dict[str, list[Record]], dense: dict[str, list[Record]]) -> Record:
@@ -220,11 +220,10 @@ def warn_of_zeros(run: Run, steps: Sequence[Step]) -> None:
 def measure_increase(run: Run, before: Record, pruned: Record, dense: Record) -> tuple[float | None, str]:
     """Real rise of the calibration loss over the pruning of a round, to hold the prediction against, and its unit."""
     data, loss, identity = run.experiment.data, run.experiment.loss, data_identity(run, CALIBRATION)
-    parts = min(data.calibration_batches, task_count(data.calibration_batches * data.calibration_batch_size))
     tasks = []
-    for part in range(parts):
+    for part in range(data.comparison_parts):
         to = run.store.destination("compare", dense=before, pruned=pruned, data=identity, loss=loss, shard=part)
-        tasks.append(CompareTask(before.path(MODEL), pruned.path(MODEL), data, loss, part, parts, to))
+        tasks.append(CompareTask(before.path(MODEL), pruned.path(MODEL), data, loss, part, data.comparison_parts, to))
     records = run.map("compare", Worker.compare, tasks)
     samples = sum(record.numbers["samples"] for record in records)
     unit = UNITS[loss].format("dense model" if before.fingerprint == dense.fingerprint else "model before")

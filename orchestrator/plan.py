@@ -11,7 +11,7 @@ from orchestrator.config import Experiment
 from orchestrator.costs import SCORED_BYTES, SOLVED_BYTES, PlannedLayer, cost_model
 from orchestrator.footprint import Footprint, check_memory, footprint
 from orchestrator.grid import makespan, portions
-from workers.data.sampling import TASK_SAMPLES, task_count
+from workers.data.base import TASK_SAMPLES
 from workers.models.profile import ModelProfile
 from workers.recovery import Distill, Recovery
 
@@ -62,10 +62,12 @@ class Plan:
 
 
 def plan_layers(experiment: Experiment, profile: ModelProfile) -> tuple[PlannedLayer, ...]:
-    statistic = experiment.pruner.statistic
+    statistic, found = experiment.pruner.statistic, zip(profile.layers, profile.depths, strict=True)
+    if statistic is None:
+        return tuple(PlannedLayer(layer, depth, 0, 0) for layer, depth in found)
+    by_gradients = statistic.by_gradients
     return tuple(
-        PlannedLayer(layer, depth, *(statistic.shape(layer) if statistic else (0, 0)), statistic.working_bytes(layer) if statistic else 0)
-        for layer, depth in zip(profile.layers, profile.depths, strict=True)
+        PlannedLayer(layer, depth, *statistic.shape(layer), statistic.working_bytes(layer), by_gradients) for layer, depth in found
     )
 
 
@@ -83,8 +85,9 @@ def make_plan(experiment: Experiment, profile: ModelProfile, resources: Resource
     """Raises: ConfigError if the model, or a layer, cannot fit a worker's memory."""
     layers = plan_layers(experiment, profile)
     bytes_of = footprint(experiment, profile, resources)
-    stage_bytes = {stage: needed for stage, needed, _ in _needs(experiment, bytes_of)}
-    check_memory(resources.memory_bytes, _needs(experiment, bytes_of))
+    needs = _needs(experiment, bytes_of)
+    check_memory(resources.memory_bytes, needs)
+    stage_bytes = {stage: needed for stage, needed, _ in needs}
     cut = cut_grid(experiment, profile, resources, layers)
     if cut:
         stage_bytes["collecting"] = max(bytes_of.collect(portion) for portion in cut)
@@ -159,10 +162,12 @@ def _stages(
     bank = 0 if experiment.model.is_classifier else data.size("bank")
     metrics = mapped([2.0 * data.size("test") * bank * profile.outputs / (HOST_FLOPS if costs.gpu else costs.flops)])
 
-    def passed(samples: int, models: int = 1) -> list[float]:
-        return [costs.network(models * samples / task_count(samples))] * task_count(samples)
+    def passed(samples: int, parts: int) -> list[float]:
+        return [costs.network(samples / parts)] * parts
 
-    evaluation = mapped(passed(data.size("test")) + (passed(bank) if bank else []))
+    splits = ["test", "bank"] if bank else ["test"]
+    evaluation = mapped([seconds for split in splits for seconds in passed(data.size(split), data.evaluation_parts(split))])
+    compared = 2 * data.calibration_batches * data.calibration_batch_size  # by the model before and after
     stages = {"import": mapped([costs.read(model) + costs.write(model)])}
     if training is not None and experiment.model.checkpoint is None:
         stages["train dense"] = gang(training)
@@ -174,7 +179,7 @@ def _stages(
     stages["allocate"] = mapped([HISTOGRAM_READS * costs.read(SCORED_BYTES * planned.layer.weights) for planned in layers])
     stages["solve"] = mapped([costs.solve(planned, shards) for planned in layers])
     stages["join"] = mapped([costs.read(model + SOLVED_BYTES * profile.prunable_weights) + costs.write(model)])
-    stages["compare"] = mapped(passed(data.calibration_batches * data.calibration_batch_size, models=2))
+    stages["compare"] = mapped(passed(compared, data.comparison_parts))
     stages |= {"evaluate one-shot": evaluation, "assess one_shot": metrics}
     if recovery is not None:
         stages["recover"] = gang(recovery)

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from orchestrator.costs import PlannedLayer
 from orchestrator.plan import Estimate, Plan
+from orchestrator.stages import kind
 from orchestrator.units import count, duration, size
 
 
@@ -37,11 +38,11 @@ def _stages(plan: Plan) -> Table:
         table.add_column(column, justify="left" if column == "stage" else "right")
     kinds: dict[str, list[Estimate]] = {}
     for name, stage in plan.stages.items():
-        kinds.setdefault(name.rpartition(": ")[2], []).append(stage)
-    for kind, stages in kinds.items():
+        kinds.setdefault(kind(name), []).append(stage)
+    for name, stages in kinds.items():
         hours = sum(stage.device_seconds for stage in stages) / 3600
         wall = duration(sum(stage.seconds for stage in stages))
-        table.add_row(kind, str(len(stages)), str(sum(stage.tasks for stage in stages)), wall, f"{hours:,.3f}")
+        table.add_row(name, str(len(stages)), str(sum(stage.tasks for stage in stages)), wall, f"{hours:,.3f}")
     table.add_row("all", "", "", duration(plan.seconds), f"{plan.device_hours:,.3f}", style="bold")
     return table
 

@@ -17,10 +17,14 @@ def whose(stage: str) -> str:
     return first.removeprefix("round ") if ": " in stage and first.startswith("round ") else ""
 
 
+def kind(stage: str) -> str:
+    """A stage's name without its round and step."""
+    return stage.rpartition(": ")[2]
+
+
 def over_rounds(seconds: Mapping[str, float]) -> dict[str, float]:
     """Seconds of stages, those of all rounds and steps added up."""
     total: dict[str, float] = {}
     for stage, amount in seconds.items():
-        kind = stage.rpartition(": ")[2]
-        total[kind] = total.get(kind, 0.0) + amount
+        total[kind(stage)] = total.get(kind(stage), 0.0) + amount
     return total

@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import triton
@@ -23,6 +24,7 @@ from triton.compiler import ASTSource
 
 from kernels.linalg import dampened_inverse
 from kernels.obs import gpu, reference
+from kernels.patterns import FREE
 
 TARGETS = {80: "A100", 90: "H100"}
 BLOCK_SIZES = (64, 128, 192, 256)
@@ -44,9 +46,9 @@ def resources(architecture: int, block_size: int) -> Resources:
     """Compile for ``sm_<architecture>`` and read what the assembler allotted."""
     settings = gpu.launch_settings(block_size, bucket=4)
     warps = settings.pop("num_warps")
-    names = gpu._eliminate_block.arg_names
+    names = gpu.eliminate_block.arg_names
     source = ASTSource(
-        gpu._eliminate_block,
+        gpu.eliminate_block,
         {name: SIGNATURE.get(name, "constexpr") for name in names},
         {(names.index(name),): value for name, value in settings.items()},
     )
@@ -62,17 +64,8 @@ def resources(architecture: int, block_size: int) -> Resources:
 
 def compiled_table() -> Table:
     table = Table(title="Compiled ahead of time", title_justify="left")
-    for column in (
-        "target",
-        "B",
-        "threads",
-        "registers",
-        "shared bytes",
-        "spilled bytes",
-        "flops of a block",
-        "bytes from L2",
-        "from memory",
-    ):
+    used_up = ("threads", "registers", "shared bytes", "spilled bytes")
+    for column in ("target", "B", *used_up, "flops of a block", "bytes of rows", "of the inverse"):
         table.add_column(column, justify="right" if column != "target" else "left")
     for architecture, name in TARGETS.items():
         for size in BLOCK_SIZES:
@@ -112,9 +105,10 @@ def measured_table(blocks: int) -> Table:
         alive_nB = torch.ones_like(weights_nB, dtype=torch.bool)
         inverse_nBB, dampening_n = dampened_inverse(mean_nBB, alive_nB, 1e-2, relative=False)
         floor_nB = reference.least_pivots(mean_nBB, alive_nB, dampening_n, unit=1)[..., 0]
-        alone = seconds(lambda: gpu.eliminate_inverse(weights_nB, inverse_nBB, floor_nB, alive_nB, gpu.FREE))  # noqa: B023
-        whole = seconds(lambda: gpu.eliminate(weights_nB, mean_nBB, alive_nB, 1e-2, False))  # noqa: B023
-        loop = seconds(lambda: reference.eliminate(weights_nB, mean_nBB, alive_nB, 1e-2, False), repeats=1)  # noqa: B023
+        given = (weights_nB, mean_nBB, alive_nB, 1e-2, False)
+        alone = seconds(partial(gpu.eliminate_inverse, weights_nB, inverse_nBB, floor_nB, alive_nB, FREE))
+        whole = seconds(partial(gpu.eliminate, *given))
+        loop = seconds(partial(reference.eliminate, *given), repeats=1)
         table.add_row(
             str(size),
             f"{1e3 * alone:.1f} ms",

@@ -85,7 +85,7 @@ def network(experiment: Experiment, plan: Plan, worker: Worker, model: Path) -> 
 def sample(plan: Plan) -> PlannedLayer | None:
     """As many rows of the largest layer as the sample has room for."""
     planned = max(plan.layers, key=lambda planned: planned.statistic_bytes)
-    if not planned.blocks or planned.shared:
+    if not planned.blocks or not planned.by_gradients:
         return None
     rows = max(1, min(planned.layer.rows, SAMPLE_BYTES * planned.layer.rows // planned.statistic_bytes))
     blocks = planned.blocks // planned.layer.rows * rows

@@ -24,6 +24,7 @@ from orchestrator.plan import Plan
 from orchestrator.report_figures import FAINT, INK, OTHER, PALETTE, layout_of
 from orchestrator.report_style import STYLE
 from orchestrator.simulate import Simulation, simulate
+from orchestrator.stages import kind
 from orchestrator.units import duration, size
 from workers.errors import ConfigError
 
@@ -72,9 +73,8 @@ def seconds_by_kind(run: Simulation) -> dict[str, float]:
     """Wall seconds of each kind of stage, over all rounds."""
     found = dict.fromkeys([*KINDS, REST], 0.0)
     for stage in run.stages:
-        name = stage.name.rpartition(": ")[2]
-        kind = next((kind for kind, names in KINDS.items() if name in names), REST)
-        found[kind] += stage.end - stage.start
+        group = next((group for group, names in KINDS.items() if kind(stage.name) in names), REST)
+        found[group] += stage.end - stage.start
     return found
 
 
@@ -105,8 +105,8 @@ def figure(points: list[Point]) -> dict[str, Any]:
     gpus, hours = [point.gpus for point in points], [point.run.seconds / 3600 for point in points]
     kinds = [seconds_by_kind(point.run) for point in points]
     data: list[dict[str, Any]] = [
-        _line(kind, gpus, [found[kind] / 3600 for found in kinds], {"color": colour})
-        for kind, colour in zip(kinds[0], (*PALETTE[:4], OTHER), strict=True)
+        _line(group, gpus, [found[group] / 3600 for found in kinds], {"color": colour})
+        for group, colour in zip(kinds[0], (*PALETTE[:4], OTHER), strict=True)
     ]
     perfect = [hours[0] * gpus[0] / count for count in gpus]
     data.append(_line("perfect scaling", gpus, perfect, {"color": FAINT, "width": 1.5, "dash": "dot"}))

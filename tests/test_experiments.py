@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from orchestrator.config import COMPONENTS, Experiment, _class, load
+from orchestrator.config import COMPONENTS, Experiment, _class, experiment_of
 from orchestrator.launch import plan_experiment
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -22,7 +22,7 @@ def composed(*overrides: str):
 
 
 def experiment_named(name: str) -> Experiment:
-    return load(composed(f"+experiment={name}"))
+    return experiment_of([f"+experiment={name}"])
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -72,55 +72,56 @@ def load_family(path: Path | str) -> ModelFamily:
 
 def load_state(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Full state dict (zeros filled in) and the masks (True where a weight survives) of a model file."""
-    state, masks = {}, {}
-    for name, tensor, keep in _unpacked(Path(path)):
-        state[name] = tensor
-        if keep is not None:
-            masks[name.removesuffix(".weight")] = keep
-    return state, masks
+    return dict(_weights(Path(path))), load_masks(path)
 
 
-def _unpacked(path: Path) -> Iterator[tuple[str, Tensor, Tensor | None]]:
-    """Name, tensor and mask (None if dense) of all weights, one by one: nothing but the mapped file is held for all of them."""
+def load_masks(path: Path | str) -> dict[str, Tensor]:
+    """Of the pruned layers, by name: True where a weight survives."""
+    from kernels.masks import unpack_bits
+
+    tensors = read_tensors(Path(path))
+    return {
+        layer: unpack_bits(tensors[f"{layer}.weight.mask"], tuple(entry["shape"])) for layer, entry in read_spec(path)["layers"].items()
+    }
+
+
+def load_model(path: Path | str) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The module in eval mode with its weights, and its masks. Raises: SecateurError."""
+    return load_pruned(path), load_masks(path)
+
+
+def load_pruned(path: Path | str) -> nn.Module:
+    """The pruned model as an ordinary torch module in eval mode: ``model = load_pruned("model.safetensors")``.
+
+    Weights are bit-equal to those that were evaluated. Raises: SecateurError if the file is not a model of ours, or its tensors are not
+    those of its architecture.
+    """
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        model = load_family(path).build()
+    own = model.state_dict()
+    for name, tensor in _weights(Path(path)):
+        if name not in own or own[name].shape != tensor.shape:
+            raise SecateurError(f"{path}: its tensor {name} of shape {tuple(tensor.shape)} is none of the architecture's")
+        own.pop(name).copy_(tensor)
+    if own:
+        raise SecateurError(f"{path}: its tensors lack {', '.join(own)}")
+    return model.eval()
+
+
+def _weights(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Weights as the module has them, one by one: beside the mapped file one pruned layer is held."""
     import torch
 
     from kernels.masks import unpack_bits
 
     tensors = read_tensors(path)
     for layer, entry in read_spec(path)["layers"].items():
-        keep = unpack_bits(tensors.pop(f"{layer}.weight.mask"), tuple(entry["shape"]))
-        values = tensors.pop(f"{layer}.weight.values")
-        weight = torch.zeros(tuple(entry["shape"]), dtype=values.dtype)
-        weight[keep] = values
-        yield f"{layer}.weight", weight, keep
-    for name, tensor in tensors.items():
-        yield name, tensor, None
-
-
-def load_model(path: Path | str) -> tuple[nn.Module, dict[str, Tensor]]:
-    """The module in eval mode with its weights, and its masks. Raises: SecateurError if the file's tensors are not those of its family."""
-    import torch
-
-    with torch.random.fork_rng(devices=[]):
-        model = load_family(path).build()
-    own, masks = model.state_dict(), {}
-    for name, tensor, keep in _unpacked(Path(path)):
-        if name not in own or own[name].shape != tensor.shape:
-            raise SecateurError(f"{path}: its tensor {name} of shape {tuple(tensor.shape)} is none of the architecture's")
-        own.pop(name).copy_(tensor)
-        if keep is not None:
-            masks[name.removesuffix(".weight")] = keep
-    if own:
-        raise SecateurError(f"{path}: its tensors lack {', '.join(own)}")
-    return model.eval(), masks
-
-
-def load_pruned(path: Path | str) -> nn.Module:
-    """The pruned model as an ordinary torch module in eval mode: ``model = load_pruned("model.safetensors")``.
-
-    Weights are bit-equal to those that were evaluated. Raises: SecateurError if the file is not a model of ours.
-    """
-    return load_model(path)[0]
+        shape, values = tuple(entry["shape"]), tensors.pop(f"{layer}.weight.values")
+        keep = unpack_bits(tensors.pop(f"{layer}.weight.mask"), shape)
+        yield f"{layer}.weight", torch.zeros(shape, dtype=values.dtype).masked_scatter_(keep, values)
+    yield from tensors.items()
 
 
 def _target(family: ModelFamily) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from workers.calibrate import derived_seed
 from workers.errors import ConfigError, SecateurError
-from workers.export import load_family, load_model, save_model
+from workers.export import load_family, load_model, load_pruned, save_model
 from workers.files import finish, write_text
 from workers.messages import Record, RecoverTask
 from workers.recovery import check, learning_rate
@@ -158,7 +158,7 @@ def _check(task: RecoverTask) -> None:
 def _teacher(task: RecoverTask, device: torch.device) -> nn.Module | None:
     if task.teacher is None:
         return None
-    return Tapped(load_model(task.teacher)[0].requires_grad_(False), task.recovery.precision).to(device).eval()
+    return Tapped(load_pruned(task.teacher).requires_grad_(False), task.recovery.precision).to(device).eval()
 
 
 def _store(

@@ -14,9 +14,9 @@ from kernels import masks, select
 from workers import evaluation, moments
 from workers.calibrate import derived_seed
 from workers.errors import SecateurError
-from workers.export import load_family, load_model, load_state, save_model
+from workers.export import load_family, load_pruned, load_state, save_model
 from workers.files import finish, read_result, write_tensors
-from workers.memory import watched
+from workers.memory import give_back, watched
 from workers.messages import (
     AssessTask,
     CollectTask,
@@ -182,7 +182,8 @@ class Worker:
         if path not in self._models:
             for old in list(self._models)[: len(self._models) - KEPT_MODELS + 1]:
                 del self._models[old]
-            self._models[path] = load_model(path)[0].to(self.device)
+            give_back()
+            self._models[path] = load_pruned(path).to(self.device)
         self._models[path] = self._models.pop(path)
         return self._models[path]
 

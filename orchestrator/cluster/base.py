@@ -54,13 +54,11 @@ class Hardware:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            least = name.endswith("_seconds")
-            require(
-                name == "name" or value > 0 or (least and value == 0),
-                f"cluster.hardware.{name}",
-                "a number that is not negative" if least else "a positive number",
-                value,
-            )
+            if name == "name":
+                continue
+            free = name.endswith("_seconds")  # what takes no time is fine, a rate of nothing is not
+            expected = "a number that is not negative" if free else "a positive number"
+            require(value >= 0 if free else value > 0, f"cluster.hardware.{name}", expected, value)
 
 
 @dataclass

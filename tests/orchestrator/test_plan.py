@@ -10,13 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kernels.patterns import FREE
 from orchestrator import launch
+from orchestrator.config import experiment_of
 from orchestrator.costs import CostModel, PlannedLayer
 from orchestrator.footprint import Footprint
 from orchestrator.grid import best_cut, makespan, portions, runs, schedule
 from workers.errors import ConfigError
 from workers.models.base import Layer
 from workers.models.profile import Depth, ModelProfile
+from workers.pruners.statistics import BlockFisher, LayerHessian
 
 
 def chain(sizes: list[int], block_size: int = 16) -> list[PlannedLayer]:
@@ -120,7 +123,7 @@ def test_a_layer_that_cannot_fit_is_refused_with_its_name_and_a_remedy() -> None
 
 def test_layers_that_share_a_hessian_need_no_backward_pass() -> None:
     layers = chain([64] * 3)
-    hessians = [replace(planned, blocks=1) for planned in layers]
+    hessians = [replace(planned, blocks=1, by_gradients=False) for planned in layers]
     costs, footprint = models_of(layers)
     passes = costs.network(costs.gradients_per_shard * costs.samples_per_gradient)
     vectors = 100 * 64 / (2 * 64 * 16)  # of one sample, by its flops
@@ -157,3 +160,29 @@ def test_a_disk_too_small_for_the_store_is_said_before_work_starts(
     monkeypatch.setattr(launch.shutil, "disk_usage", lambda _: SimpleNamespace(free=free * 10**9))
     launch.warn_of_a_full_disk(cast(Any, SimpleNamespace(store_bytes=10 * 10**9)), tmp_path, cast(Any, SimpleNamespace(warn=said.append)))
     assert len(said) == warnings and all("9 GB free" in line and "10 GB" in line for line in said)
+
+
+def test_a_depthwise_layer_with_a_hessian_per_row_needs_no_backward_pass_either() -> None:
+    """It has as many matrices as rows, just as a block Fisher has: the statistic says what it is made of."""
+    model, layer = chain([64]), Layer("conv_dw", 64, 9, kernel=9, groups=64)
+    depth = model[0].depth
+    hessian, fisher = LayerHessian(FREE), BlockFisher(16, FREE)
+    assert hessian.shape(layer) == fisher.shape(layer) == (64, 9)
+    costs, footprint = models_of(model)
+    found = [PlannedLayer(layer, depth, *each.shape(layer), 0, each.by_gradients) for each in (hessian, fisher)]
+    assert footprint.collect(found[:1]) < footprint.collect(found[1:])
+    forward = costs.network(costs.gradients_per_shard * costs.samples_per_gradient)
+    vectors = 400 * depth.flops / (2 * layer.weights)
+    outer, bytes_used = 2 * vectors * 64 * 9**2 / 1e9, found[0].statistic_bytes + found[0].stored_bytes
+    assert costs.collect(found[:1]) == pytest.approx(forward + outer + bytes_used / 1e9)
+
+
+def test_evaluation_and_comparison_are_planned_in_the_parts_that_they_are_carried_out_in() -> None:
+    """Whatever the shards; a comparison is cut between batches, so that large ones are not cut finer than they are."""
+    settings = ["data.shards=1", "data.calibration_batches=3", "data.calibration_batch_size=1000"]
+    experiment = experiment_of(["cluster=local", *settings])
+    stages = launch.plan_experiment(experiment).stages
+    assert stages["compare"].tasks == experiment.data.comparison_parts == 3
+    headless = experiment_of(["+experiment=dino_vitg_50pct"])
+    parts = headless.data.evaluation_parts("test") + headless.data.evaluation_parts("bank")
+    assert launch.plan_experiment(headless).stages["evaluate dense"].tasks == parts == 98 + 196

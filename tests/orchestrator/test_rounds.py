@@ -4,28 +4,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
 from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.allocate import layer_sparsities
-from orchestrator.config import Experiment, load
+from orchestrator.config import Experiment, experiment_of
 from orchestrator.launch import plan_experiment, run_fingerprint
 from orchestrator.rounds import toward
-from orchestrator.stages import over_rounds, prefix, whose
+from orchestrator.stages import kind, over_rounds, prefix, whose
 from orchestrator.store import fingerprint, settings
 from workers.errors import ConfigError
 from workers.models.base import Layer
 from workers.pruners.base import Scope, Target
 from workers.recovery import Distill, Optimizer, learning_rate
 
-CONF = Path(__file__).parents[2] / "conf"
 LAYERS = [Layer("blocks.0.fc", 10, 10), Layer("blocks.1.fc", 10, 10)]
 
 
 def experiment(*overrides: str) -> Experiment:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return load(compose("config", overrides=["cluster=local", *overrides]))
+    return experiment_of(["cluster=local", *overrides])
 
 
 def way(target: Target, already: dict[str, int], steps: int) -> list[Target]:
@@ -211,7 +208,7 @@ def test_the_plan_holds_each_stage_of_each_step_once() -> None:
     first += [f"round a: {stage}" for stage in (*seen, "recover", "evaluate recovered", "assess recovered")]
     second = [f"round b: {stage}" for stage in (*pruning, *seen)]
     assert list(plan.stages) == [*once, *first, *second, "export"]
-    assert all(found == alone.stages[name.rpartition(": ")[2]] for name, found in plan.stages.items())
+    assert all(found == alone.stages[kind(name)] for name, found in plan.stages.items())
     assert plan.store_bytes == 2 * alone.store_bytes + untrained.store_bytes
     assert plan.worker_bytes == alone.worker_bytes + plan.profile.model_bytes, "a worker keeps the model of the step before"
 

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+TASK_SAMPLES = 512  # that a task without a statistic pushes through a model, about
+
+
 class Batch(NamedTuple):
     """``images_NCHW`` float32, normalised; ``labels_N`` int64 (-1 where a sample has no label)."""
 
@@ -77,6 +80,15 @@ class Dataset(ABC):
     @abstractmethod
     def size(self, split: str) -> int:
         """Number of samples of ``train``, ``test`` or ``bank`` (labelled training images without augmentation, for k-NN)."""
+
+    def evaluation_parts(self, split: str) -> int:
+        """Into how many tasks an evaluation is cut: by the data alone, since the cut shows in the last bits of a result."""
+        return max(1, -(-self.size(split) // TASK_SAMPLES))
+
+    @property
+    def comparison_parts(self) -> int:
+        """Into how many tasks of whole batches a pass over the calibration set is cut that keeps no statistic."""
+        return min(self.calibration_batches, -(-self.calibration_batches * self.calibration_batch_size // TASK_SAMPLES))
 
     @abstractmethod
     def calibration(self, shard: int, shards: int) -> Iterator[Batch]:

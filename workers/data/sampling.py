@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-TASK_SAMPLES = 512  # that one task pushes through a model
 DRAWS = 4  # random numbers that decide the augmentation of one sample
 
 
@@ -31,11 +30,6 @@ class Pick(NamedTuple):
 def part(count: int, index: int, of: int) -> range:
     """The ``index``-th of ``of`` contiguous parts of ``range(count)``, whose sizes differ by one at most."""
     return range(index * count // of, (index + 1) * count // of)
-
-
-def task_count(samples: int) -> int:
-    """Into how many tasks a pass over ``samples`` is cut: by the data alone, since the cut shows in the last bits of a result."""
-    return max(1, -(-samples // TASK_SAMPLES))
 
 
 def subset(seed: int, samples: int, wanted: int) -> NDArray[np.int64]:

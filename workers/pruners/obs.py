@@ -17,8 +17,7 @@ from kernels.statistics import Moments
 from kernels.sweep import inverse_factor
 from workers.errors import SecateurError
 from workers.pruners.layout import Layout
-
-SLICE_BYTES = 256 * 2**20  # of one float32 mean; keeps the copies made per slice far below the statistic itself
+from workers.pruners.statistics import SLICE_BYTES
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from kernels.patterns import Pattern
 from workers.checks import require
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 FACTOR, INVERT, ELIMINATE, REFIT = 1 / 3, 1.0, 1 / 3, 0.3  # flops over B^3 of a block; the last as measured at half sparsity
+SLICE_BYTES = 256 * 2**20  # of a statistic, float32, in work at a time; keeps the copies made of it far below the whole
 PATCH_BYTES = 64 * 2**20  # of a convolution's inputs, laid out for the product at a time
 
 
@@ -39,6 +40,8 @@ class Collected:
 
 class Statistic(ABC):
     """A calibration sum per layer that merges by addition."""
+
+    by_gradients: ClassVar[bool]  # of the loss, which takes a backward pass; else of inputs, with a matrix that rows share
 
     @abstractmethod
     def layout(self, layer: Layer) -> Layout:
@@ -67,6 +70,7 @@ class BlockFisher(Statistic):
 
     block_size: int
     pattern: Pattern
+    by_gradients: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require(1 <= self.block_size <= 1024, "pruner.block_size", "1 to 1024", self.block_size, "16 to 256 are useful")
@@ -103,6 +107,7 @@ class LayerHessian(Statistic):
     r"""``2/N sum_n x_n x_n^T`` over the input vectors x of a layer; one matrix for all rows of a group. Knows no loss."""
 
     pattern: Pattern
+    by_gradients: ClassVar[bool] = False
 
     def layout(self, layer: Layer) -> Layout:
         """Whole rows."""
