@@ -46,7 +46,7 @@ def save_model(path: Path, family: ModelFamily, state: Mapping[str, Tensor], mas
         tensors[f"{layer}.weight.mask"] = pack_bits(keep)
         tensors[f"{layer}.weight.values"] = weight[keep]
         layers[layer] = {"shape": list(weight.shape), "kept": int(keep.sum()), "of": weight.numel()}
-    spec = {"format": FORMAT, "family": _target(family), "settings": asdict(family) | {"checkpoint": None}, "layers": layers}
+    spec = {"format": FORMAT, "family": target_of(family), "settings": asdict(family) | {"checkpoint": None}, "layers": layers}
     return write_tensors(path, tensors, {"secateur": json.dumps(spec, sort_keys=True)})
 
 
@@ -64,10 +64,15 @@ def read_spec(path: Path | str) -> dict[str, Any]:
 def load_family(path: Path | str) -> ModelFamily:
     """The family, with its settings, that a model file was written by. Raises: SecateurError."""
     spec = read_spec(path)
-    module, _, name = spec["family"].rpartition(".")
-    if not module.startswith("workers.models."):
+    if not spec["family"].startswith("workers.models."):
         raise SecateurError(f"{path}: expected a model family of workers.models, got {spec['family']}")
-    return getattr(importlib.import_module(module), name)(**spec["settings"])
+    return family_of(spec["family"], spec["settings"])
+
+
+def family_of(target: str, settings: Mapping[str, Any]) -> ModelFamily:
+    """A family by the name of its class."""
+    module, _, name = target.rpartition(".")
+    return getattr(importlib.import_module(module), name)(**settings)
 
 
 def load_state(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -124,5 +129,6 @@ def _weights(path: Path) -> Iterator[tuple[str, Tensor]]:
     yield from tensors.items()
 
 
-def _target(family: ModelFamily) -> str:
+def target_of(family: ModelFamily) -> str:
+    """The name that ``family_of`` knows a family by."""
     return f"{type(family).__module__}.{type(family).__qualname__}"

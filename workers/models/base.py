@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from workers.structure import Group
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -49,6 +51,10 @@ class ModelFamily(ABC):
     @abstractmethod
     def layers(self, model: nn.Module) -> list[Layer]:
         """The prunable layers in forward (definition) order. Raises ``ConfigError`` if a pattern matches nothing."""
+
+    @abstractmethod
+    def groups(self, model: nn.Module, input_shape: tuple[int, int, int]) -> list[Group]:
+        """What can be taken out of the model whole, as it takes images of ``(channels, height, width)``. Raises: ConfigError."""
 
     @abstractmethod
     def pretrained_state(self) -> dict[str, Tensor] | None:

@@ -14,6 +14,8 @@ from workers.models.base import Layer, ModelFamily
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from workers.structure import Group
+
 RESERVED = (
     "pretrained",
     "pretrained_cfg",
@@ -87,6 +89,20 @@ class TimmModel(ModelFamily):
         chosen = [name for name in candidates if _matches(name, self.include) and not _matches(name, self.exclude)]
         require(bool(chosen), "model.exclude", "patterns that leave a layer to prune", self.exclude)
         return [_layer(name, every[name]) for name in chosen]
+
+    def groups(self, model: nn.Module, input_shape: tuple[int, int, int]) -> list[Group]:
+        """Of VisionTransformers as written down here, of all others as traced. The classifier's outputs stay."""
+        import torch
+        from timm.models.vision_transformer import VisionTransformer
+
+        if isinstance(model, VisionTransformer):
+            from workers.models.structures_vit import vit_groups
+
+            return vit_groups(model)
+        from workers.models.structures_traced import traced_groups
+
+        device = next(model.parameters()).device
+        return traced_groups(model, torch.zeros(1, *input_shape, device=device), _heads(model))
 
     def pretrained_state(self) -> dict[str, Tensor] | None:
         """The checkpoint's tensors under the names and in the types of ``build()``. Position embeddings are resized bicubically without

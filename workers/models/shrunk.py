@@ -1,0 +1,70 @@
+"""A model of another family with structures taken out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from workers.models.base import Layer, ModelFamily
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor, nn
+
+    from workers.structure import Group
+
+
+@dataclass
+class ShrunkModel(ModelFamily):
+    """What ``family`` with its ``settings`` builds, with some tensors of other ``shapes``: all that a file has to say of the architecture."""
+
+    checkpoint: str | None
+    family: str
+    settings: dict[str, Any]
+    shapes: dict[str, list[int]] = field(default_factory=dict)
+
+    @property
+    def dense(self) -> ModelFamily:
+        """The family before anything was taken out."""
+        from workers.export import family_of
+
+        return family_of(self.family, self.settings)
+
+    def check(self) -> None:
+        self.dense.check()
+
+    def build(self) -> nn.Module:
+        from workers.structure import resize_
+
+        model = self.dense.build()
+        resize_(model, self.shapes)
+        return model
+
+    def layers(self, model: nn.Module) -> list[Layer]:
+        return self.dense.layers(model)
+
+    def groups(self, model: nn.Module, input_shape: tuple[int, int, int]) -> list[Group]:
+        return self.dense.groups(model, input_shape)
+
+    def pretrained_state(self) -> dict[str, Tensor] | None:
+        return None
+
+    def weights_fingerprint(self) -> str:
+        raise NotImplementedError("a shrunk model is never imported")
+
+    @property
+    def is_classifier(self) -> bool:
+        return self.dense.is_classifier
+
+
+def shrunk(family: ModelFamily, model: nn.Module, state: Mapping[str, Tensor]) -> ShrunkModel:
+    """The family of ``model`` (built by ``family``) once its tensors are those of ``state``."""
+    from workers.export import target_of
+
+    if isinstance(family, ShrunkModel):
+        target, settings, shapes = family.family, family.settings, dict(family.shapes)
+    else:
+        target, settings, shapes = target_of(family), asdict(family) | {"checkpoint": None}, {}
+    shapes |= {name: list(state[name].shape) for name, tensor in model.state_dict().items() if tensor.shape != state[name].shape}
+    return ShrunkModel(None, target, settings, shapes)
