@@ -40,6 +40,11 @@ def carry_out(composed: DictConfig) -> float | None:
 
         console.print(plan_table(plan_experiment(experiment)))
         return None
+    if experiment.mode is Mode.STRUCTURE:
+        from orchestrator.structure_table import structure_table
+
+        console.print(structure_table(experiment.model, experiment.data.input_shape))
+        return None
     from orchestrator.report import summary_table
 
     report, directory = run_experiment(experiment, plain(composed), command())

@@ -31,6 +31,7 @@ CONF = str(Path(__file__).resolve().parent.parent / "conf")
 class Mode(Enum):
     RUN = "run"
     PLAN = "plan"  # say what a run would take, and stop
+    STRUCTURE = "structure"  # list what could be taken out of the model whole, and stop
 
 
 @dataclass

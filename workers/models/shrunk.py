@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class ShrunkModel(ModelFamily):
-    """What ``family`` with its ``settings`` builds, with some tensors of other ``shapes``: all that a file has to say of the architecture."""
+    """What ``family`` with its ``settings`` builds, with some tensors of other ``shapes``: all that there is to say of the architecture."""
 
     checkpoint: str | None
     family: str
@@ -35,7 +35,7 @@ class ShrunkModel(ModelFamily):
         self.dense.check()
 
     def build(self) -> nn.Module:
-        from workers.structure import resize_
+        from workers.models.resize import resize_
 
         model = self.dense.build()
         resize_(model, self.shapes)

@@ -21,8 +21,8 @@ Found = TypeVar("Found")
 def traced_groups(model: nn.Module, image_1CHW: Tensor, heads: set[str]) -> list[Group]:
     """In the order of definition. ``heads`` are the layers whose outputs leave the model.
 
-    Left out are groups that a norm takes a mean over (LayerNorm, GroupNorm: without a unit it is another function), that end in no layer
-    that reads them, and those of grouped convolutions that are not depthwise.
+    Left out are groups that a norm takes a mean over (LayerNorm, GroupNorm: without a unit it is another function), that no layer reads,
+    those of grouped convolutions that are not depthwise, and those whose units do not correspond one to one.
     Raises: ConfigError naming the module at which the graph could not be found in time, or at all.
     """
     import torch_pruning as tp
@@ -98,6 +98,8 @@ def _group(entry: object, names: dict[nn.Module, str], parameters: dict[int, str
     for item in entry:  # type: ignore[attr-defined]
         module, reads = item.dep.target.module, item.dep.handler.__name__.endswith("in_channels")
         index_UK = _by_unit(item.idxs, item.root_idxs)
+        if index_UK is None:
+            return None
         if isinstance(module, nn.Parameter):
             name = parameters[id(module)]
             produced[name, -1] = Slice(name, module.ndim - 1, index_UK)
@@ -131,8 +133,10 @@ def _group(entry: object, names: dict[nn.Module, str], parameters: dict[int, str
     return Group(root, kind, tuple(produced.values()), tuple(consumed.values()), tuple(running.values()))
 
 
-def _by_unit(indices: list[int], roots: list[int]) -> Tensor:
-    """Positions by unit, (U, K): torch-pruning lists them beside the channel of the root that each belongs to."""
+def _by_unit(indices: list[int], roots: list[int]) -> Tensor | None:
+    """Positions by unit, (U, K): torch-pruning lists them beside the channel of the root that each belongs to. None if units differ."""
     index, root = torch.tensor(indices), torch.tensor(roots)
-    order = torch.argsort(root, stable=True)
-    return index[order].view(int(root.max()) + 1, -1)
+    counts = root.bincount()
+    if not bool((counts == counts[0]).all()):
+        return None
+    return index[torch.argsort(root, stable=True)].view(len(counts), -1)

@@ -11,8 +11,8 @@ from workers.structure import Group, Kind, Slice
 
 
 def vit_groups(model: VisionTransformer) -> list[Group]:
-    """In forward order. The width of the embedding is no structure here: LayerNorm takes its mean over all of it, so without a channel it is
-    another function, however small the channel was. Attention or MLPs with a norm inside are left out for the same reason.
+    """In forward order. The width of the embedding is no structure here: LayerNorm takes its mean over all of it, so without a channel it
+    is another function, however small the channel was. Attention and MLPs with a norm inside are left out for the same reason.
     """
     groups = []
     for name, module in model.named_modules():
@@ -20,15 +20,15 @@ def vit_groups(model: VisionTransformer) -> list[Group]:
             case Attention() if isinstance(module.norm, nn.Identity):
                 groups.append(_heads(name, module))
             case GluMlp() if isinstance(module.norm, nn.Identity) and isinstance(module.fc1, nn.Linear):
-                hidden = module.fc2.in_features
+                hidden = module.fc2.weight.shape[1]
                 pairs_U2 = torch.arange(2 * hidden).view(2, hidden).T
                 groups.append(_neurons(name, {f"{name}.fc1": (module.fc1, pairs_U2)}, f"{name}.fc2"))
             case SwiGLU() if isinstance(module.norm, nn.Identity):
-                each_U1 = torch.arange(module.fc2.in_features)[:, None]
+                each_U1 = torch.arange(module.fc2.weight.shape[1])[:, None]
                 rows = {f"{name}.{part}": (getattr(module, part), each_U1) for part in ("fc1_g", "fc1_x")}
                 groups.append(_neurons(name, rows, f"{name}.fc2"))
             case Mlp() if isinstance(module.norm, nn.Identity) and isinstance(module.fc1, nn.Linear):
-                each_U1 = torch.arange(module.fc2.in_features)[:, None]
+                each_U1 = torch.arange(module.fc2.weight.shape[1])[:, None]
                 groups.append(_neurons(name, {f"{name}.fc1": (module.fc1, each_U1)}, f"{name}.fc2"))
     return groups
 

@@ -1,0 +1,55 @@
+"""What could be taken out of a model whole, as people read it."""
+
+from __future__ import annotations
+
+import rich.console
+from rich.table import Table
+
+from orchestrator.units import count, percent
+from workers.models.base import ModelFamily
+from workers.structure import Group
+
+
+def structure_table(family: ModelFamily, input_shape: tuple[int, int, int]) -> rich.console.RenderableType:
+    """A line for each group. Needs no weights. Raises: ConfigError if the model's structure cannot be found."""
+    import torch
+
+    with torch.device("meta"):
+        model = family.build().eval()
+    groups = family.groups(model, input_shape)
+    shapes = {name: tensor.shape for name, tensor in model.named_parameters()}
+    total = sum(shape.numel() for shape in shapes.values())
+    table = Table(title="Groups (a unit goes with all of its slices)", title_justify="left")
+    for column in ("group", "kind", "units", "weights per unit", "of the model", "produced by", "read by"):
+        table.add_column(column, justify="right" if column in ("units", "weights per unit", "of the model") else "left")
+    for group in groups:
+        weights = unit_weights(group, shapes)
+        produced, consumed = (_modules(parts) for parts in (group.produced, group.consumed))
+        share = percent(group.units * weights / total)
+        table.add_row(group.name, group.kind.value, f"{group.units:,}", f"{weights:,}", share, produced, consumed)
+    return rich.console.Group(table, *_sentences(family, model, groups))
+
+
+def unit_weights(group: Group, shapes: dict) -> int:
+    """Weights that go with one unit."""
+    parts = (*group.produced, *group.consumed)
+    return sum(part.index_UK.shape[1] * (shapes[part.tensor].numel() // shapes[part.tensor][part.dim]) for part in parts)
+
+
+def _modules(parts: tuple) -> str:
+    """Names of modules, the first and how many more."""
+    names = list(dict.fromkeys(part.tensor.rpartition(".")[0] for part in parts))
+    return names[0] + (f" + {len(names) - 1}" if len(names) > 1 else "")
+
+
+def _sentences(family: ModelFamily, model: object, groups: list[Group]) -> list[str]:
+    covered = {part.tensor.removesuffix(".weight") for group in groups for part in group.produced}
+    whole = [layer.name for layer in family.layers(model) if layer.name not in covered]  # type: ignore[arg-type]
+    found = [f"{count(len(groups), 'group')}, {count(sum(group.units for group in groups), 'unit')}."]
+    if whole:
+        more = f" and {len(whole) - 3} more" if len(whole) > 3 else ""
+        found.append(
+            f"No output of {', '.join(whole[:3])}{more} can be taken out: it is added to others, leaves the model, or meets a norm that "
+            "takes a mean over all of them."
+        )
+    return found

@@ -1,0 +1,255 @@
+"""What can be taken out of a model whole: without it, the model does what it did with it silenced, and is really smaller."""
+
+import threading
+import time
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from workers.errors import ConfigError
+from workers.export import load_family, load_pruned, save_model
+from workers.models import structures_traced
+from workers.models.shrunk import shrunk
+from workers.models.timm import TimmModel
+from workers.structure import Kind, mask_, take
+
+VIT = {"img_size": 28, "depth": 2, "embed_dim": 48, "num_heads": 4}
+FAMILIES = {
+    "vit_tiny_patch16_224": (VIT | {"img_size": 32, "qkv_bias": False}, 32),
+    "deit_tiny_distilled_patch16_224": (VIT | {"img_size": 32}, 32),
+    "vit_small_patch14_reg4_dinov2": (VIT, 28),  # LayerScale and registers
+    "vit_giant_patch14_dinov2": (VIT, 28),  # both halves of a SwiGLU in one matrix
+    "vit_little_patch16_reg4_gap_256": (VIT | {"img_size": 32}, 32),
+    "resnet18": ({}, 32),
+    "resnet50d": ({}, 32),
+    "vgg11": ({"num_features": 32}, 32),
+    "densenet121": ({}, 32),  # concatenations: several groups in one input
+    "mobilenetv2_100": ({}, 32),
+    "mobilenetv3_small_100": ({}, 64),
+    "efficientnet_b0": ({}, 32),
+    "tf_efficientnet_lite0": ({}, 32),
+    "regnety_002": ({}, 32),  # grouped convolutions, whose channels stay
+    "convnext_atto": ({}, 32),
+    "convnext_tiny": ({"dims": [16, 32, 64, 96], "depths": [1, 1, 2, 1]}, 64),
+    "mixer_s32_224": ({"img_size": 64}, 64),
+}
+
+
+def family(name, **arguments):
+    return TimmModel(name=name, arguments={"num_classes": 10} | arguments, checkpoint=None, include=["*"], exclude=[])
+
+
+def on_meta(made, size):
+    with torch.device("meta"):
+        model = made.build().eval()
+    return made.groups(model, (3, size, size))
+
+
+def trained_looking(made, seed=0):
+    """In float64 and eval mode, with no zeros, ones or equal numbers where initial weights have them."""
+    torch.manual_seed(seed)
+    model = made.build().double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.03)
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.normal_(0, 0.1)
+            elif name.endswith("running_var"):
+                buffer.uniform_(0.8, 1.5)
+    return model
+
+
+def half(units):
+    kept = torch.rand(units) < 0.5
+    kept[int(torch.randint(units, (1,)))] = True
+    return kept
+
+
+def one(units):
+    return torch.arange(units) == int(torch.randint(units, (1,)))
+
+
+def forward_flops(model, images_NCHW):
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(images_NCHW)
+    return counter.get_total_flops()
+
+
+def silenced(made, state, groups, kept):
+    model = made.build().double().eval()
+    model.load_state_dict(state)
+    mask_(dict(model.named_parameters()), groups, kept)
+    return model
+
+
+def smaller(made, model, groups, kept):
+    state = take(model.state_dict(), groups, kept)
+    reduced = shrunk(made, model, state)
+    built = reduced.build().double().eval()
+    built.load_state_dict(state)
+    return reduced, built
+
+
+@pytest.mark.parametrize("choose", [half, one])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_model_without_units_is_the_model_with_them_silenced(name, choose):
+    """In float64 to rounding, with fewer weights, and fewer flops by torch's own count."""
+    arguments, size = FAMILIES[name]
+    made = family(name, **arguments)
+    groups, model = on_meta(made, size), trained_looking(made)
+    assert groups
+    kept = {group.name: choose(group.units) for group in groups}
+    masked = silenced(made, model.state_dict(), groups, kept)
+    _, small = smaller(made, model, groups, kept)
+    images_NCHW = torch.randn(2, 3, size, size, dtype=torch.float64)
+    with torch.no_grad():
+        expected, found, before = masked(images_NCHW), small(images_NCHW), model(images_NCHW)
+    assert not torch.allclose(before, expected, rtol=1e-6)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10 * float(expected.abs().max()))
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+    assert forward_flops(small, images_NCHW) < forward_flops(model, images_NCHW)
+
+
+@pytest.mark.parametrize("kind", [Kind.HEAD, Kind.NEURON])
+def test_a_branch_of_a_vit_can_go_altogether(kind):
+    made = family("vit_small_patch14_dinov2", **VIT)
+    groups, model = on_meta(made, 28), trained_looking(made)
+    kept = {group.name: torch.full((group.units,), group.kind is not kind) for group in groups}
+    _, small = smaller(made, model, groups, kept)
+    images_NCHW = torch.randn(2, 3, 28, 28, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            small(images_NCHW), silenced(made, model.state_dict(), groups, kept)(images_NCHW), rtol=1e-10, atol=1e-12
+        )
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_100", "vgg11"])
+def test_torch_pruning_itself_leaves_the_same_model(name):
+    """Its own removal of the same channels, one group after the other, gives a model with equal shapes and outputs."""
+    import torch_pruning as tp
+
+    arguments, size = FAMILIES[name]
+    made = family(name, **arguments)
+    groups, model = on_meta(made, size), trained_looking(made)
+    kept = {group.name: half(group.units) for group in groups}
+    _, small = smaller(made, model, groups, kept)
+    images_NCHW = torch.randn(2, 3, size, size, dtype=torch.float64)
+    graph = tp.DependencyGraph().build_dependency(model, images_NCHW)
+    for group in groups:
+        root, gone = model.get_submodule(group.name), (~kept[group.name]).nonzero()[:, 0].tolist()
+        if gone:
+            graph.get_pruning_group(root, tp.prune_conv_out_channels, gone).prune()
+    assert {n: t.shape for n, t in model.state_dict().items()} == {n: t.shape for n, t in small.state_dict().items()}
+    with torch.no_grad():
+        torch.testing.assert_close(small(images_NCHW), model(images_NCHW), rtol=1e-10, atol=1e-12)
+
+
+def test_the_structures_of_a_vit_are_its_heads_and_hidden_neurons():
+    groups = on_meta(family("vit_giant_patch14_dinov2", **VIT), 28)
+    assert [(group.name, group.kind) for group in groups] == [
+        (f"blocks.{block}.{part}", kind) for block in range(2) for part, kind in (("attn", Kind.HEAD), ("mlp", Kind.NEURON))
+    ]
+    assert [group.units for group in groups] == [4, 128, 4, 128]
+
+
+def test_residual_streams_are_a_kind_of_their_own():
+    """ResNet-18: a stream for each stage, and a free channel inside each of its eight blocks; the classifier's outputs stay."""
+    groups = on_meta(family("resnet18"), 64)
+    assert sorted(group.units for group in groups if group.kind is Kind.STREAM) == [64, 128, 256, 512]
+    assert sorted(group.units for group in groups if group.kind is Kind.CHANNEL) == [64, 64, 128, 128, 256, 256, 512, 512]
+    assert not any(part.tensor.startswith("fc.") for group in groups for part in group.produced)
+
+
+def test_what_a_norm_takes_a_mean_over_stays():
+    """ConvNeXt: its LayerNorms see all channels of a stage, so hidden neurons are all that can go."""
+    arguments, size = FAMILIES["convnext_tiny"]
+    assert {group.kind for group in on_meta(family("convnext_tiny", **arguments), size)} == {Kind.NEURON}
+
+
+def test_units_removed_twice_are_units_removed_at_once():
+    """The groups of a shrunk model are found again, and what is left after two rounds does not depend on there having been two."""
+    made = family("mobilenetv3_small_100")
+    groups, model = on_meta(made, 64), trained_looking(made)
+    first = {group.name: half(group.units) for group in groups}
+    reduced, small = smaller(made, model, groups, first)
+    again = on_meta(reduced, 64)
+    assert [(group.name, group.units) for group in again] == [(group.name, int(first[group.name].sum())) for group in groups]
+    second = {group.name: half(group.units) for group in again}
+    twice, built = smaller(reduced, small, again, second)
+    both = {name: kept.clone() for name, kept in first.items()}
+    for name, kept in both.items():
+        kept[kept.nonzero()[:, 0][~second[name]]] = False
+    _, at_once = smaller(made, model, groups, both)
+    images_NCHW = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(built(images_NCHW), at_once(images_NCHW), rtol=0, atol=0)
+    assert twice.family == "workers.models.timm.TimmModel"
+
+
+@pytest.mark.parametrize("name", ["vit_giant_patch14_dinov2", "mobilenetv3_small_100"])
+def test_a_smaller_model_is_loaded_from_its_file(name, tmp_path):
+    """Bit for bit, sparse layers included; its family says what is in it."""
+    arguments, size = FAMILIES[name]
+    made = family(name, **arguments)
+    groups, model = on_meta(made, size), trained_looking(made).float()
+    kept = {group.name: half(group.units) for group in groups}
+    state = take(model.state_dict(), groups, kept)
+    reduced = shrunk(made, model, state)
+    layer = reduced.layers(reduced.build())[0].name
+    keep = torch.rand(state[f"{layer}.weight"].shape) < 0.5
+    state[f"{layer}.weight"] = state[f"{layer}.weight"] * keep
+    path = tmp_path / "model.safetensors"
+    save_model(path, reduced, state, {layer: keep})
+    loaded = load_pruned(path)
+    assert all(torch.equal(tensor, state[key]) for key, tensor in loaded.state_dict().items())
+    assert load_family(path) == reduced and load_family(path).is_classifier
+    assert loaded(torch.zeros(1, 3, size, size)).shape == (1, 10)
+
+
+def test_a_trace_that_does_not_end_is_ended():
+    going = threading.Event()
+
+    def for_ever():
+        going.set()
+        while True:
+            time.sleep(0.001)
+
+    before = threading.active_count()
+    with pytest.raises(TimeoutError):
+        structures_traced.within(0.2, for_ever)
+    assert going.is_set()
+    for _ in range(100):
+        if threading.active_count() == before:
+            return
+        time.sleep(0.05)
+    pytest.fail("the thread still runs")
+
+
+class Broken(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 1), nn.Conv2d(5, 4, 1)
+
+    def forward(self, images_NCHW):
+        return self.second(self.first(images_NCHW))
+
+
+def test_a_model_that_cannot_be_traced_is_refused_by_module():
+    with pytest.raises(ConfigError, match=r"Broken cannot be found: .*last module: second"):
+        structures_traced.traced_groups(Broken(), torch.zeros(1, 3, 8, 8), set())
+
+
+def test_mode_structure_prints_the_groups(capsys):
+    from hydra import compose, initialize_config_dir
+
+    from orchestrator.__main__ import carry_out
+    from orchestrator.config import CONF
+
+    with initialize_config_dir(CONF, version_base="1.3"):
+        assert carry_out(compose("config", overrides=["mode=structure"])) is None
+    printed = capsys.readouterr().out
+    assert "12 groups, 3,096 units." in printed  # 6 blocks of 4 heads and 512 neurons
+    assert "blocks.5.mlp" in printed and "neuron" in printed
