@@ -20,13 +20,13 @@ def structure_table(family: ModelFamily, input_shape: tuple[int, int, int]) -> r
     shapes = {name: tensor.shape for name, tensor in model.named_parameters()}
     total = sum(shape.numel() for shape in shapes.values())
     table = Table(title="Groups (a unit goes with all of its slices)", title_justify="left")
-    for column in ("group", "kind", "units", "weights per unit", "of the model", "produced by", "read by"):
-        table.add_column(column, justify="right" if column in ("units", "weights per unit", "of the model") else "left")
+    for column in ("group", "kind", "units", "weights of one", "of the model", "read by"):
+        numeric = column in ("units", "weights of one", "of the model")
+        table.add_column(column, justify="right" if numeric else "left", no_wrap=column == "group", overflow="fold")
     for group in groups:
         weights = unit_weights(group, shapes)
-        produced, consumed = (_modules(parts) for parts in (group.produced, group.consumed))
         share = percent(group.units * weights / total)
-        table.add_row(group.name, group.kind.value, f"{group.units:,}", f"{weights:,}", share, produced, consumed)
+        table.add_row(group.name, group.kind.value, f"{group.units:,}", f"{weights:,}", share, _modules(group.consumed))
     return rich.console.Group(table, *_sentences(family, model, groups))
 
 
