@@ -9,7 +9,7 @@ from orchestrator.cluster.base import Hardware, Resources
 from orchestrator.config import Experiment
 from workers.models.base import Layer
 from workers.models.profile import Depth, ModelProfile
-from workers.pruners.base import Pruner
+from workers.pruners.base import WeightPruner
 from workers.recovery import Precision, Recovery
 
 BUILD_PASSES = 2  # initial weights are drawn, then replaced
@@ -52,7 +52,7 @@ class CostModel:
 
     profile: ModelProfile
     hardware: Hardware
-    pruner: Pruner
+    pruner: WeightPruner
     threads: int
     gpu: bool
     samples_per_gradient: int

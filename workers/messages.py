@@ -9,7 +9,7 @@ from typing import Any
 from workers.data.base import Dataset
 from workers.losses import Loss
 from workers.models.base import Layer, ModelFamily
-from workers.pruners.base import Pruner
+from workers.pruners.base import WeightPruner
 from workers.pruners.statistics import Statistic
 from workers.recovery import Recovery
 
@@ -74,7 +74,7 @@ class ScoreTask:
     """Merge a layer's partial statistics in shard order and find what its weights are worth."""
 
     model: Path
-    pruner: Pruner
+    pruner: WeightPruner
     layer: Layer
     partials: tuple[Record, ...]
     to: Destination
@@ -93,7 +93,7 @@ class SolveTask:
     """Prune the ``pruned`` cheapest units of a layer and re-fit the others."""
 
     model: Path
-    pruner: Pruner
+    pruner: WeightPruner
     layer: Layer
     partials: tuple[Record, ...]
     scores: Record

@@ -17,7 +17,7 @@ from workers.calibrate import GradientSum
 from workers.errors import ConfigError
 from workers.losses import Loss
 from workers.models.base import Layer
-from workers.pruners.base import Pruner, Scope, Sensitivity, Target
+from workers.pruners.base import Scope, Sensitivity, Target, WeightPruner
 from workers.pruners.cap import CAP, Score
 from workers.pruners.magnitude import Magnitude
 from workers.pruners.obc import OBC
@@ -33,7 +33,7 @@ GROUPED = Layer("grouped", 6, 36, kernel=9, groups=3)
 DAMPENING = 1e-3
 
 
-def pruners(pattern: str, sparsity: float, scope: Scope = Scope.UNIFORM) -> list[Pruner]:
+def pruners(pattern: str, sparsity: float, scope: Scope = Scope.UNIFORM) -> list[WeightPruner]:
     target = Target(sparsity, scope, {}, pattern)
     found = [
         Magnitude(target),
@@ -44,7 +44,7 @@ def pruners(pattern: str, sparsity: float, scope: Scope = Scope.UNIFORM) -> list
     return found if pattern.startswith("groups") else [*found, Wanda(target), SparseGPT(target, DAMPENING, True, 8)]
 
 
-def a_problem(pruner: Pruner, layer: Layer, seed: int = 0, zeros: float = 0.0) -> tuple[torch.Tensor, SecondMoment | None]:
+def a_problem(pruner: WeightPruner, layer: Layer, seed: int = 0, zeros: float = 0.0) -> tuple[torch.Tensor, SecondMoment | None]:
     """Random weights, some of them zero, and correlated second moments of the shape the pruner asks for."""
     generator = torch.Generator().manual_seed(seed)
     weight_RC = torch.randn(layer.rows, layer.columns, generator=generator)
@@ -56,7 +56,7 @@ def a_problem(pruner: Pruner, layer: Layer, seed: int = 0, zeros: float = 0.0) -
     return weight_RC, SecondMoment(factor @ factor.mT, 2 * size)
 
 
-def pruned(pruner: Pruner, layer: Layer, weight_RC: torch.Tensor, moments: SecondMoment | None, units: int) -> tuple:
+def pruned(pruner: WeightPruner, layer: Layer, weight_RC: torch.Tensor, moments: SecondMoment | None, units: int) -> tuple:
     """The score and solve steps of a worker."""
     from kernels import masks, select
 

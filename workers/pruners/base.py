@@ -1,4 +1,4 @@
-"""What the pipeline asks of a pruner: three map steps and what each of them reads."""
+"""What the pipeline asks of a pruner of single weights: three map steps and what each of them reads."""
 
 from __future__ import annotations
 
@@ -91,8 +91,13 @@ class Solution:
 
 
 @dataclass
-class Pruner(ABC):
-    """One pruning method; its fields are its hyper-parameters. Only the central allocation reads ``target``, but for its pattern."""
+class Pruner:
+    """One pruning method; its fields are its hyper-parameters. It masks weights (``WeightPruner``) or takes units out (``UnitPruner``)."""
+
+
+@dataclass
+class WeightPruner(Pruner, ABC):
+    """Masks single weights of each layer. Only the central allocation reads ``target``, but for its pattern."""
 
     target: Target
 

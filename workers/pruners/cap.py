@@ -7,7 +7,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from workers.models.base import Layer
-from workers.pruners.base import Pruner, Sensitivity, Solution, check_dampening
+from workers.pruners.base import Sensitivity, Solution, WeightPruner, check_dampening
 from workers.pruners.statistics import ELIMINATE, INVERT, REFIT, BlockFisher
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class Score(Enum):
 
 
 @dataclass
-class CAP(Pruner):
+class CAP(WeightPruner):
     r"""Greedy OBS elimination in blocks of the Fisher, one ranking over all layers, group re-fit on the final mask.
 
         F = lambda I + 1/N sum_n g_n g_n^T            loss of removing q: w_q^2 / (2 [F^-1]_qq)

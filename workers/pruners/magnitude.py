@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from workers.models.base import Layer
-from workers.pruners.base import Pruner, Sensitivity, Solution
+from workers.pruners.base import Sensitivity, Solution, WeightPruner
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Magnitude(Pruner):
+class Magnitude(WeightPruner):
     """Prune the smallest ``|w|`` (for groups: the smallest norms); the others keep their values. Reads no data and predicts no loss."""
 
     @property

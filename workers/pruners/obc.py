@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from workers.models.base import Layer
-from workers.pruners.base import Pruner, Sensitivity, Solution, check_dampening
+from workers.pruners.base import Sensitivity, Solution, WeightPruner, check_dampening
 from workers.pruners.cap import Score
 from workers.pruners.statistics import ELIMINATE, INVERT, REFIT, LayerHessian
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class OBC(Pruner):
+class OBC(WeightPruner):
     r"""Greedy OBS of each row for the squared error of the layer's outputs.
 
         H = lambda I + 2/N sum_n x_n x_n^T          loss of removing q from a row: w_q^2 / (2 [H^-1]_qq)

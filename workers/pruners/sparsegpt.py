@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from workers.checks import require
 from workers.models.base import Layer
-from workers.pruners.base import Pruner, Sensitivity, Solution, check_dampening
+from workers.pruners.base import Sensitivity, Solution, WeightPruner, check_dampening
 from workers.pruners.statistics import FACTOR, INVERT, LayerHessian
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class SparseGPT(Pruner):
+class SparseGPT(WeightPruner):
     r"""Columns from left to right: what is pruned in one is made up for by the columns to its right, in all rows by the same factor.
 
         H = lambda I + 2/N sum_n x_n x_n^T = (U^-1 U^-T) with U upper triangular         cost of w_ij: w_ij^2 / U_jj^2

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from workers.checks import require
 from workers.models.base import Layer
-from workers.pruners.base import Pruner, Sensitivity, Solution
+from workers.pruners.base import Sensitivity, Solution, WeightPruner
 from workers.pruners.statistics import LayerHessian
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Wanda(Pruner):
+class Wanda(WeightPruner):
     """Prune the smallest ``|w_ij| * ||x_j||`` of each output row; the others keep their values.
 
     Scores are ranks inside rows, so every row loses the same share, whatever the scope of the target. Predicts no loss.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from workers.models.base import Layer
-from workers.pruners.base import Pruner, Sensitivity, Solution, check_dampening
+from workers.pruners.base import Sensitivity, Solution, WeightPruner, check_dampening
 from workers.pruners.statistics import FACTOR, REFIT, BlockFisher
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class WoodFisher(Pruner):
+class WoodFisher(WeightPruner):
     r"""Each weight (or group) is worth what its removal alone would cost, the others re-fitted; no elimination.
 
         F = lambda I + 1/N sum_n g_n g_n^T          score: w_q^2 / (2 [F^-1]_qq)          for groups: 1/2 w_G^T ([F^-1]_GG)^-1 w_G

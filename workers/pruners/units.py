@@ -1,0 +1,93 @@
+"""What the pipeline asks of a pruner of whole units: a sum over the data, and the order in which units go."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from workers.checks import require
+from workers.losses import Loss
+from workers.pruners.base import Pruner
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from workers.data.base import Batch
+    from workers.structure import Group
+
+
+class Of(Enum):
+    """What a target is a fraction of; all of the dense model."""
+
+    STRUCTURES = "structures"  # units of the kinds that may go
+    PARAMETERS = "parameters"
+    MACS = "macs"  # multiply-adds of a forward pass
+
+
+@dataclass
+class UnitTarget:
+    """How much of the dense model is taken out, and what every group keeps."""
+
+    removed: float
+    of: Of
+    min_units: int
+    min_fraction: float
+
+    def __post_init__(self) -> None:
+        require(0.0 <= self.removed < 1.0, "pruner.target.removed", "a fraction in [0, 1)", self.removed, "0.5 takes out half")
+        require(self.min_units >= 0, "pruner.target.min_units", "0 or more units", self.min_units)
+        require(0.0 <= self.min_fraction <= 1.0, "pruner.target.min_fraction", "a fraction in [0, 1]", self.min_fraction)
+
+
+@dataclass(frozen=True)
+class UnitSums:
+    """What was measured of all units over some batches: float64 tensors by name, which add up over shards of the data.
+
+    Units of all groups stand one after another, S in all, in the order of the groups. ``samples`` and ``batches`` went in; ``skipped``
+    batches were left out because something in them was not finite.
+    """
+
+    sums: dict[str, Tensor]
+    samples: int
+    batches: int
+    skipped: int
+
+    def __add__(self, other: UnitSums) -> UnitSums:
+        sums = {name: total + other.sums[name] for name, total in self.sums.items()}
+        return UnitSums(sums, self.samples + other.samples, self.batches + other.batches, self.skipped + other.skipped)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """``order_S``: the units (int64) in the order in which they go. ``score_S``: what each is worth by itself (float64), for the report."""
+
+    order_S: Tensor
+    score_S: Tensor
+
+
+@dataclass
+class UnitPruner(Pruner, ABC):
+    """Takes units out whole, so that the model is smaller and faster. Only the central choice reads ``target``."""
+
+    target: UnitTarget
+    streams: bool  # whether channels of residual streams may go too: each is tied over all blocks of a stage
+
+    @property
+    @abstractmethod
+    def passes(self) -> tuple[int, int]:
+        """Forward and backward passes per calibration batch, for the plan; (0, 0) if no data is read."""
+
+    @abstractmethod
+    def sum_bytes(self, units: int, structure_weights: int) -> int:
+        """Memory that ``measure`` takes beside the model and a pass: its sums, and copies of the weights of structures."""
+
+    @abstractmethod
+    def measure(self, model: nn.Module, groups: Sequence[Group], batches: Callable[[], Iterator[Batch]], loss: Loss, seed: int) -> UnitSums:
+        """Sums over the batches of one shard. ``model`` is in eval mode and is left as it was found."""
+
+    @abstractmethod
+    def rank(self, groups: Sequence[Group], sums: UnitSums) -> Ranking:
+        """The order of all units from the sums of all shards."""
