@@ -22,7 +22,8 @@ from workers.data.base import Dataset
 from workers.errors import ConfigError
 from workers.losses import Loss
 from workers.models.base import ModelFamily
-from workers.pruners.base import Pruner
+from workers.pruners.base import Pruner, WeightPruner
+from workers.pruners.units import UnitPruner
 from workers.recovery import Recovery
 
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
@@ -66,6 +67,18 @@ class Experiment:
     def schedule(self) -> dict[str, Round]:
         """The rounds by name; a single one that nobody named is called ""."""
         return self.rounds or {"": Round(self.pruner, self.steps, self.recovery)}
+
+    @property
+    def weight_pruner(self) -> WeightPruner:
+        """The pruner of a round that masks weights."""
+        assert isinstance(self.pruner, WeightPruner)
+        return self.pruner
+
+    @property
+    def unit_pruner(self) -> UnitPruner:
+        """The pruner of a round that takes units out."""
+        assert isinstance(self.pruner, UnitPruner)
+        return self.pruner
 
 
 @dataclass
@@ -143,6 +156,8 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 def _check_steps(where: str, steps: int, pruner: Pruner) -> None:
     require(steps >= 1, where, "at least 1", steps)
+    if not isinstance(pruner, WeightPruner):
+        return
     fixed = f"1, since the pattern {pruner.target.pattern} leaves no sparsity on the way to its own"
     require(steps == 1 or not pruner.pattern.bucket, where, fixed, steps)
 

@@ -9,7 +9,8 @@ from orchestrator.cluster.base import Hardware, Resources
 from orchestrator.config import Experiment
 from workers.models.base import Layer
 from workers.models.profile import Depth, ModelProfile
-from workers.pruners.base import WeightPruner
+from workers.pruners.base import Pruner, WeightPruner
+from workers.pruners.units import UnitPruner
 from workers.recovery import Precision, Recovery
 
 BUILD_PASSES = 2  # initial weights are drawn, then replaced
@@ -52,7 +53,7 @@ class CostModel:
 
     profile: ModelProfile
     hardware: Hardware
-    pruner: WeightPruner
+    pruner: Pruner
     threads: int
     gpu: bool
     samples_per_gradient: int
@@ -115,13 +116,23 @@ class CostModel:
 
     def score(self, planned: PlannedLayer, shards: int) -> float:
         """Read and merge the shards; factor, invert and eliminate."""
-        computing = self.pruner.flops(planned.layer)[0] / (self.flops * self.hardware.score_efficiency)
+        computing = self._pruning(planned)[0] / (self.flops * self.hardware.score_efficiency)
         return computing + self._on_statistic(planned, shards, SCORED_BYTES)
 
     def solve(self, planned: PlannedLayer, shards: int) -> float:
         """Read and merge the shards; factor and re-fit."""
-        computing = self.pruner.flops(planned.layer)[1] / (self.flops * self.hardware.solve_efficiency)
+        computing = self._pruning(planned)[1] / (self.flops * self.hardware.solve_efficiency)
         return computing + self._on_statistic(planned, shards, SOLVED_BYTES)
+
+    def _pruning(self, planned: PlannedLayer) -> tuple[float, float]:
+        """Flops of ``score`` and ``solve``."""
+        return self.pruner.flops(planned.layer) if isinstance(self.pruner, WeightPruner) else (0.0, 0.0)
+
+    def measure(self) -> float:
+        """Passes over one shard, forward and (twice the flops) backward."""
+        assert isinstance(self.pruner, UnitPruner)
+        forward, backward = self.pruner.passes
+        return (forward + 2 * backward) * self.network(self.gradients_per_shard * self.samples_per_gradient)
 
     def _on_statistic(self, planned: PlannedLayer, shards: int, written_bytes: float) -> float:
         reading = self.read(shards * planned.stored_bytes) + self.memory(planned.statistic_bytes)

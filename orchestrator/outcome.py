@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from orchestrator.run import Run
 from workers.messages import Record
+from workers.pruners.base import WeightPruner
 
 
 @dataclass(frozen=True)
@@ -19,16 +20,39 @@ class Step:
 
 
 @dataclass(frozen=True)
+class UnitStep:
+    """What one pass from measuring units to a smaller model left: records by shard, the ranking, which units stayed, and the model."""
+
+    sums: list[Record]
+    ranking: Record
+    chosen: Record
+    model: Record
+
+
+@dataclass(frozen=True)
 class RoundOutcome:
-    """A round: its settings and plan, its steps, and what was measured of the model before and after its training."""
+    """A round: its settings and plan, its steps (all of one kind), and what was measured of the model before and after its training."""
 
     run: Run
-    steps: list[Step]
+    steps: list[Step] | list[UnitStep]
     measured: float | None  # rise of the calibration loss over its pruning
     measured_unit: str
     one_shot: Record
     trained: Record | None
     recovered: Record | None
+
+    @property
+    def masks(self) -> bool:
+        """Whether it masked weights; else it took units out."""
+        return isinstance(self.run.experiment.pruner, WeightPruner)
+
+    @property
+    def weight_steps(self) -> list[Step]:
+        return [step for step in self.steps if isinstance(step, Step)]
+
+    @property
+    def unit_steps(self) -> list[UnitStep]:
+        return [step for step in self.steps if isinstance(step, UnitStep)]
 
     @property
     def model(self) -> Record:

@@ -8,10 +8,11 @@ from dataclasses import asdict
 
 from orchestrator.allocate import Allocation, Units, allocate, asked_sparsity
 from orchestrator.costs import PlannedLayer, cost_model
-from orchestrator.outcome import Outcome, RoundOutcome, Step
+from orchestrator.outcome import Outcome, RoundOutcome, Step, UnitStep
 from orchestrator.plan import cut_grid
 from orchestrator.rounds import toward
-from orchestrator.run import Run
+from orchestrator.run import Run, data_identity
+from orchestrator.shrinking import take_out
 from orchestrator.store import MODEL, settings
 from workers.files import finish
 from workers.losses import Loss
@@ -29,6 +30,7 @@ from workers.messages import (
     ScoreTask,
     SolveTask,
 )
+from workers.pruners.base import WeightPruner
 from workers.recovery import Distill, Recovery
 from workers.worker import Worker
 
@@ -48,18 +50,15 @@ def prune(run: Run, imported: Record) -> Outcome:
     rounds: list[RoundOutcome] = []
     for part in run.rounds():
         before = rounds[-1].model if rounds else dense
-        rounds.append(prune_and_recover(part, before, dense, outputs))
+        rounds.append(prune_and_recover(part.on(before), before, dense, outputs))
     return Outcome(dense, trained, assessed, rounds)
 
 
 def prune_and_recover(run: Run, before: Record, dense: Record, outputs: dict[str, list[Record]]) -> RoundOutcome:
     """One round: to its target in steps, then its training. ``outputs`` are those of the dense model."""
     recovery, trained, recovered = run.experiment.recovery, None, None
-    steps: list[Step] = []
-    for part in run.steps():
-        steps.append(prune_once(part, steps[-1].model if steps else before))
+    steps = mask_weights(run, before) if isinstance(run.experiment.pruner, WeightPruner) else take_units_out(run, before)
     pruned = steps[-1].model
-    warn_of_zeros(run, steps)
 
     measured, unit = measure_increase(run, before, pruned, dense)
     one_shot = assess(run, "one_shot", evaluate(run, "evaluate one-shot", pruned), outputs)
@@ -67,6 +66,23 @@ def prune_and_recover(run: Run, before: Record, dense: Record, outputs: dict[str
         trained = train(run, "recover", pruned, recovery, dense)
         recovered = assess(run, "recovered", evaluate(run, "evaluate recovered", trained), outputs)
     return RoundOutcome(run, steps, measured, unit, one_shot, trained, recovered)
+
+
+def mask_weights(run: Run, model: Record) -> list[Step]:
+    """To the target in steps."""
+    steps: list[Step] = []
+    for part in run.steps():
+        steps.append(prune_once(part, steps[-1].model if steps else model))
+    warn_of_zeros(run, steps)
+    return steps
+
+
+def take_units_out(run: Run, model: Record) -> list[UnitStep]:
+    """To the target in steps."""
+    steps: list[UnitStep] = []
+    for part in run.steps():
+        steps.append(take_out(part, steps[-1].model if steps else model))
+    return steps
 
 
 def prune_once(run: Run, model: Record) -> Step:
@@ -127,7 +143,7 @@ def assess(run: Run, name: str, outputs: dict[str, list[Record]], dense: dict[st
 def collect(run: Run, model: Record) -> dict[str, list[Record]]:
     """Partial statistics, a list over shards for each layer. Only cells of the grid that are not stored are computed."""
     experiment, plan = run.experiment, run.plan
-    statistic = experiment.pruner.statistic
+    statistic = experiment.weight_pruner.statistic
     if statistic is None:
         return {planned.layer.name: [] for planned in plan.layers}
     data, loss, seed = data_identity(run, (*CALIBRATION, "shards")), experiment.loss, experiment.seed
@@ -153,7 +169,7 @@ def collect(run: Run, model: Record) -> dict[str, list[Record]]:
 
 def score(run: Run, model: Record, partials: dict[str, list[Record]]) -> dict[str, Record]:
     """Merge each layer's statistics in shard order and find what its weights are worth."""
-    pruner, costs = run.experiment.pruner, cost_model(run.experiment, run.plan.profile, run.plan.resources)
+    pruner, costs = run.experiment.weight_pruner, cost_model(run.experiment, run.plan.profile, run.plan.resources)
     tasks = []
     for planned in run.plan.layers:
         name, parts = planned.layer.name, tuple(partials[planned.layer.name])
@@ -170,7 +186,7 @@ def allocate_layers(run: Run, scores: dict[str, Record]) -> Allocation:
     layers = [planned.layer for planned in run.plan.layers]
     counted = {layer.name: Units(scores[layer.name].numbers["units"], scores[layer.name].numbers["removable"]) for layer in layers}
     already = {layer.name: scores[layer.name].numbers["already_pruned"] for layer in layers}
-    target = toward(run.experiment.pruner.target, layers, already, run.steps_left)
+    target = toward(run.experiment.weight_pruner.target, layers, already, run.steps_left)
     to = run.store.destination("allocate", target=target, scores=list(scores.values()))
 
     def histograms(high_bin: int | None) -> list:
@@ -194,7 +210,7 @@ def solve(
     for planned in run.plan.layers:
         layer, scored, count = planned.layer, scores[planned.layer.name], allocation[planned.layer.name]
         to = run.store.destination("solve", scores=scored, pruned=count)
-        tasks.append(SolveTask(model.path(MODEL), run.experiment.pruner, layer, tuple(partials[layer.name]), scored, count, to))
+        tasks.append(SolveTask(model.path(MODEL), run.experiment.weight_pruner, layer, tuple(partials[layer.name]), scored, count, to))
     records = run.map("solve", Worker.solve, tasks, [costs.solve(planned, run.plan.shards) for planned in run.plan.layers])
     return _by_layer(run.plan.layers, records)
 
@@ -208,7 +224,7 @@ def join(run: Run, model: Record, solutions: dict[str, Record]) -> Record:
 def warn_of_zeros(run: Run, steps: Sequence[Step]) -> None:
     """Say so if a round found more zeros than it was to leave, or just as many."""
     layers = [planned.layer for planned in run.plan.layers]
-    asked = asked_sparsity(run.experiment.pruner.target, layers)
+    asked = asked_sparsity(run.experiment.weight_pruner.target, layers)
     found = sum(record.numbers["already_pruned"] for record in steps[0].scores.values())
     left = sum(record.numbers["pruned"] for record in steps[-1].solutions.values())
     if found > round(asked * sum(layer.weights for layer in layers)):
@@ -235,12 +251,6 @@ UNITS = {
     Loss.SAMPLED: "KL divergence from the {} per calibration sample",
     Loss.FEATURES: "half the mean squared feature error per calibration sample",
 }
-
-
-def data_identity(run: Run, reads: tuple[str, ...]) -> dict:
-    """What of the data a verb depends on: its content and preprocessing, and the named fields."""
-    data = run.experiment.data
-    return {"content": data.fingerprint(), "seed": data.seed, **{name: getattr(data, name) for name in reads}}
 
 
 def _by_layer(layers: Sequence[PlannedLayer], records: Sequence[Record]) -> dict[str, Record]:

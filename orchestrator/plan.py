@@ -6,14 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator.allocate import asked_sparsity
+from orchestrator.choose import choose_for
 from orchestrator.cluster.base import Hardware, Resources
 from orchestrator.config import Experiment
-from orchestrator.costs import SCORED_BYTES, SOLVED_BYTES, PlannedLayer, cost_model
+from orchestrator.costs import SCORED_BYTES, SOLVED_BYTES, CostModel, PlannedLayer, cost_model
 from orchestrator.footprint import Footprint, check_memory, footprint
 from orchestrator.grid import makespan, portions
 from workers.data.base import TASK_SAMPLES
+from workers.models.base import ModelFamily
 from workers.models.profile import ModelProfile
+from workers.models.profile import profile as model_profile
+from workers.models.shrunk import shrunk
+from workers.pruners.base import WeightPruner
 from workers.recovery import Distill, Recovery
+from workers.structure import find_groups, take
 
 HOST_FLOPS = 2e11  # of the CPU beside a GPU, where metrics are computed
 HISTOGRAM_READS = 2  # of all scores, to find one threshold exactly
@@ -42,6 +48,7 @@ class Plan:
     stages: dict[str, Estimate]
     stage_bytes: dict[str, int]  # of a worker, at its worst
     store_bytes: int
+    after: ModelProfile | None = None  # of the model once units are out, as far as it can be known before
 
     @property
     def worker_bytes(self) -> int:
@@ -62,7 +69,7 @@ class Plan:
 
 
 def plan_layers(experiment: Experiment, profile: ModelProfile) -> tuple[PlannedLayer, ...]:
-    statistic, found = experiment.pruner.statistic, zip(profile.layers, profile.depths, strict=True)
+    statistic, found = experiment.weight_pruner.statistic, zip(profile.layers, profile.depths, strict=True)
     if statistic is None:
         return tuple(PlannedLayer(layer, depth, 0, 0) for layer, depth in found)
     by_gradients = statistic.by_gradients
@@ -75,17 +82,25 @@ def cut_grid(
     experiment: Experiment, profile: ModelProfile, resources: Resources, layers: Sequence[PlannedLayer]
 ) -> list[list[PlannedLayer]]:
     """Portions of ``layers`` (all, or those whose statistics are missing). Raises: ConfigError if one does not fit a worker's memory."""
-    if not layers or experiment.pruner.statistic is None:
+    if not layers or experiment.weight_pruner.statistic is None:
         return []
     costs, bytes_of = cost_model(experiment, profile, resources), footprint(experiment, profile, resources)
     return portions(layers, costs, bytes_of, resources.memory_bytes, resources.workers, experiment.data.shards)
 
 
 def make_plan(experiment: Experiment, profile: ModelProfile, resources: Resources) -> Plan:
-    """Raises: ConfigError if the model, or a layer, cannot fit a worker's memory."""
+    """Of one round. Raises: ConfigError if the model, a layer, or the sums over units cannot fit a worker's memory."""
+    masks = isinstance(experiment.pruner, WeightPruner)
+    return plan_masks(experiment, profile, resources) if masks else plan_units(experiment, profile, resources)
+
+
+def plan_masks(experiment: Experiment, profile: ModelProfile, resources: Resources) -> Plan:
+    """A round that masks weights."""
     layers = plan_layers(experiment, profile)
     bytes_of = footprint(experiment, profile, resources)
-    needs = _needs(experiment, bytes_of)
+    sparsity = 0.0 if experiment.steps > 1 else asked_sparsity(experiment.weight_pruner.target, profile.layers)
+    fewer = "lower cluster.workers if they share a machine, or use workers with more memory"
+    needs = [("joining the solved layers", bytes_of.join(sparsity), fewer), *_needs(experiment, bytes_of)]
     check_memory(resources.memory_bytes, needs)
     stage_bytes = {stage: needed for stage, needed, _ in needs}
     cut = cut_grid(experiment, profile, resources, layers)
@@ -100,19 +115,54 @@ def make_plan(experiment: Experiment, profile: ModelProfile, resources: Resource
         resources=resources,
         hardware=experiment.cluster.hardware,
         profile=profile,
-        stages=_stages(experiment, profile, resources, layers, cut),
+        stages=_stages(experiment, profile, profile, resources, _masking(experiment, profile, resources, layers, cut)),
         stage_bytes=stage_bytes,
-        store_bytes=_store_bytes(experiment, profile, layers),
+        store_bytes=_stored_statistics(experiment, layers) + _stored_models(experiment, profile),
     )
+
+
+def plan_units(experiment: Experiment, profile: ModelProfile, resources: Resources) -> Plan:
+    """A round that takes units out. What the model is like afterwards depends on the data: here units go in a random order."""
+    after = model_profile(after_round(experiment), experiment.data.input_shape)
+    bytes_of, pruner = footprint(experiment, profile, resources), experiment.unit_pruner
+    groups = find_groups(experiment.model, experiment.data.input_shape, pruner.streams)
+    measuring = bytes_of.measure(pruner.sum_bytes(sum(group.units for group in groups), profile.parameters), pruner.reads_data)
+    remedy = "lower data.calibration_batch_size, choose another pruner, or use workers with more memory"
+    needs = [("measuring units", measuring, remedy), *_needs(experiment, bytes_of)]
+    check_memory(resources.memory_bytes, needs)
+    return Plan(
+        layers=(),
+        portions=(),
+        shards=experiment.data.shards if pruner.reads_data else 1,
+        resources=resources,
+        hardware=experiment.cluster.hardware,
+        profile=profile,
+        stages=_stages(experiment, profile, after, resources, _shrinking(experiment, profile, resources)),
+        stage_bytes={stage: needed for stage, needed, _ in needs},
+        store_bytes=_stored_models(experiment, profile),
+        after=after,
+    )
+
+
+def after_round(experiment: Experiment) -> ModelFamily:
+    """The model that a round leaves, as far as it can be known before: units go in a random order."""
+    if isinstance(experiment.pruner, WeightPruner):
+        return experiment.model
+    import torch
+
+    pruner, input_shape = experiment.unit_pruner, experiment.data.input_shape
+    groups = find_groups(experiment.model, input_shape, pruner.streams)
+    order_S = torch.randperm(sum(group.units for group in groups), generator=torch.Generator().manual_seed(0)).tolist()
+    with torch.device("meta"):
+        state = experiment.model.build().state_dict()
+    return shrunk(experiment.model, state, take(state, groups, choose_for(pruner, experiment.model, input_shape, order_S)))
 
 
 def _needs(experiment: Experiment, bytes_of: Footprint) -> list[tuple[str, int, str]]:
     """What has to fit whatever the cut: work, bytes, remedy."""
-    data, target = experiment.data, experiment.pruner.target
-    sparsity = 0.0 if experiment.steps > 1 else asked_sparsity(target, bytes_of.profile.layers)
+    data = experiment.data
     fewer = "lower {0}, or use workers with more memory"
     needs = [
-        ("joining the solved layers", bytes_of.join(sparsity), fewer.format("cluster.workers if they share a machine")),
         (
             "evaluating",
             bytes_of.evaluate(data.eval_batch_size, min(data.size("test"), TASK_SAMPLES), models=2),
@@ -132,56 +182,81 @@ def _needs(experiment: Experiment, bytes_of: Footprint) -> list[tuple[str, int, 
     return needs
 
 
-def _store_bytes(experiment: Experiment, profile: ModelProfile, layers: Sequence[PlannedLayer]) -> int:
-    """Statistics of all shards, scores and solutions, three models, and a training's checkpoints while it lasts."""
-    shards, weights = experiment.data.shards, profile.prunable_weights
-    statistics = sum(shards * planned.stored_bytes for planned in layers)
-    checkpoints = 2 * 3 * profile.model_bytes if experiment.recovery is not None else 0
-    return statistics + int((SCORED_BYTES + SOLVED_BYTES) * weights) + 3 * profile.model_bytes + checkpoints
+def _stored_statistics(experiment: Experiment, layers: Sequence[PlannedLayer]) -> int:
+    """Statistics of all shards, scores and solutions."""
+    statistics = sum(experiment.data.shards * planned.stored_bytes for planned in layers)
+    return statistics + int((SCORED_BYTES + SOLVED_BYTES) * sum(planned.layer.weights for planned in layers))
 
 
-def _stages(
+def _stored_models(experiment: Experiment, profile: ModelProfile) -> int:
+    """Three models, and a training's checkpoints while it lasts."""
+    return 3 * profile.model_bytes + (2 * 3 * profile.model_bytes if experiment.recovery is not None else 0)
+
+
+def _mapped(seconds: Sequence[float], resources: Resources) -> Estimate:
+    return Estimate(len(seconds), makespan(seconds, resources.workers), sum(seconds), tuple(seconds))
+
+
+def _masking(
     experiment: Experiment,
     profile: ModelProfile,
     resources: Resources,
     layers: Sequence[PlannedLayer],
     cut: Sequence[Sequence[PlannedLayer]],
 ) -> dict[str, Estimate]:
-    """Predicted seconds of each stage, in the order of the pipeline."""
-    data, hardware, costs = experiment.data, experiment.cluster.hardware, cost_model(experiment, profile, resources)
-    shards, training, recovery, model = data.shards, experiment.training, experiment.recovery, profile.model_bytes
+    """Stages from a model to one with masked weights."""
+    shards, costs, model = experiment.data.shards, cost_model(experiment, profile, resources), profile.model_bytes
+    collected = [costs.collect(portion) for portion in cut for _ in range(shards)]
+    joined = costs.read(model + SOLVED_BYTES * profile.prunable_weights) + costs.write(model)
+    seconds = {"collect": collected} if cut else {}
+    seconds |= {
+        "score": [costs.score(planned, shards) for planned in layers],
+        "allocate": [HISTOGRAM_READS * costs.read(SCORED_BYTES * planned.layer.weights) for planned in layers],
+        "solve": [costs.solve(planned, shards) for planned in layers],
+        "join": [joined],
+    }
+    return {stage: _mapped(found, resources) for stage, found in seconds.items()}
 
-    def mapped(seconds: Sequence[float]) -> Estimate:
-        return Estimate(len(seconds), makespan(seconds, resources.workers), sum(seconds), tuple(seconds))
 
-    def gang(recipe: Recovery) -> Estimate:
+def _shrinking(experiment: Experiment, profile: ModelProfile, resources: Resources) -> dict[str, Estimate]:
+    """Stages from a model to one without some of its units."""
+    costs, pruner, model = cost_model(experiment, profile, resources), experiment.unit_pruner, profile.model_bytes
+    shards = experiment.data.shards if pruner.reads_data else 1
+    measured = [costs.load() + costs.measure() for _ in range(shards)]
+    seconds = {"measure": measured, "rank": [0.0], "choose": [0.0], "shrink": [costs.read(model) + costs.write(model)]}
+    return {stage: _mapped(found, resources) for stage, found in seconds.items()}
+
+
+def _stages(
+    experiment: Experiment, profile: ModelProfile, after: ModelProfile, resources: Resources, pruning: dict[str, Estimate]
+) -> dict[str, Estimate]:
+    """Predicted seconds of each stage, in the order of the pipeline. ``after`` is the model once it is pruned."""
+    data, hardware, training, recovery = experiment.data, experiment.cluster.hardware, experiment.training, experiment.recovery
+    costs, then = cost_model(experiment, profile, resources), cost_model(experiment, after, resources)
+
+    def gang(recipe: Recovery, costs: CostModel) -> Estimate:
         taught = recipe.distill is not Distill.NONE
         wall = costs.training(recipe, data.size("train"), taught) + hardware.gang_seconds
         return Estimate(recipe.ranks, wall, wall * recipe.ranks, (wall,) * recipe.ranks)
 
     bank = 0 if experiment.model.is_classifier else data.size("bank")
-    metrics = mapped([2.0 * data.size("test") * bank * profile.outputs / (HOST_FLOPS if costs.gpu else costs.flops)])
-
-    def passed(samples: int, parts: int) -> list[float]:
-        return [costs.network(samples / parts)] * parts
-
+    rate = HOST_FLOPS if costs.gpu else costs.flops
+    metrics = _mapped([2.0 * data.size("test") * bank * profile.outputs / rate], resources)
     splits = ["test", "bank"] if bank else ["test"]
-    evaluation = mapped([seconds for split in splits for seconds in passed(data.size(split), data.evaluation_parts(split))])
-    compared = 2 * data.calibration_batches * data.calibration_batch_size  # by the model before and after
-    stages = {"import": mapped([costs.read(model) + costs.write(model)])}
+
+    def evaluation(costs: CostModel) -> Estimate:
+        parts = [(data.size(split), data.evaluation_parts(split)) for split in splits]
+        return _mapped([costs.network(samples / count) for samples, count in parts for _ in range(count)], resources)
+
+    compared, parts = data.calibration_batches * data.calibration_batch_size, data.comparison_parts
+    stages = {"import": _mapped([costs.read(profile.model_bytes) + costs.write(profile.model_bytes)], resources)}
     if training is not None and experiment.model.checkpoint is None:
-        stages["train dense"] = gang(training)
+        stages["train dense"] = gang(training, costs)
     stages["start workers"] = Estimate(resources.workers, hardware.start_seconds, resources.workers * hardware.start_seconds)
-    stages |= {"evaluate dense": evaluation, "assess dense": metrics}
-    if cut:
-        stages["collect"] = mapped([costs.collect(portion) for portion in cut for _ in range(shards)])
-    stages["score"] = mapped([costs.score(planned, shards) for planned in layers])
-    stages["allocate"] = mapped([HISTOGRAM_READS * costs.read(SCORED_BYTES * planned.layer.weights) for planned in layers])
-    stages["solve"] = mapped([costs.solve(planned, shards) for planned in layers])
-    stages["join"] = mapped([costs.read(model + SOLVED_BYTES * profile.prunable_weights) + costs.write(model)])
-    stages["compare"] = mapped(passed(compared, data.comparison_parts))
-    stages |= {"evaluate one-shot": evaluation, "assess one_shot": metrics}
+    stages |= {"evaluate dense": evaluation(costs), "assess dense": metrics} | pruning
+    stages["compare"] = _mapped([costs.network(compared / parts) + then.network(compared / parts)] * parts, resources)
+    stages |= {"evaluate one-shot": evaluation(then), "assess one_shot": metrics}
     if recovery is not None:
-        stages["recover"] = gang(recovery)
-        stages |= {"evaluate recovered": evaluation, "assess recovered": metrics}
-    return stages | {"export": mapped([costs.write(model)])}
+        stages["recover"] = gang(recovery, then)
+        stages |= {"evaluate recovered": evaluation(then), "assess recovered": metrics}
+    return stages | {"export": _mapped([then.write(after.model_bytes)], resources)}

@@ -11,19 +11,29 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.allocate import asked_sparsity
+from orchestrator.choose import dense_family
 from orchestrator.cluster.base import cores_here
+from orchestrator.config import Experiment
 from orchestrator.outcome import Outcome, RoundOutcome
-from orchestrator.report import FileSizes, LayerResult, LossIncrease, Report, RoundResult, StageResult
+from orchestrator.plan import Plan
+from orchestrator.report import FileSizes, GroupResult, LayerResult, LossIncrease, ModelSize, Report, RoundResult, StageResult
 from orchestrator.run import Run
 from orchestrator.stages import whose
 from orchestrator.store import MODEL
+from orchestrator.structure_table import shapes_of, unit_weights
 from workers.messages import Record
+from workers.models.base import ModelFamily
+from workers.models.profile import ModelProfile, profile
+from workers.pruners.base import WeightPruner
+from workers.pruners.units import UnitPruner
+from workers.structure import find_groups
 
 
 def make_report(run: Run, outcome: Outcome, config: dict[str, Any], command: str, fingerprint: str, files: dict[str, Any]) -> Report:
     """Everything a reader may ask of the run. Layers, target and stages are those of its last round; ``rounds`` tells of all."""
-    plan, last = run.plan, outcome.rounds[-1]
-    layers = layer_results(last)
+    last, masked = outcome.rounds[-1], next((part for part in reversed(outcome.rounds) if part.masks), None)
+    layers = [] if masked is None else layer_results(masked)
+    dense, final = model_profile(run.experiment, run.experiment.model), model_profile(run.experiment, run.family_of(outcome.model))
     return Report(
         name=run.experiment.name,
         fingerprint=fingerprint,
@@ -32,15 +42,18 @@ def make_report(run: Run, outcome: Outcome, config: dict[str, Any], command: str
         asked=asked_of(last),
         stages=[_stage("dense", outcome.assessed), *_stages(last)],
         layers=layers,
-        prunable_weights=plan.profile.prunable_weights,
+        prunable_weights=sum(layer.weights for layer in layers),
         pruned_weights=sum(layer.pruned for layer in layers),
-        model_weights=plan.profile.parameters,
+        model_weights=final.parameters,
+        groups=group_results(outcome),
+        dense_size=model_size(dense),
+        final_size=model_size(final),
         loss_increase=LossIncrease(_predicted(layers), last.measured, last.measured_unit),
         rounds=[round_result(run, part) for part in outcome.rounds if part.run.round],
         sizes=FileSizes(outcome.dense.path(MODEL).stat().st_size, outcome.model.path(MODEL).stat().st_size),
         timeline=run.timeline,
         stage_seconds=run.stage_seconds,
-        predicted_stage_seconds={name: stage.seconds for name, stage in plan.stages.items()},
+        predicted_stage_seconds={name: stage.seconds for name, stage in run.plan.stages.items()},
         curves={name: training_curve(record) for name, record in _trainings(outcome).items()},
         skipped=_skipped(outcome),
         warnings=run.warnings + run.experiment.cluster.warnings,
@@ -51,36 +64,77 @@ def make_report(run: Run, outcome: Outcome, config: dict[str, Any], command: str
 
 def asked_of(part: RoundOutcome) -> dict[str, Any]:
     """The target of a round, and in how many steps it was reached."""
-    target, steps = part.run.experiment.pruner.target, part.run.experiment.steps
-    asked: dict[str, Any] = {
-        "sparsity": asked_sparsity(target, [planned.layer for planned in part.run.plan.layers]),
-        "scope": target.scope.value,
-    }
-    if not part.run.experiment.pruner.pattern.is_free:
+    experiment = part.run.experiment
+    asked = asked_units(experiment.unit_pruner) if not part.masks else asked_weights(experiment.weight_pruner, part.run.plan)
+    return asked | ({"steps": experiment.steps} if experiment.steps > 1 else {})
+
+
+def asked_weights(pruner: WeightPruner, plan: Plan) -> dict[str, Any]:
+    target = pruner.target
+    asked: dict[str, Any] = {"sparsity": asked_sparsity(target, [planned.layer for planned in plan.layers]), "scope": target.scope.value}
+    if not pruner.pattern.is_free:
         asked["pattern"] = target.pattern
     if target.per_layer:
         asked["per_layer"] = target.per_layer
-    if steps > 1:
-        asked["steps"] = steps
     return asked
+
+
+def asked_units(pruner: UnitPruner) -> dict[str, Any]:
+    target = pruner.target
+    asked: dict[str, Any] = {"removed": target.removed, "of": target.of.value, "min_units": target.min_units}
+    if target.min_fraction:
+        asked["min_fraction"] = target.min_fraction
+    return asked | ({"streams": True} if pruner.streams else {})
 
 
 def round_result(run: Run, part: RoundOutcome) -> RoundResult:
     """A round in numbers."""
-    layers, experiment = layer_results(part), part.run.experiment
+    experiment, asked = part.run.experiment, asked_of(part)
+    layers = layer_results(part) if part.masks else []
+    weights = sum(layer.weights for layer in layers)
     pruned, *recovered = _stages(part)
+    size = model_size(model_profile(run.experiment, run.family_of(part.model)))
+    dense = model_size(model_profile(run.experiment, run.experiment.model))
     return RoundResult(
         name=part.run.round,
         pruner=type(experiment.pruner).__name__,
         steps=experiment.steps,
         epochs=0 if experiment.recovery is None else experiment.recovery.epochs,
-        asked=asked_of(part)["sparsity"],
-        sparsity=sum(layer.pruned for layer in layers) / sum(layer.weights for layer in layers),
+        asked=asked["sparsity"] if part.masks else asked["removed"],
+        asked_of="weights" if part.masks else asked["of"],
+        sparsity=sum(layer.pruned for layer in layers) / weights if weights else 0.0,
+        removed={} if size == dense else {"macs": 1 - size.macs / dense.macs, "parameters": 1 - size.parameters / dense.parameters},
+        size=size,
         pruned=pruned,
         recovered=recovered[0] if recovered else None,
         loss_increase=LossIncrease(_predicted(layers), part.measured, part.measured_unit),
         seconds=sum(seconds for stage, seconds in run.stage_seconds.items() if whose(stage) == part.run.round),
     )
+
+
+def model_profile(experiment: Experiment, family: ModelFamily) -> ModelProfile:
+    return profile(family, experiment.data.input_shape)
+
+
+def model_size(found: ModelProfile) -> ModelSize:
+    """A multiply-add is two flops of torch's counter."""
+    return ModelSize(found.parameters, found.forward_flops // 2)
+
+
+def group_results(outcome: Outcome) -> list[GroupResult]:
+    """Groups of the dense model, and how many of their units are left after all rounds that took some out."""
+    shrinking = [part for part in outcome.rounds if not part.masks]
+    if not shrinking:
+        return []
+    experiment = shrinking[-1].run.experiment
+    dense, streams = dense_family(experiment.model), any(part.run.experiment.unit_pruner.streams for part in shrinking)
+    groups = find_groups(dense, experiment.data.input_shape, streams)
+    shapes = shapes_of(dense)
+    kept = {group.name: group.units for group in groups}
+    for part in shrinking:
+        for step in part.unit_steps:
+            kept |= step.chosen.numbers["kept"]
+    return [GroupResult(group.name, group.kind.value, group.units, kept[group.name], unit_weights(group, shapes)) for group in groups]
 
 
 def layer_results(part: RoundOutcome) -> list[LayerResult]:
@@ -89,10 +143,10 @@ def layer_results(part: RoundOutcome) -> list[LayerResult]:
     results = []
     for planned in part.run.plan.layers:
         name = planned.layer.name
-        costs = [step.solutions[name].numbers["predicted_loss"] for step in part.steps]
+        costs = [step.solutions[name].numbers["predicted_loss"] for step in part.weight_steps]
         known = [cost for cost in costs if cost is not None]
         spent = scale * sum(known[: len(costs) - 1])
-        scored = part.steps[-1].scores[name].numbers
+        scored = part.weight_steps[-1].scores[name].numbers
         gone = scored["already_pruned"] / planned.layer.weights
         results.append(
             LayerResult(
@@ -101,7 +155,7 @@ def layer_results(part: RoundOutcome) -> list[LayerResult]:
                 columns=planned.layer.columns,
                 block_size=planned.block_size,
                 weights=planned.layer.weights,
-                pruned=part.steps[-1].solutions[name].numbers["pruned"],
+                pruned=part.weight_steps[-1].solutions[name].numbers["pruned"],
                 predicted_loss_increase=scale * sum(known) if len(known) == len(costs) else None,
                 curve=[(gone + more, spent + scale * loss) for more, loss in scored["curve"]],
                 notes=_notes(part, name),
@@ -112,7 +166,7 @@ def layer_results(part: RoundOutcome) -> list[LayerResult]:
 
 def _notes(part: RoundOutcome, name: str) -> dict[str, float]:
     """The pruner's notes on a layer: the largest of each over the steps, so that no trouble goes unreported."""
-    found = [step.scores[name].numbers["notes"] for step in part.steps]
+    found = [step.scores[name].numbers["notes"] for step in part.weight_steps]
     return {key: max(notes.get(key, 0.0) for notes in found) for key in dict.fromkeys(key for notes in found for key in notes)}
 
 
@@ -164,7 +218,8 @@ def training_curve(record: Record) -> list[dict[str, Any]]:
 
 def _skipped(outcome: Outcome) -> dict[str, int]:
     """Batches left out of the worst sum of a layer (every step reads the same batches), and steps left out of trainings."""
-    sums = [records for part in outcome.rounds for step in part.steps for records in step.partials.values()]
+    sums = [records for part in outcome.rounds for step in part.weight_steps for records in step.partials.values()]
+    sums += [step.sums for part in outcome.rounds for step in part.unit_steps]
     worst = max((sum(record.numbers["skipped"] for record in records) for records in sums), default=0)
     found = {"calibration batches with non-finite values": worst}
     for name, record in _trainings(outcome).items():

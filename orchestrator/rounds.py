@@ -9,12 +9,13 @@ from dataclasses import replace
 from orchestrator.allocate import asked_sparsity, layer_sparsities
 from orchestrator.cluster.base import Resources
 from orchestrator.config import Experiment, placed
-from orchestrator.plan import Estimate, Plan, make_plan
+from orchestrator.plan import Estimate, Plan, after_round, make_plan
 from orchestrator.stages import prefix
 from workers.checks import require
 from workers.models.base import Layer
 from workers.models.profile import ModelProfile
-from workers.pruners.base import Scope, Target
+from workers.pruners.base import Pruner, Scope, Target, WeightPruner
+from workers.pruners.units import UnitPruner
 
 ONCE = ("import", "train dense", "start workers", "evaluate dense", "assess dense", "export")  # stages of the run; of a round are
 EACH_ROUND = (  # these; all others belong to its steps
@@ -56,30 +57,46 @@ def _between(now: float, final: float, left: int) -> float:
 
 
 def check_targets(experiment: Experiment, layers: Sequence[Layer]) -> None:
-    """Raises: ConfigError if a target names no layer, or asks for less than the round before: pruned weights do not come back."""
-    before, reached = "", 0.0
+    """Raises: ConfigError if a target names no layer, or asks for less than a round before: what is pruned does not come back."""
+    reached: dict[str, tuple[str, float]] = {}  # of what: by which round, how much
     for name, part in experiment.schedule.items():
         where = f"rounds.{name}.pruner" if name else "pruner"
-        target = part.pruner.target
         with placed("pruner", where):
-            part.pruner.check(layers)
-            if target.scope is not Scope.GLOBAL:
-                layer_sparsities(target, layers)
-        asked = asked_sparsity(target, layers)
+            of, key, asked = _asked(part.pruner, layers)
+        before, least = reached.get(of, ("", 0.0))
+        what = "pruned weights do" if of == "weights" else "units do"
         require(
-            asked >= reached - 1e-9,
-            f"{where}.target.{'per_layer' if target.scope is Scope.PER_LAYER else 'sparsity'}",
-            f"at least {reached:g}, which round {before} prunes to, since pruned weights do not come back",
+            asked >= least - 1e-9,
+            f"{where}.target.{key}",
+            f"at least {least:g}, which round {before} prunes to, since {what} not come back",
             asked,
             f"the order of rounds is {', '.join(experiment.schedule)} (those that a defaults list names come first)",
         )
-        before, reached = name, asked
+        if of != "weights":
+            reached.pop("weights", None)  # zeros go with the units that they are in
+        reached[of] = (name, asked)
+
+
+def _asked(pruner: Pruner, layers: Sequence[Layer]) -> tuple[str, str, float]:
+    """Of what a pruner takes how much, and the setting that says so; raises ConfigError if it cannot."""
+    if isinstance(pruner, UnitPruner):
+        return pruner.target.of.value, "removed", pruner.target.removed
+    assert isinstance(pruner, WeightPruner)
+    target = pruner.target
+    pruner.check(layers)
+    if target.scope is not Scope.GLOBAL:
+        layer_sparsities(target, layers)
+    return "weights", "per_layer" if target.scope is Scope.PER_LAYER else "sparsity", asked_sparsity(target, layers)
 
 
 def plan_rounds(experiment: Experiment, profile: ModelProfile, resources: Resources) -> Plan:
     """The plan of all rounds: memory is what the largest of them needs, the store grows with each step."""
-    parts = one_by_one(experiment)
-    plans = {name: make_plan(part, profile, resources) for name, part in parts.items()}
+    parts, plans = one_by_one(experiment), {}
+    for name, part in parts.items():
+        part = parts[name] = replace(part, model=experiment.model)
+        plans[name] = make_plan(part, profile, resources)
+        profile = plans[name].after or profile
+        experiment = replace(experiment, model=after_round(part))
     stages: dict[str, Estimate] = {}
     for name, plan in plans.items():
         steps = parts[name].steps
@@ -94,4 +111,6 @@ def plan_rounds(experiment: Experiment, profile: ModelProfile, resources: Resour
     seconds, device_seconds = starts * start.seconds, starts * start.device_seconds
     stages["start workers"] = replace(start, tasks=starts * start.tasks, seconds=seconds, device_seconds=device_seconds)
     largest = max(plans.values(), key=lambda plan: plan.worker_bytes)
-    return replace(largest, stages=stages, store_bytes=sum(parts[name].steps * plan.store_bytes for name, plan in plans.items()))
+    first = next(iter(plans.values()))
+    store_bytes = sum(parts[name].steps * plan.store_bytes for name, plan in plans.items())
+    return replace(largest, stages=stages, profile=first.profile, after=plan.after, store_bytes=store_bytes)

@@ -10,16 +10,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from orchestrator.choose import dense_family
 from orchestrator.config import Experiment
 from orchestrator.plan import Plan, make_plan
 from orchestrator.progress import Progress
 from orchestrator.report import TaskRun
 from orchestrator.rounds import one_by_one
 from orchestrator.stages import prefix
-from orchestrator.store import Store
+from orchestrator.store import MODEL, Store
 from orchestrator.track import Run as Tracked
 from workers.errors import DamagedResult
+from workers.export import load_family
 from workers.messages import Destination, Record, RecoverTask
+from workers.models.base import ModelFamily
+from workers.models.profile import profile
+from workers.models.shrunk import ShrunkModel
 
 
 @dataclass
@@ -48,6 +53,22 @@ class Run:
         """A view for each step of a round."""
         for step in range(1, self.experiment.steps + 1):
             yield replace(self, step=step)
+
+    def on(self, model: Record) -> Run:
+        """This view for a model that units were taken out of: its family, its layers, its plan."""
+        family = self.family_of(model)
+        if family is self.experiment.model:
+            return self
+        experiment = replace(self.experiment, model=family)
+        found = profile(family, experiment.data.input_shape)
+        return replace(self, experiment=experiment, plan=make_plan(experiment, found, self.plan.resources))
+
+    def family_of(self, model: Record) -> ModelFamily:
+        """The family of a stored model, with this run's choice of layers."""
+        family, asked = load_family(model.path(MODEL)), dense_family(self.experiment.model)
+        if not isinstance(family, ShrunkModel):
+            return asked
+        return replace(family, settings=family.settings | {name: getattr(asked, name) for name in asked.selects})
 
     @property
     def steps_left(self) -> int:
@@ -130,3 +151,9 @@ class Run:
         start = time.perf_counter()
         yield
         self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+def data_identity(run: Run, reads: tuple[str, ...]) -> dict:
+    """What of the data a verb depends on: its content and preprocessing, and the named fields."""
+    data = run.experiment.data
+    return {"content": data.fingerprint(), "seed": data.seed, **{name: getattr(data, name) for name in reads}}

@@ -29,6 +29,8 @@ STATISTICS = (
     "kernels/linalg.py",
     "kernels/obs/vector.py",
 )
+STRUCTURE = ("workers/structure.py", "workers/models/structures_*.py", "workers/models/shrunk.py", "workers/models/resize.py")
+SALIENCY = ("workers/saliency.py", "workers/pruners/*.py", "kernels/saliency.py")
 
 # The source files whose text is part of a result's identity: editing one makes the results of its verbs be computed again.
 CODE = {
@@ -41,6 +43,18 @@ CODE = {
     "solve": (WORKER, "workers/moments.py", "workers/pruners/*.py", "kernels/*.py", "kernels/obs/*.py"),
     "allocate": ("orchestrator/allocate.py", "kernels/select.py"),
     "join": (WORKER, "workers/export.py", "kernels/masks.py"),
+    "measure": (
+        WORKER,
+        *STRUCTURE,
+        "workers/saliency.py",
+        "workers/losses.py",
+        "workers/pruners/*.py",
+        "workers/data/*.py",
+        "kernels/saliency.py",
+    ),
+    "rank": (WORKER, *STRUCTURE, *SALIENCY),
+    "choose": ("orchestrator/choose.py", "workers/structure_costs.py", *STRUCTURE),
+    "shrink": (WORKER, "workers/export.py", *STRUCTURE),
     "recover": ("workers/recovery*.py", "workers/data/*.py"),
 }
 MODEL = "model.safetensors"

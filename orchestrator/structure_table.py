@@ -17,7 +17,7 @@ def structure_table(family: ModelFamily, input_shape: tuple[int, int, int]) -> r
     with torch.device("meta"):
         model = family.build().eval()
     groups = family.groups(model, input_shape)
-    shapes = {name: tensor.shape for name, tensor in model.named_parameters()}
+    shapes = shapes_of(family)
     total = sum(shape.numel() for shape in shapes.values())
     table = Table(title="Groups (a unit goes with all of its slices)", title_justify="left")
     for column in ("group", "kind", "units", "weights of one", "of the model", "read by"):
@@ -28,6 +28,14 @@ def structure_table(family: ModelFamily, input_shape: tuple[int, int, int]) -> r
         share = percent(group.units * weights / total)
         table.add_row(group.name, group.kind.value, f"{group.units:,}", f"{weights:,}", share, _modules(group.consumed))
     return rich.console.Group(table, *_sentences(family, model, groups))
+
+
+def shapes_of(family: ModelFamily) -> dict[str, tuple[int, ...]]:
+    """Of all parameters, by name."""
+    import torch
+
+    with torch.device("meta"):
+        return {name: tensor.shape for name, tensor in family.build().named_parameters()}
 
 
 def unit_weights(group: Group, shapes: dict) -> int:

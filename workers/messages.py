@@ -11,6 +11,7 @@ from workers.losses import Loss
 from workers.models.base import Layer, ModelFamily
 from workers.pruners.base import WeightPruner
 from workers.pruners.statistics import Statistic
+from workers.pruners.units import UnitPruner
 from workers.recovery import Recovery
 
 
@@ -98,6 +99,42 @@ class SolveTask:
     partials: tuple[Record, ...]
     scores: Record
     pruned: int
+    to: Destination
+
+
+@dataclass(frozen=True)
+class MeasureTask:
+    """Sums over one of ``shards`` parts of the calibration data, of all units of a model that may go."""
+
+    model: Path
+    data: Dataset
+    pruner: UnitPruner
+    loss: Loss
+    shard: int
+    shards: int
+    seed: int
+    to: Destination
+
+
+@dataclass(frozen=True)
+class RankTask:
+    """Add the sums of all shards in order, and rank the units."""
+
+    model: Path
+    input_shape: tuple[int, int, int]
+    pruner: UnitPruner
+    sums: tuple[Record, ...]
+    to: Destination
+
+
+@dataclass(frozen=True)
+class ShrinkTask:
+    """The model without the units that were not chosen to stay. The files of ``chosen`` say which do."""
+
+    model: Path
+    input_shape: tuple[int, int, int]
+    pruner: UnitPruner
+    chosen: Record
     to: Destination
 
 

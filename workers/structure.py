@@ -6,9 +6,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from workers.errors import ConfigError
+
+if TYPE_CHECKING:
+    from workers.models.base import ModelFamily
+
+KEPT = 8  # models whose groups are remembered: tracing takes seconds
+_FOUND: dict[str, list[Group]] = {}  # by family and shape of the images
 
 
 class Kind(Enum):
@@ -55,6 +64,27 @@ class Group:
     @cached_property
     def slices(self) -> tuple[Slice, ...]:
         return (*self.produced, *self.consumed, *self.running)
+
+
+def find_groups(family: ModelFamily, input_shape: tuple[int, int, int], streams: bool) -> list[Group]:
+    """Groups of a family, found without weights; those of residual streams only if asked for.
+
+    Raises: ConfigError if the structure cannot be found, or nothing in it can be taken out.
+    """
+    key = repr((family, input_shape))
+    if key not in _FOUND:
+        with torch.device("meta"):
+            model = family.build().eval()
+        if len(_FOUND) == KEPT:
+            del _FOUND[next(iter(_FOUND))]
+        _FOUND[key] = family.groups(model, input_shape)
+    groups = [group for group in _FOUND[key] if streams or group.kind is not Kind.STREAM]
+    if not groups:
+        raise ConfigError(
+            "pruner: expected a model with heads, hidden neurons or channels that can be taken out, got one with none; prune it with a "
+            "pruner of single weights, such as pruner=cap"
+        )
+    return groups
 
 
 @torch.no_grad()

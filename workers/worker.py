@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import reduce
+from operator import add
 from pathlib import Path
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from kernels import masks, select
 from workers import evaluation, moments
 from workers.calibrate import derived_seed
+from workers.data.base import Batch
 from workers.errors import SecateurError
 from workers.export import load_family, load_pruned, load_state, save_model
 from workers.files import finish, read_result, write_tensors
@@ -25,11 +28,17 @@ from workers.messages import (
     EvaluateTask,
     ImportTask,
     JoinTask,
+    MeasureTask,
+    RankTask,
     Record,
     ScoreTask,
+    ShrinkTask,
     SolveTask,
 )
 from workers.models.base import Layer
+from workers.models.shrunk import shrunk
+from workers.pruners.units import UnitSums
+from workers.structure import find_groups, take
 
 CURVE_POINTS = 21
 KEPT_MODELS = 2  # to compare takes two
@@ -122,6 +131,46 @@ class Worker:
             "predicted_loss": float(predicted) if torch.isfinite(predicted) else None,
         }
         return finish(task.to, "solve", {"solution.safetensors": written}, numbers, started)
+
+    @watched
+    def measure(self, task: MeasureTask) -> Record:
+        """Sums of all units over one shard."""
+        started = time.time()
+        groups = find_groups(load_family(task.model), task.data.input_shape, task.pruner.streams)
+
+        def batches() -> Iterator[Batch]:
+            return task.data.calibration(task.shard, task.shards)
+
+        seed = derived_seed(task.seed, "measure", task.shard)
+        found = task.pruner.measure(self._model(task.model), groups, batches, task.loss, seed)
+        written = write_tensors(task.to.directory / "sums.safetensors", found.sums)
+        numbers = {"shard": task.shard, "samples": found.samples, "batches": found.batches, "skipped": found.skipped}
+        return finish(task.to, "measure", {"sums.safetensors": written}, numbers, started)
+
+    @watched
+    def rank(self, task: RankTask) -> Record:
+        """The order in which units go."""
+        started = time.time()
+        parts = [
+            UnitSums(read_result(record, "sums.safetensors"), *(record.numbers[name] for name in ("samples", "batches", "skipped")))
+            for record in task.sums
+        ]
+        found = task.pruner.rank(find_groups(load_family(task.model), task.input_shape, task.pruner.streams), reduce(add, parts))
+        written = write_tensors(task.to.directory / "ranking.safetensors", {"order_S": found.order_S, "score_S": found.score_S})
+        return finish(task.to, "rank", {"ranking.safetensors": written}, {"units": len(found.order_S), "notes": found.notes}, started)
+
+    @watched
+    def shrink(self, task: ShrinkTask) -> Record:
+        """The smaller model; what was masked in it stays so."""
+        started = time.time()
+        kept = {name: stays.bool() for name, stays in read_result(task.chosen, "kept.safetensors").items()}
+        family, (state, keeps) = load_family(task.model), load_state(task.model)
+        groups = find_groups(family, task.input_shape, task.pruner.streams)
+        smaller = take(state, groups, kept)
+        weights = take({f"{name}.weight": keep for name, keep in keeps.items()}, groups, kept)
+        masked = {name: weights[f"{name}.weight"] for name in keeps}
+        written = save_model(task.to.directory / "model.safetensors", shrunk(family, state, smaller), smaller, masked)
+        return finish(task.to, "shrink", {"model.safetensors": written}, {}, started)
 
     @watched
     def join(self, task: JoinTask) -> Record:

@@ -86,7 +86,7 @@ def silenced(made, state, groups, kept):
 
 def smaller(made, model, groups, kept):
     state = take(model.state_dict(), groups, kept)
-    reduced = shrunk(made, model, state)
+    reduced = shrunk(made, model.state_dict(), state)
     built = reduced.build().double().eval()
     built.load_state_dict(state)
     return reduced, built
@@ -196,7 +196,7 @@ def test_a_smaller_model_is_loaded_from_its_file(name, tmp_path):
     groups, model = on_meta(made, size), trained_looking(made).float()
     kept = {group.name: half(group.units) for group in groups}
     state = take(model.state_dict(), groups, kept)
-    reduced = shrunk(made, model, state)
+    reduced = shrunk(made, model.state_dict(), state)
     layer = reduced.layers(reduced.build())[0].name
     keep = torch.rand(state[f"{layer}.weight"].shape) < 0.5
     state[f"{layer}.weight"] = state[f"{layer}.weight"] * keep

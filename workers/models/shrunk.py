@@ -58,13 +58,13 @@ class ShrunkModel(ModelFamily):
         return self.dense.is_classifier
 
 
-def shrunk(family: ModelFamily, model: nn.Module, state: Mapping[str, Tensor]) -> ShrunkModel:
-    """The family of ``model`` (built by ``family``) once its tensors are those of ``state``."""
+def shrunk(family: ModelFamily, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> ShrunkModel:
+    """The family of a model built by ``family``, once its tensors are those of ``after`` instead of ``before``."""
     from workers.export import target_of
 
     if isinstance(family, ShrunkModel):
         target, settings, shapes = family.family, family.settings, dict(family.shapes)
     else:
         target, settings, shapes = target_of(family), asdict(family) | {"checkpoint": None}, {}
-    shapes |= {name: list(state[name].shape) for name, tensor in model.state_dict().items() if tensor.shape != state[name].shape}
+    shapes |= {name: list(after[name].shape) for name, tensor in before.items() if tensor.shape != after[name].shape}
     return ShrunkModel(None, target, settings, shapes)

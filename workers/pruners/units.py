@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -66,6 +66,7 @@ class Ranking:
 
     order_S: Tensor
     score_S: Tensor
+    notes: dict[str, float] = field(default_factory=dict)  # numbers for the report
 
 
 @dataclass
@@ -79,6 +80,10 @@ class UnitPruner(Pruner, ABC):
     @abstractmethod
     def passes(self) -> tuple[int, int]:
         """Forward and backward passes per calibration batch, for the plan; (0, 0) if no data is read."""
+
+    @property
+    def reads_data(self) -> bool:
+        return self.passes != (0, 0)
 
     @abstractmethod
     def sum_bytes(self, units: int, structure_weights: int) -> int:

@@ -1,0 +1,114 @@
+"""Which units go: the first of a ranking, as many as the target needs and no more, and never below a floor."""
+
+from itertools import accumulate
+
+import pytest
+import torch
+from workers.pruners.unit_baselines import UnitRandom
+
+from orchestrator.choose import choose, choose_for, cost_of, floors, limit
+from workers.models.timm import TimmModel
+from workers.pruners.units import Of, UnitTarget
+from workers.structure import Group, Kind, Slice, find_groups, take
+
+SHAPE = (1, 16, 16)
+
+
+def vit(**arguments):
+    sizes = {"img_size": 16, "patch_size": 8, "in_chans": 1, "num_classes": 10, "embed_dim": 32, "depth": 2, "num_heads": 4}
+    return TimmModel("vit_tiny_patch16_224", sizes | arguments, None, ["*"], [])
+
+
+def target(removed, of=Of.MACS, min_units=1, min_fraction=0.0):
+    return UnitTarget(removed, of, min_units, min_fraction)
+
+
+def group(name, units, kind=Kind.NEURON):
+    return Group(name, kind, (Slice(f"{name}.weight", 0, torch.arange(units)[:, None]),), ())
+
+
+class Priced:
+    """Costs of units by group."""
+
+    def __init__(self, prices, groups):
+        self.prices, self.total = prices, sum(prices[group.name] * group.units for group in groups)
+
+    def take(self, group):
+        self.total -= self.prices[group.name]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_shortest_prefix_of_the_ranking_that_costs_no_more_than_it_may_goes(seed):
+    """Without floors, against running sums over the ranking."""
+    torch.manual_seed(seed)
+    groups, prices = [group("a", 7), group("b", 4), group("c", 9)], {"a": 3, "b": 10, "c": 1}
+    order, may = torch.randperm(20).tolist(), int(torch.randint(0, 71, (1,)))
+    owner = ["a"] * 7 + ["b"] * 4 + ["c"] * 9
+    after = [70, *(70 - spent for spent in accumulate(prices[owner[unit]] for unit in order))]
+    expected = next(count for count, cost in enumerate(after) if cost <= may)
+    (kept,) = choose(order, groups, Priced(prices, groups), [may], dict.fromkeys(prices, 0))
+    gone = {index for index, stays in enumerate(torch.cat(list(kept.values())).tolist()) if not stays}
+    assert gone == set(order[:expected])
+
+
+def test_a_group_at_its_floor_is_passed_over():
+    """Its cheapest units stay, units of others go in their place, and what cannot be reached is not."""
+    groups = [group("a", 4), group("b", 4)]
+    floor = {"a": 3, "b": 1}
+    kept, rest = choose(range(8), groups, Priced({"a": 1, "b": 1}, groups), [4, 0], floor)
+    assert kept["a"].tolist() == [False, True, True, True] and kept["b"].tolist() == [False, False, False, True]
+    assert (int(rest["a"].sum()), int(rest["b"].sum())) == (3, 1)
+
+
+def test_floors_are_of_the_dense_model_and_a_convolution_keeps_a_channel():
+    groups = [group("mlp", 3), group("conv", 5, Kind.CHANNEL)]
+    assert floors(target(0.5, min_units=0), groups, {"mlp": 10, "conv": 10}) == {"mlp": 0, "conv": 1}
+    assert floors(target(0.5, min_fraction=0.25), groups, {"mlp": 10, "conv": 10}) == {"mlp": 3, "conv": 3}
+
+
+def test_steps_to_a_target_are_equal():
+    """From 100 to 40 in three steps: 80, 60, 40; a model that costs less already is asked no more."""
+    costs = [100.0]
+    for left in (3, 2, 1):
+        costs.append(limit(target(0.6), 100, int(costs[-1]), left))
+    assert costs == pytest.approx([100, 80, 60, 40])
+    assert limit(target(0.2), 100, 50, 1) == 80
+
+
+@pytest.mark.parametrize("of", Of)
+@pytest.mark.parametrize("removed", [0.0, 0.3, 0.6])
+def test_targets_of_a_real_model_are_reached_within_one_unit(of, removed):
+    """In units, parameters and multiply-adds of a ViT: at most what was asked, and one unit more would be too much."""
+    made, pruner = vit(), UnitRandom(target(removed, of, min_units=0), streams=False, seed=0)
+    groups = find_groups(made, SHAPE, streams=False)
+    order = torch.randperm(sum(group.units for group in groups), generator=torch.Generator().manual_seed(1)).tolist()
+    kept = choose_for(pruner, made, SHAPE, order)
+    cost, dense, dearest = cost_of(of, made, groups, SHAPE), cost_of(of, made, groups, SHAPE).total, 0
+    for found in groups:
+        for _ in range(int((~kept[found.name]).sum())):
+            before = cost.total
+            cost.take(found)
+            dearest = max(dearest, before - cost.total)
+    assert cost.total <= (1 - removed) * dense + 1e-6
+    assert cost.total > (1 - removed) * dense - max(dearest, 1)
+
+
+def test_a_second_round_counts_what_the_first_took():
+    """60 % after 30 % is 60 % of the dense model, not of what the first round left."""
+    from workers.models.shrunk import shrunk
+
+    made = vit()
+    groups = find_groups(made, SHAPE, streams=False)
+    with torch.device("meta"):
+        state = made.build().state_dict()
+    dense = cost_of(Of.PARAMETERS, made, groups, SHAPE).total
+    first = UnitRandom(target(0.3, Of.PARAMETERS), streams=False, seed=0)
+    once = shrunk(made, state, take(state, groups, choose_for(first, made, SHAPE, range(264))))
+    left = sum(group.units for group in find_groups(once, SHAPE, streams=False))
+    second = UnitRandom(target(0.6, Of.PARAMETERS), streams=False, seed=0)
+    kept = choose_for(second, once, SHAPE, range(left))
+    cost, again = cost_of(Of.PARAMETERS, once, groups, SHAPE), find_groups(once, SHAPE, streams=False)
+    for found in again:
+        for _ in range(int((~kept[found.name]).sum())):
+            cost.take(found)
+    assert 0.55 * dense < dense - cost.total < 0.65 * dense
