@@ -34,7 +34,14 @@ SALIENCY = ("workers/saliency.py", "workers/pruners/*.py", "kernels/saliency.py"
 
 # The source files whose text is part of a result's identity: editing one makes the results of its verbs be computed again.
 CODE = {
-    "import": ("workers/export.py", "workers/models/timm.py", "workers/models/checkpoints.py", "workers/models/bundled.py"),
+    "import": (
+        *STRUCTURE,
+        "workers/models/widened.py",
+        "workers/export.py",
+        "workers/models/timm.py",
+        "workers/models/checkpoints.py",
+        "workers/models/bundled.py",
+    ),
     "evaluate": (WORKER, "workers/evaluation.py", "workers/data/*.py"),
     "assess": (WORKER, "workers/evaluation.py"),
     "compare": (WORKER, "workers/evaluation.py", "workers/losses.py", "workers/data/*.py"),

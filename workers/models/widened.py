@@ -1,0 +1,107 @@
+"""A model of another family with some of its groups wider: for training with room where a narrow one is a bottleneck."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from workers.checks import require
+from workers.errors import ConfigError
+from workers.models.base import Layer, ModelFamily
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from workers.structure import Group
+
+
+@dataclass
+class WidenedModel(ModelFamily):
+    """What ``family`` builds with ``settings``, its groups (see ``mode=structure``) that match a pattern wider by a factor.
+
+    The first pattern that matches a group counts; other groups stay as they are. Initial weights of a tensor that became larger are drawn,
+    with replacement, from those that it had, and so have their distribution. Trained here: there is no checkpoint of another size.
+    """
+
+    checkpoint: str | None
+    family: str  # class of the family, for example workers.models.timm.TimmModel
+    settings: dict[str, Any]  # of that family
+    widths: dict[str, float]  # pattern of names of groups: factor of their units
+    input_shape: list[int]  # channels, height and width of the images, to find the groups
+
+    selects: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        require(self.checkpoint is None, "model.checkpoint", "null: a widened model is trained here", self.checkpoint)
+        require(bool(self.widths), "model.widths", "at least one pattern of groups and its factor", self.widths, '"blocks.5.*": 2.0')
+        for pattern, factor in self.widths.items():
+            require(factor >= 1.0, f"model.widths[{pattern}]", "a factor of at least 1", factor)
+
+    @property
+    def narrow(self) -> ModelFamily:
+        """The family as it was."""
+        from workers.export import family_of
+
+        return family_of(self.family, {"checkpoint": None} | self.settings)
+
+    def check(self) -> None:
+        self.narrow.check()
+
+    def build(self) -> nn.Module:
+        from workers.models.resize import resize_
+
+        model = self.narrow.build()
+        before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        shapes = self._shapes(before)
+        resize_(model, shapes)
+        state = model.state_dict()
+        for name in shapes:
+            state[name].copy_(_drawn(before[name], state[name].shape))
+        return model
+
+    def layers(self, model: nn.Module) -> list[Layer]:
+        return self.narrow.layers(model)
+
+    def groups(self, model: nn.Module, input_shape: tuple[int, int, int]) -> list[Group]:
+        return self.narrow.groups(model, input_shape)
+
+    def pretrained_state(self) -> dict[str, Tensor] | None:
+        return None
+
+    def weights_fingerprint(self) -> str:
+        raise NotImplementedError("a widened model has no checkpoint")
+
+    @property
+    def is_classifier(self) -> bool:
+        return self.narrow.is_classifier
+
+    def _shapes(self, before: dict[str, Tensor]) -> dict[str, Sequence[int]]:
+        """New shapes of the tensors that grow. Raises: ConfigError if a pattern matches no group."""
+        from workers.structure import find_groups
+
+        channels, height, width = self.input_shape
+        groups = find_groups(self.narrow, (channels, height, width), streams=True)
+        for pattern in self.widths:
+            if not any(fnmatchcase(group.name, pattern) for group in groups):
+                names = ", ".join(group.name for group in groups[:3])
+                raise ConfigError(f"model.widths: {pattern!r} matches none of the {len(groups)} groups ({names}, …)")
+        shapes: dict[str, list[int]] = {}
+        for group in groups:
+            factor = next((factor for pattern, factor in self.widths.items() if fnmatchcase(group.name, pattern)), 1.0)
+            more = round(factor * group.units) - group.units
+            for part in group.slices if more else ():
+                shape = shapes.setdefault(part.tensor, list(before[part.tensor].shape))
+                shape[part.dim] += more * part.index_UK.shape[1]
+        return {name: tuple(shape) for name, shape in shapes.items()}
+
+
+def _drawn(values: Tensor, shape: Sequence[int]) -> Tensor:
+    """Numbers of ``values``, drawn from torch's global generator."""
+    import torch
+
+    if values.is_meta:
+        return torch.empty(tuple(shape), device="meta")
+    flat = values.reshape(-1)
+    return flat[torch.randint(len(flat), tuple(shape))]
