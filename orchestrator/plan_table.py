@@ -13,7 +13,7 @@ from orchestrator.units import count, duration, size
 
 def plan_table(plan: Plan) -> RenderableType:
     """Layers, the grid, bytes against memory, seconds per stage, and the rates they were predicted with."""
-    return Group(_layers(plan), _stages(plan), *_sentences(plan))
+    return Group(*([_layers(plan)] if plan.layers else []), _stages(plan), *_sentences(plan))
 
 
 def _layers(plan: Plan) -> Table:
@@ -53,10 +53,12 @@ def _sentences(plan: Plan) -> list[str]:
     portions = [len(portion) for portion in plan.portions]
     cut = f" ({'+'.join(map(str, portions))} layers)" if len(portions) > 1 else ""
     grid = f"{len(portions)} x {plan.shards}{cut}" if portions else "none (this pruner reads no data)"
+    cells = f"Grid of layer portions x shards: {grid}; {count(plan.waves, 'wave')} on {count(resources.workers, kind)}."
     return [
-        f"{len(plan.layers)} layers, {plan.profile.prunable_weights:,} prunable of {plan.profile.parameters:,} weights; "
+        f"{len(plan.profile.layers)} layers, {plan.profile.prunable_weights:,} prunable of {plan.profile.parameters:,} weights; "
         f"forward {plan.profile.forward_flops / 1e9:,.3g} GFLOP per sample.",
-        f"Grid of layer portions x shards: {grid}; {count(plan.waves, 'wave')} on {count(resources.workers, kind)}.",
+        *([cells] if plan.layers else []),
+        *_on_units(plan),
         f"A worker needs up to {size(plan.worker_bytes)} of its {size(resources.memory_bytes)}; "
         f"the store grows by up to {size(plan.store_bytes)}.",
         f"Assumed rates per {'GPU' if gpu else 'thread'} ({rates.name}): {rates.matmul_gflops:,.0f} GFLOP/s in float32 matrix products, "
@@ -64,4 +66,13 @@ def _sentences(plan: Plan) -> list[str]:
         f"scoring {rates.score_efficiency:.1%}, solving {rates.solve_efficiency:.1%}; "
         f"disk {rates.disk_gbs:g} GB/s to write and {rates.read_gbs:g} to read.",
         f"In all about {duration(plan.seconds)}, {plan.device_hours:,.2f} {'GPU' if gpu else 'worker'}-hours.",
+    ]
+
+
+def _on_units(plan: Plan) -> list[str]:
+    if plan.after is None:
+        return []
+    return [
+        f"Where units go, this plan takes them in a random order: {plan.after.parameters:,} weights and "
+        f"{plan.after.forward_flops / 1e9:,.3g} GFLOP per sample are left then. The data will choose others."
     ]

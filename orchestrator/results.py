@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.allocate import asked_sparsity
-from orchestrator.choose import dense_family
+from orchestrator.choose import dense_family, floors
 from orchestrator.cluster.base import cores_here
 from orchestrator.config import Experiment
 from orchestrator.outcome import Outcome, RoundOutcome
@@ -44,12 +44,12 @@ def make_report(run: Run, outcome: Outcome, config: dict[str, Any], command: str
         layers=layers,
         prunable_weights=sum(layer.weights for layer in layers),
         pruned_weights=sum(layer.pruned for layer in layers),
-        model_weights=final.parameters,
-        groups=group_results(outcome),
+        model_weights=dense.parameters,
+        groups=group_results(outcome.rounds),
         dense_size=model_size(dense),
         final_size=model_size(final),
         loss_increase=LossIncrease(_predicted(layers), last.measured, last.measured_unit),
-        rounds=[round_result(run, part) for part in outcome.rounds if part.run.round],
+        rounds=[round_result(run, outcome, part) for part in outcome.rounds if part.run.round],
         sizes=FileSizes(outcome.dense.path(MODEL).stat().st_size, outcome.model.path(MODEL).stat().st_size),
         timeline=run.timeline,
         stage_seconds=run.stage_seconds,
@@ -87,7 +87,7 @@ def asked_units(pruner: UnitPruner) -> dict[str, Any]:
     return asked | ({"streams": True} if pruner.streams else {})
 
 
-def round_result(run: Run, part: RoundOutcome) -> RoundResult:
+def round_result(run: Run, outcome: Outcome, part: RoundOutcome) -> RoundResult:
     """A round in numbers."""
     experiment, asked = part.run.experiment, asked_of(part)
     layers = layer_results(part) if part.masks else []
@@ -103,7 +103,7 @@ def round_result(run: Run, part: RoundOutcome) -> RoundResult:
         asked=asked["sparsity"] if part.masks else asked["removed"],
         asked_of="weights" if part.masks else asked["of"],
         sparsity=sum(layer.pruned for layer in layers) / weights if weights else 0.0,
-        removed={} if size == dense else {"macs": 1 - size.macs / dense.macs, "parameters": 1 - size.parameters / dense.parameters},
+        removed=removed_of(outcome.rounds[: outcome.rounds.index(part) + 1], dense, size),
         size=size,
         pruned=pruned,
         recovered=recovered[0] if recovered else None,
@@ -121,20 +121,40 @@ def model_size(found: ModelProfile) -> ModelSize:
     return ModelSize(found.parameters, found.forward_flops // 2)
 
 
-def group_results(outcome: Outcome) -> list[GroupResult]:
-    """Groups of the dense model, and how many of their units are left after all rounds that took some out."""
-    shrinking = [part for part in outcome.rounds if not part.masks]
+def removed_of(rounds: list[RoundOutcome], dense: ModelSize, size: ModelSize) -> dict[str, float]:
+    """Fractions of the dense model that are gone after ``rounds``; empty if none of them took units out."""
+    groups = group_results(rounds)
+    if not groups:
+        return {}
+    kept = sum(group.kept for group in groups) / sum(group.units for group in groups)
+    return {"macs": 1 - size.macs / dense.macs, "parameters": 1 - size.parameters / dense.parameters, "structures": 1 - kept}
+
+
+def group_results(rounds: list[RoundOutcome]) -> list[GroupResult]:
+    """Groups of the dense model, how many of their units are left after ``rounds``, and what a sweep of targets would have left."""
+    shrinking = [part for part in rounds if not part.masks]
     if not shrinking:
         return []
-    experiment = shrinking[-1].run.experiment
-    dense, streams = dense_family(experiment.model), any(part.run.experiment.unit_pruner.streams for part in shrinking)
-    groups = find_groups(dense, experiment.data.input_shape, streams)
-    shapes = shapes_of(dense)
+    last, first = shrinking[-1].run.experiment, shrinking[0].unit_steps[0].chosen.numbers["swept"]
+    dense, streams = dense_family(last.model), any(part.run.experiment.unit_pruner.streams for part in shrinking)
+    groups, shapes = find_groups(dense, last.data.input_shape, streams), shapes_of(dense)
     kept = {group.name: group.units for group in groups}
     for part in shrinking:
         for step in part.unit_steps:
             kept |= step.chosen.numbers["kept"]
-    return [GroupResult(group.name, group.kind.value, group.units, kept[group.name], unit_weights(group, shapes)) for group in groups]
+    least = floors(last.unit_pruner.target, groups, {group.name: group.units for group in groups})
+    return [
+        GroupResult(
+            name=group.name,
+            kind=group.kind.value,
+            units=group.units,
+            kept=kept[group.name],
+            weights=unit_weights(group, shapes),
+            least=least[group.name],
+            swept=[count / group.units for count in first.get(group.name, [])],
+        )
+        for group in groups
+    ]
 
 
 def layer_results(part: RoundOutcome) -> list[LayerResult]:

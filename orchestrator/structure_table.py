@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import rich.console
 from rich.table import Table
 
 from orchestrator.units import count, percent
 from workers.models.base import ModelFamily
 from workers.structure import Group
+
+if TYPE_CHECKING:
+    import torch
 
 
 def structure_table(family: ModelFamily, input_shape: tuple[int, int, int]) -> rich.console.RenderableType:
@@ -30,7 +35,7 @@ def structure_table(family: ModelFamily, input_shape: tuple[int, int, int]) -> r
     return rich.console.Group(table, *_sentences(family, model, groups))
 
 
-def shapes_of(family: ModelFamily) -> dict[str, tuple[int, ...]]:
+def shapes_of(family: ModelFamily) -> dict[str, torch.Size]:
     """Of all parameters, by name."""
     import torch
 

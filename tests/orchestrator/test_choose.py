@@ -4,10 +4,10 @@ from itertools import accumulate
 
 import pytest
 import torch
-from workers.pruners.unit_baselines import UnitRandom
 
 from orchestrator.choose import choose, choose_for, cost_of, floors, limit
 from workers.models.timm import TimmModel
+from workers.pruners.unit_baselines import UnitRandom
 from workers.pruners.units import Of, UnitTarget
 from workers.structure import Group, Kind, Slice, find_groups, take
 
@@ -16,7 +16,7 @@ SHAPE = (1, 16, 16)
 
 def vit(**arguments):
     sizes = {"img_size": 16, "patch_size": 8, "in_chans": 1, "num_classes": 10, "embed_dim": 32, "depth": 2, "num_heads": 4}
-    return TimmModel("vit_tiny_patch16_224", sizes | arguments, None, ["*"], [])
+    return TimmModel(checkpoint=None, name="vit_tiny_patch16_224", arguments=sizes | arguments, include=["*"], exclude=[])
 
 
 def target(removed, of=Of.MACS, min_units=1, min_fraction=0.0):
