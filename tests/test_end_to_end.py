@@ -31,6 +31,8 @@ def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
     kept = [o for o in tiny_overrides(folder) if not any(s.startswith(o.partition("=")[0] + "=") for s in settings)]
     if any(s.startswith("pruner=") and s != "pruner=cap" for s in settings):
         kept = [o for o in kept if not o.startswith("pruner.block_size=")]
+    if any(s.startswith("pruner.target.removed=") for s in settings):
+        kept = [o for o in kept if not o.startswith("pruner.target.sparsity=")]
     command = [sys.executable, "-m", "orchestrator", *flags, *kept, *settings]
     return subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# All saliencies of whole units on the real cases: a quarter, half and three quarters of the multiply-adds, one-shot, three seeds; with
+# RECOVER=1 also after recovery, at half. Prints one table per case.
+#     bash scripts/compare_saliencies.sh [CASE ...]          (default: all; needs `make cases`)
+# What was interrupted goes on where it was. SEEDS=0 for one seed; further settings of all runs: SETTINGS="data.train_size=20000 …".
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-.venv/bin/python}
+output=${OUTPUT:-runs/saliencies}
+pruners=unit_random,unit_magnitude,taylor,sosp_i,sosp_h
+cases=("$@")
+[ ${#cases[@]} -gt 0 ] || cases=(digits fashion_resnet efficientnet_lite0 dinov2_vits)
+
+for case in "${cases[@]}"; do
+    # shellcheck disable=SC2206
+    common=(+experiment="$case" cluster=local output="$output" seed="${SEEDS:-0,1,2}" pruner.target.of=macs ${SETTINGS:-})
+    case "$case" in
+        dinov2_vits) chosen=unit_random,unit_magnitude,taylor,sosp_h ;; # sosp_i needs a classifier
+        *) chosen=$pruners ;;
+    esac
+    # Dense models are trained first, with the default threads: a training gang brings its own processes.
+    "$python" -m orchestrator --multirun "${common[@]}" recovery=none cluster.threads=null pruner=unit_random pruner.target.removed=0.5
+    "$python" -m orchestrator --multirun "${common[@]}" recovery=none cluster.threads="$(nproc)" pruner="$chosen" \
+        pruner.target.removed=0.25,0.5,0.75
+    if [ -n "${RECOVER:-}" ]; then
+        "$python" -m orchestrator --multirun "${common[@]}" cluster.threads=null pruner="$chosen" pruner.target.removed=0.5
+    fi
+done
+"$python" scripts/compare_runs.py --grid "$output"/*/report.json
+[ -z "${RECOVER:-}" ] || "$python" scripts/compare_runs.py "$output"/*/report.json

@@ -1,0 +1,123 @@
+"""Runs that take units out, from the command line: what they leave computes what it should, is smaller, and does not depend on how."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from test_end_to_end import computed, directory, kill_at, model_bytes, run
+from tiny import TINY_MODEL, tiny_overrides
+from torch.utils.flop_counter import FlopCounterMode
+
+from workers.export import load_family, load_pruned
+from workers.files import read_tensors
+from workers.structure import find_groups, mask_
+
+SHAPE = (1, 16, 16)
+SOSP = ("pruner=sosp_h", "pruner.target.removed=0.5", "pruner.target.of=macs")
+
+
+def report(folder: Path) -> dict:
+    return json.loads((directory(folder) / "report.json").read_text())
+
+
+def stored(folder: Path, verb: str) -> list[Path]:
+    """Directories of the results of a verb, oldest first."""
+    return sorted((path.parent for path in (folder / "runs" / "store" / verb).rglob("record.json")), key=lambda path: path.stat().st_mtime)
+
+
+def macs(model: torch.nn.Module) -> int:
+    """By torch's counter, on the meta device: on the CPU it does not see attention."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        copy.deepcopy(model).to("meta")(torch.zeros(1, *SHAPE, device="meta"))
+    return counter.get_total_flops() // 2
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run(folder, *SOSP)
+    return folder
+
+
+def test_what_is_left_is_the_dense_model_with_units_silenced_and_half_of_its_work(undisturbed: Path) -> None:
+    """Against torch's own counter, and against zeros in the dense model; the report says the same numbers."""
+    small, (dense,), (chosen,) = (
+        load_pruned(directory(undisturbed) / "model.safetensors"),
+        stored(undisturbed, "import"),
+        stored(undisturbed, "choose"),
+    )
+    whole = load_pruned(dense / "model.safetensors")
+    groups = find_groups(load_family(dense / "model.safetensors"), SHAPE, streams=False)
+    said = report(undisturbed)
+    assert said["dense_size"]["macs"] == macs(whole) and said["final_size"]["macs"] == macs(small)
+    assert 0.45 * macs(whole) < macs(small) <= 0.5 * macs(whole)
+    kept = {name: stays.bool() for name, stays in read_tensors(chosen / "kept.safetensors").items()}
+    assert {group["name"]: group["kept"] for group in said["groups"]} == {name: int(stays.sum()) for name, stays in kept.items()}
+    mask_(dict(whole.named_parameters()), groups, kept)
+    images = torch.randn(4, *SHAPE)
+    with torch.no_grad():
+        torch.testing.assert_close(small(images), whole(images), rtol=1e-4, atol=1e-5)
+    assert said["final_size"]["parameters"] == sum(parameter.numel() for parameter in small.parameters())
+
+
+def test_workers_on_ray_leave_the_bytes_of_one_process(undisturbed: Path, tmp_path: Path) -> None:
+    run(tmp_path, *SOSP, "cluster=ray", "cluster.cpus_per_worker=0.5", "cluster.workers=2")
+    assert model_bytes(tmp_path) == model_bytes(undisturbed)
+
+
+@pytest.mark.parametrize("stage", ["measure", pytest.param("shrink", marks=pytest.mark.slow)])
+def test_a_killed_run_goes_on_and_repeats_nothing(stage: str, undisturbed: Path, tmp_path: Path) -> None:
+    kill_at(stage, tmp_path, *SOSP)
+    run(tmp_path, *SOSP)
+    assert model_bytes(tmp_path) == model_bytes(undisturbed)
+    assert set(computed(tmp_path).values()) == {1}
+
+
+def test_another_target_reads_the_same_ranking(undisturbed: Path) -> None:
+    """A sweep measures once."""
+    before = {verb: stored(undisturbed, verb) for verb in ("measure", "rank")}
+    run(undisturbed, *SOSP[:1], "pruner.target.removed=0.25", "pruner.target.of=parameters", "name=other")
+    assert {verb: stored(undisturbed, verb) for verb in ("measure", "rank")} == before
+    assert len(stored(undisturbed, "choose")) == 2
+
+
+def test_units_go_first_and_weights_inside_what_survives_after_them(tmp_path: Path) -> None:
+    """SOSP in two steps, training, CAP, training: smaller, half of what is left is zero, and each round says what it did."""
+    (tmp_path / "my" / "experiment").mkdir(parents=True)
+    (tmp_path / "my" / "experiment" / "both.yaml").write_text(
+        "# @package _global_\n"
+        "defaults:\n  - /pruner@rounds.shrink.pruner: sosp_h\n  - /pruner@rounds.mask.pruner: cap\n  - override /recovery: adamw\n"
+        "recovery: {epochs: 1, ranks: 1}\n"
+        "rounds:\n"
+        "  shrink: {steps: 2, pruner: {target: {removed: 0.4, of: parameters}}}\n"
+        "  mask: {pruner: {block_size: 16, target: {sparsity: 0.5}}}\n"
+    )
+    output = run(tmp_path, "--config-dir=my", "+experiment=both", "recovery=adamw")
+    model, said = load_pruned(directory(tmp_path) / "model.safetensors"), report(tmp_path)
+    assert "round shrink, step 2/2: shrink" in output and "round mask: solve" in output
+    assert said["final_size"]["parameters"] <= 0.6 * said["dense_size"]["parameters"]
+    shrink, mask = said["rounds"]
+    assert shrink["asked_of"] == "parameters" and shrink["removed"]["parameters"] == pytest.approx(mask["removed"]["parameters"])
+    assert mask["sparsity"] == pytest.approx(0.5, abs=1e-3)
+    names = [layer["name"] for layer in said["layers"]]
+    weights = [model.get_parameter(f"{name}.weight") for name in names]
+    assert sum(int((weight == 0).sum()) for weight in weights) == said["pruned_weights"]
+    assert sum(weight.numel() for weight in weights) == said["prunable_weights"]
+
+
+def test_a_model_without_units_is_refused_before_any_work(tmp_path: Path) -> None:
+    from hydra import compose, initialize_config_dir
+
+    from orchestrator.config import CONF, load
+    from orchestrator.launch import plan_experiment
+    from workers.errors import ConfigError
+
+    given = [o for o in tiny_overrides(tmp_path) if not o.startswith("pruner.") and not o.startswith("model.arguments")]
+    arguments = {**TINY_MODEL, "qk_norm": True, "scale_attn_norm": True, "scale_mlp_norm": True}
+    text = ",".join(f"{name}:{value}" for name, value in arguments.items())
+    with initialize_config_dir(CONF, version_base="1.3"):
+        experiment = load(compose("config", overrides=[*given, f"++model.arguments={{{text}}}", *SOSP]))
+    with pytest.raises(ConfigError, match="none"):
+        plan_experiment(experiment)
