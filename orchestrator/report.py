@@ -18,8 +18,10 @@ from orchestrator.report_words import sentences, summary_table, verdict
 __all__ = [
     "REPORT_FILES",
     "FileSizes",
+    "GroupResult",
     "LayerResult",
     "LossIncrease",
+    "ModelSize",
     "Report",
     "RoundResult",
     "StageResult",
@@ -72,6 +74,35 @@ class LayerResult:
 
 
 @dataclass(frozen=True)
+class GroupResult:
+    """Units that can be taken out one by one, and how many stayed.
+
+    ``kind`` says what a unit is: ``channel``, ``neuron``, ``head`` or ``stream`` (a channel of the residual stream). ``units``, and
+    ``weights`` (of one unit, with what reads it), are those of the dense model. ``least`` is how many the target made the group keep.
+    """
+
+    name: str
+    kind: str
+    units: int
+    kept: int
+    weights: int
+    least: int = 0
+
+    @property
+    def share(self) -> float:
+        """Of the units, those that stayed."""
+        return self.kept / self.units
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """``parameters``, and ``macs`` (multiply-adds of a forward pass of one sample, by torch's own counter)."""
+
+    parameters: int
+    macs: int
+
+
+@dataclass(frozen=True)
 class TaskRun:
     """One task as it was carried out. ``started`` is in seconds since the epoch; ``computed`` is False when it was read from the store."""
 
@@ -94,9 +125,13 @@ class LossIncrease:
 
 @dataclass(frozen=True)
 class RoundResult:
-    """One of several rounds: sparsities ``asked`` for and reached, the model after pruning (in ``steps``) and after ``epochs`` of training.
+    """One of several rounds: what was ``asked`` for and reached, the model after pruning (in ``steps``) and after ``epochs`` of training.
 
-    ``loss_increase`` is the rise over the pruning of this round, from the model before it; ``seconds`` are those of all its stages.
+    ``asked_of`` says what ``asked`` is a fraction of: of the prunable ``weights`` for a round that masks, of ``macs``, ``parameters`` or
+    ``structures`` of the dense model for one that takes units out. ``sparsity`` is 0 for the latter. ``removed`` maps these three to the
+    fractions of the dense model that are gone after this round, those of earlier rounds included; it is empty until a round takes units
+    out. ``loss_increase`` is the rise over the pruning of this round, from the model before it; ``seconds`` are those of all its stages.
+    ``size`` is that of the model that the round leaves.
     """
 
     name: str
@@ -109,6 +144,19 @@ class RoundResult:
     recovered: StageResult | None
     loss_increase: LossIncrease
     seconds: float
+    asked_of: str = "weights"
+    removed: dict[str, float] = field(default_factory=dict)
+    size: ModelSize | None = None
+
+    @property
+    def masks(self) -> bool:
+        """Whether the round masked weights; else it took units out."""
+        return self.asked_of == "weights"
+
+    @property
+    def reached(self) -> float | None:
+        """The fraction to hold against ``asked``; None if it is not known."""
+        return self.sparsity if self.masks else self.removed.get(self.asked_of)
 
 
 @dataclass(frozen=True)
@@ -121,11 +169,16 @@ class FileSizes:
 
 @dataclass(frozen=True)
 class Report:
-    """A run. Weights are counted: prunable ones, the zeros among them, and all parameters of the model.
+    """A run. Weights are counted: prunable ones, the zeros among them, and all parameters of the dense model.
 
-    ``rounds`` is empty where nobody asked for rounds; ``stages``, ``layers``, ``asked`` and ``loss_increase`` are those of the last one.
+    ``rounds`` is empty where nobody asked for rounds; ``stages``, ``asked`` and ``loss_increase`` are those of the last one. ``layers``,
+    ``prunable_weights`` and ``pruned_weights`` are those of the last one that masked weights: nothing where units were only taken out.
 
-    ``asked["sparsity"]`` is the fraction of prunable weights that was asked for; its other entries are printed as they are.
+    ``groups`` are those of the dense model, after the whole run; empty if no round took units out. ``dense_size`` and ``final_size`` are
+    equal where weights were only masked, None where they were not counted.
+
+    ``asked["sparsity"]`` is the fraction of prunable weights that was asked for, ``asked["removed"]`` that of what is to be taken out of
+    the dense model, with ``asked["of"]`` as in ``RoundResult.asked_of``; the other entries are printed as they are.
     ``curves`` maps a training ("dense", "recovery", in rounds "to_60/recovery") to its progress lines: epoch, step, steps, loss, lr,
     images_per_second.
     ``skipped`` maps what was left out ("calibration batches with non-finite values") to how many.
@@ -152,6 +205,30 @@ class Report:
     warnings: list[str] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
     files: dict[str, Any] = field(default_factory=dict)
+    groups: list[GroupResult] = field(default_factory=list)
+    dense_size: ModelSize | None = None
+    final_size: ModelSize | None = None
+
+    @property
+    def took_units(self) -> bool:
+        """Whether a round took units out whole."""
+        return bool(self.groups)
+
+    @property
+    def masked_weights(self) -> bool:
+        """Whether a round masked weights."""
+        return self.prunable_weights > 0 or not self.took_units
+
+    @property
+    def removed(self) -> dict[str, float]:
+        """Fractions of the dense model that were taken out: ``macs`` and ``parameters`` where sizes are known, and ``structures``."""
+        found: dict[str, float] = {}
+        if self.dense_size is not None and self.final_size is not None:
+            found["macs"] = 1 - self.final_size.macs / self.dense_size.macs
+            found["parameters"] = 1 - self.final_size.parameters / self.dense_size.parameters
+        if self.groups:
+            found["structures"] = 1 - sum(group.kept for group in self.groups) / sum(group.units for group in self.groups)
+        return found
 
     @property
     def sparsity(self) -> float:

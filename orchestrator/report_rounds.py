@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.report_figures import FAINT, STAGE_COLOURS, Figure, layout_of, safe
+from orchestrator.report_figures import INK, STAGE_COLOURS, Figure, layout_of, safe
 from orchestrator.report_metrics import ACCURACIES, METRICS, metric_text
-from orchestrator.units import count, percent
+from orchestrator.report_size import OF, unit_goal
+from orchestrator.units import count, macs, percent
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -15,15 +17,22 @@ if TYPE_CHECKING:
     from orchestrator.report import Report, RoundResult, StageResult
 
 
+TAKEN, MASKED = "#7cccb2", "#aab1bc"  # colours that black numbers can be read on
+SHORT = OF | {"macs": "MACs"}
+
+
 def round_columns(report: Report) -> list[str]:
     """Heads of ``round_rows``."""
     accuracy = METRICS[report.headline_metric] if report.headline_metric else "accuracy"
     asked = ["asked"] if _missed(report) else []
-    return ["round", *asked, "sparsity", f"{accuracy} pruned", "trained", "loss predicted", "true", "s"]
+    kinds = _kinds(report)
+    reached = "reached" if len(kinds) > 1 else "sparsity" if kinds == ["weights"] else f"{SHORT[kinds[0]]} taken out"
+    return ["round", *asked, reached, f"{accuracy} pruned", "trained", "loss predicted", "true", "s"]
 
 
 def round_rows(report: Report) -> list[list[str]]:
-    """A row per round: sparsity, accuracy before and after its training, rise of the loss over its pruning, seconds of all its stages."""
+    """A row per round: what it reached (and of what, where rounds differ), accuracy before and after its training, rise of the loss over
+    its pruning, seconds of all its stages."""
     key = report.headline_metric
 
     def accuracy(found: StageResult | None) -> str:
@@ -36,7 +45,7 @@ def round_rows(report: Report) -> list[list[str]]:
         [
             part.name,
             *([percent(part.asked)] if _missed(report) else []),
-            percent(part.sparsity),
+            percent(part.reached) + (f" of {SHORT[part.asked_of]}" if len(_kinds(report)) > 1 else ""),
             accuracy(part.pruned),
             accuracy(part.recovered),
             rise(part.loss_increase.predicted),
@@ -47,9 +56,22 @@ def round_rows(report: Report) -> list[list[str]]:
     ]
 
 
+def round_sizes(report: Report) -> tuple[list[str], list[list[str]]]:
+    """Heads and cells that the page has beside those of the console: the model after each round. Nothing where no units were taken out."""
+    if not report.took_units:
+        return [], [[] for _ in report.rounds]
+    sizes = [part.size for part in report.rounds]
+    return ["parameters", "MACs"], [["–", "–"] if found is None else [f"{found.parameters:,}", macs(found.macs)] for found in sizes]
+
+
+def _kinds(report: Report) -> list[str]:
+    """What the targets of the rounds are fractions of, in order of first appearance."""
+    return list(dict.fromkeys(part.asked_of for part in report.rounds))
+
+
 def _missed(report: Report) -> bool:
-    """Whether a round reached another sparsity than was asked for, by more than the table would show."""
-    return any(abs(part.asked - part.sparsity) > 5e-4 for part in report.rounds)
+    """Whether a round reached more or less than was asked for, by more than the table would show."""
+    return any(part.reached is not None and abs(part.asked - part.reached) > 5e-4 for part in report.rounds)
 
 
 def round_table(report: Report) -> Table:
@@ -65,12 +87,11 @@ def round_table(report: Report) -> Table:
 
 
 def on_rounds(report: Report) -> list[str]:
-    """How the final sparsity was reached."""
+    """How the run got to where it ended."""
     if not report.rounds:
         return []
     trained = [part for part in report.rounds if part.recovered is not None]
-    way = ", ".join(percent(part.sparsity) for part in report.rounds)
-    text = f"Pruned in {count(len(report.rounds), 'round')}, to {way}"
+    text = f"Pruned in {count(len(report.rounds), 'round')}{_way(report)}"
     if not trained:
         return [f"{text}, without training in between."]
     epochs = count(sum(part.epochs for part in trained), "epoch")
@@ -79,13 +100,31 @@ def on_rounds(report: Report) -> list[str]:
     ]
 
 
+def _way(report: Report) -> str:
+    """What each round reached; neighbours with targets of one kind share its name."""
+    if not report.took_units:
+        return f", to {', '.join(percent(part.reached) for part in report.rounds)}"
+    done = [
+        f"{', '.join(percent(part.reached) for part in parts)} of the {OF[of]} {'masked' if of == 'weights' else 'taken out'}"
+        for of, parts in groupby(report.rounds, key=lambda part: part.asked_of)
+    ]
+    return f": {', then '.join(done)}"
+
+
 def round_lines(report: Report) -> list[dict[str, Any]]:
     """The rounds as progress lines for a tracker: numbers by ``step``, which counts rounds from 1."""
     return [{"step": index} | _numbers(part) for index, part in enumerate(report.rounds, start=1)]
 
 
 def _numbers(part: RoundResult) -> dict[str, Any]:
-    numbers: dict[str, Any] = {"round": part.name, "sparsity_asked": part.asked, "sparsity": part.sparsity, "seconds": part.seconds}
+    numbers: dict[str, Any] = {"round": part.name, "seconds": part.seconds}
+    if part.masks:
+        numbers |= {"sparsity_asked": part.asked, "sparsity": part.sparsity}
+    else:
+        numbers |= {f"removed_{part.asked_of}_asked": part.asked}
+    numbers |= {f"removed_{of}": value for of, value in part.removed.items()}
+    if part.size is not None:
+        numbers |= {"parameters": part.size.parameters, "macs": part.size.macs}
     numbers |= {f"pruned_{key}": value for key, value in part.pruned.metrics.items() if key in METRICS}
     if part.recovered is not None:
         numbers |= {f"recovered_{key}": value for key, value in part.recovered.metrics.items() if key in METRICS}
@@ -128,11 +167,17 @@ def rounds(report: Report) -> Figure | None:
     line = {"type": "scatter", "mode": "lines", "showlegend": False, "hoverinfo": "skip", "line": {"color": "#c3cad5", "width": 2}}
     data: list[Figure] = [line | {"x": [x for x, *_ in path], "y": [y for _, y, *_ in path]}]
     data += [_marks(path, kind, name) for kind, name in (("dense", "dense"), ("one_shot", "pruned"), ("recovered", "trained"))]
-    data.append(_sparsities(report))
+    data += _amounts(report)
     names = {"tickvals": list(range(1, len(report.rounds) + 1)), "ticktext": [safe(part.name) for part in report.rounds]}
     across = names | {"anchor": "y2", "showgrid": False, "range": [-0.3, len(report.rounds) + 0.9]}
     upper = {"title": ACCURACIES[key], "domain": [0.38, 1], "tickformat": ".1~%", "range": _span([y for _, y, *_ in path])}
-    lower = {"title": "pruned", "domain": [0, 0.26], "range": [0, 1], "tickvals": [0, 0.5, 1], "tickformat": ".0%"}
+    lower = {
+        "title": "pruned" if report.masked_weights else "taken out",
+        "domain": [0, 0.26],
+        "range": [0, 1],
+        "tickvals": [0, 0.5, 1],
+        "tickformat": ".0%",
+    }
     return {"data": [trace for trace in data if trace["x"]], "layout": layout_of(420, xaxis=across, yaxis=upper, yaxis2=lower)}
 
 
@@ -160,19 +205,37 @@ def _marks(path: list[tuple[float, float, str, str]], kind: str, name: str) -> F
     }
 
 
-def _sparsities(report: Report) -> Figure:
-    """A bar over the time of each round: from its pruning to the next one."""
+def _amounts(report: Report) -> list[Figure]:
+    """Bars over the time of each round, from its pruning to the next one: what was taken out by then, what it masked, or both abreast."""
+    masked = [part.sparsity if part.masks else None for part in report.rounds]
+    if not report.took_units:
+        return [_bars(report, masked, "weights masked", MASKED, 0.0, 0.9) | {"showlegend": False}]
+    goal = unit_goal(report)
+    of = goal[1] if goal else "structures"
+    taken, name = [part.removed.get(of) for part in report.rounds], f"{OF[of]} taken out"
+    if not report.masked_weights:
+        return [_bars(report, taken, name, TAKEN, 0.0, 0.9)]
+    return [_bars(report, taken, name, TAKEN, -0.225, 0.44), _bars(report, masked, "weights masked", MASKED, 0.225, 0.44)]
+
+
+def _bars(report: Report, values: list[float | None], name: str, colour: str, aside: float, width: float) -> Figure:
     return {
         "type": "bar",
-        "x": [index + 0.25 for index in range(1, len(report.rounds) + 1)],
-        "y": [part.sparsity for part in report.rounds],
+        "name": name,
+        "x": [index + 0.25 + aside for index in range(1, len(report.rounds) + 1)],
+        "y": values,
         "yaxis": "y2",
-        "width": 0.9,
-        "showlegend": False,
-        "text": [percent(part.sparsity) for part in report.rounds] if len(report.rounds) <= 12 else None,
+        "width": width,
+        "text": ["" if value is None else percent(value) for value in values] if len(report.rounds) <= 12 else None,
         "textposition": "inside",
         "textangle": 0,
-        "hovertext": [f"{safe(part.name)}: {percent(part.sparsity, 2)}, {percent(part.asked, 2)} asked" for part in report.rounds],
+        "hovertext": [_amount_text(part, value, name) for part, value in zip(report.rounds, values, strict=True)],
         "hoverinfo": "text",
-        "marker": {"color": FAINT, "opacity": 0.55, "cornerradius": 3},
+        "insidetextfont": {"color": INK},
+        "marker": {"color": colour, "cornerradius": 3},
     }
+
+
+def _amount_text(part: RoundResult, value: float | None, name: str) -> str:
+    text = f"{safe(part.name)}: {percent(value, 2)} of the {name}"
+    return f"{text}, {percent(part.asked, 2)} asked" if value == part.reached else text

@@ -15,8 +15,9 @@ h3 { margin: 26px 0 8px; font-size: 15px; font-weight: 650; }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 24px 26px; margin: 18px 0; }
 .note { margin: -8px 0 14px; color: var(--faint); font-size: 14.5px; }
 h3 + .note { margin-top: -2px; }
-.figure + .note { margin: 6px 0 0; }
+.figure + .note, .note.after { margin: 6px 0 0; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 14px; margin: 0 0 18px; }
+.six { grid-template-columns: repeat(3, 1fr); }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 16px 20px; }
 .tile b { display: block; font-size: 27px; line-height: 1.2; font-weight: 650; letter-spacing: -.02em; font-variant-numeric: tabular-nums; }
 .tile span { display: block; font-size: 14.5px; margin-top: 4px; }

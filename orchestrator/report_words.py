@@ -5,8 +5,20 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from orchestrator.report_groups import on_groups
 from orchestrator.report_metrics import ACCURACIES, METRICS, STAGE_NAMES, measured_metrics, metric_text, stage_name
 from orchestrator.report_rounds import on_rounds, round_table
+from orchestrator.report_size import (
+    OF,
+    fractions,
+    masks_last,
+    on_size_and_speed,
+    on_units,
+    pruned_words,
+    speed_words,
+    unit_goal,
+    weight_goal,
+)
 from orchestrator.stages import over_rounds
 from orchestrator.units import count, duration, number, percent, points, size
 
@@ -28,33 +40,37 @@ def standard_error(first: float, second: float, samples: float) -> float:
 
 
 def verdict(report: Report) -> str:
-    """One sentence: how much went, and what the model still can do."""
-    removed = f"{percent(report.sparsity)} of the prunable weights removed"
-    removed += f" in {count(len(report.rounds), 'round')}" if report.rounds else ""
+    """One sentence: how much went, what the model still can do, and, where units went, whether it is faster."""
+    return "; ".join(clause for clause in (pruned_words(report), _accuracy_words(report), speed_words(report)) if clause) + "."
+
+
+def _accuracy_words(report: Report) -> str:
     key = report.headline_metric
     if key is None:
-        return f"{removed}; no accuracy was measured."
+        return "no accuracy was measured"
     values = {stage.name: stage.metrics.get(key) for stage in report.stages}
     dense, one_shot, recovered = (values.get(name) for name in STAGE_NAMES)
     untrained = " before any recovery of the last round" if any(part.recovered for part in report.rounds) else " without recovery"
     final, how = (recovered, " after recovery") if recovered is not None else (one_shot, untrained)
     if final is None:
-        return f"{removed}; {ACCURACIES[key]} of the pruned model was not measured."
+        return f"{ACCURACIES[key]} of the pruned model was not measured"
     if dense is None or key == "agreement":
-        return f"{removed}; {ACCURACIES[key]} is {percent(final)}{how}."
+        return f"{ACCURACIES[key]} is {percent(final)}{how}"
     before = "before it" if report.rounds else "one-shot"
     direct = f" ({percent(one_shot)} {before})" if recovered is not None and one_shot is not None else ""
-    return f"{removed}; {ACCURACIES[key]} {percent(dense)} dense, {percent(final)}{how}{direct}."
+    return f"{ACCURACIES[key]} {percent(dense)} dense, {percent(final)}{how}{direct}"
 
 
 def sentences(report: Report) -> list[str]:
     """What a reader must know to judge the run. Every sentence follows from the report's numbers."""
     parts = (
-        _on_target,
+        on_units,
+        on_groups,
+        _on_weights,
         on_rounds,
         _on_accuracy,
         _on_loss,
-        _on_size_and_speed,
+        on_size_and_speed,
         _on_missing_measurements,
         _on_numerics,
         _on_store,
@@ -62,15 +78,22 @@ def sentences(report: Report) -> list[str]:
     return [sentence for part in parts for sentence in part(report)]
 
 
-def _on_target(report: Report) -> list[str]:
-    of_model = percent(report.pruned_weights / report.model_weights)
-    found = [
-        f"{report.pruned_weights:,} of {report.prunable_weights:,} prunable weights are exactly zero ({percent(report.sparsity, 2)}); "
-        f"the model has {report.model_weights:,} parameters in all, so this is {of_model} of it."
-    ]
-    asked = report.asked.get("sparsity")
+def _on_weights(report: Report) -> list[str]:
+    if not report.masked_weights:
+        return []
+    zeros = f"{report.pruned_weights:,} of {report.prunable_weights:,} prunable weights"
+    share = percent(report.sparsity, 2)
+    if not report.took_units:
+        of_model = percent(report.pruned_weights / report.model_weights)
+        whole = f"; the model has {report.model_weights:,} parameters in all, so this is {of_model} of it"
+        found = [f"{zeros} are exactly zero ({share}){whole}."]
+    elif masks_last(report):
+        found = [f"{zeros} that are left are exactly zero ({share})."]
+    else:
+        found = [f"{zeros} were exactly zero ({share}) before units were taken out; how many of these zeros went along is not known."]
+    asked = weight_goal(report)
     if asked is not None and abs(asked * report.prunable_weights - report.pruned_weights) > 1 + len(report.layers):
-        found.append(f"The target was missed: {percent(asked, 2)} was asked for, {percent(report.sparsity, 2)} was reached.")
+        found.append(f"The target was missed: {percent(asked, 2)} was asked for, {share} was reached.")
     return found
 
 
@@ -112,33 +135,21 @@ def _compared(stage: StageResult, name: str, dense: StageResult, key: str) -> st
 
 def _on_loss(report: Report) -> list[str]:
     predicted, measured = report.loss_increase.predicted, report.loss_increase.measured
-    if predicted is None or measured is None:
-        lacking = [name for name, value in (("predicted", predicted), ("true", measured)) if value is None]
-        return [f"The {' and the '.join(lacking)} rise of the calibration loss {'was' if len(lacking) == 1 else 'were'} not measured."]
-    unit = report.loss_increase.unit
-    what = "The last round's pruning" if report.rounds else "Pruning"
+    what, unit = "The last round's pruning" if report.rounds else "Pruning", report.loss_increase.unit
+    if measured is None:
+        nothing = "; nothing was predicted" if predicted is None else ""
+        return [f"The true rise of the calibration loss was not measured{nothing}."]
+    if predicted is None:
+        return [f"{what} raised the calibration loss by {number(measured)} ({unit}); nothing was predicted."]
     text = f"{what} was predicted to raise the calibration loss by {number(predicted)} and raised it by {number(measured)} ({unit})"
     if predicted > 0 and measured > 0:
         ratio = max(measured / predicted, predicted / measured)
         side = "more" if measured > predicted else "less"
         if ratio >= 3:
-            return [f"{text}, {number(ratio)} times {side}: here the quadratic model ranks weights, but its numbers are no forecast."]
+            ranked = "units" if "removed" in report.asked else "weights"
+            return [f"{text}, {number(ratio)} times {side}: here the quadratic model ranks {ranked}, but its numbers are no forecast."]
         return [f"{text}: the prediction was right to a factor of {number(ratio)}."]
     return [f"{text}."]
-
-
-def _on_size_and_speed(report: Report) -> list[str]:
-    device = report.environment.get("device", "this device")
-    masked = f"Weights are masked, not taken out: the model does the same arithmetic as before and is not faster on {device}"
-    speeds = [stage.metrics.get("images_per_second") for stage in report.stages]
-    if len(speeds) > 1 and speeds[0] and speeds[-1]:
-        masked += f" (measured: {speeds[0]:,.0f} images/s dense, {speeds[-1]:,.0f} pruned)"
-    if report.sizes is None:
-        return [f"{masked}. No file was exported."]
-    stored, dense = report.sizes.file_bytes, report.sizes.dense_bytes
-    if stored < dense:
-        return [f"{masked}. The exported file is smaller: {size(stored)} instead of {size(dense)} ({dense / stored:.1f} times)."]
-    return [f"{masked}. The exported file is not smaller either: {size(stored)} against {size(dense)} dense."]
 
 
 def _on_missing_measurements(report: Report) -> list[str]:
@@ -207,7 +218,11 @@ def _fact_table(report: Report) -> Table:
     table = Table(header_style="bold")
     for title, where in (("", "left"), ("asked / predicted", "right"), ("reached / true", "right")):
         table.add_column(title, justify=where)  # type: ignore[arg-type]
-    table.add_row("sparsity", percent(report.asked.get("sparsity"), 2), percent(report.sparsity, 2))
+    goal = unit_goal(report)
+    for key, value in fractions(report).items() if report.took_units else ():
+        table.add_row(f"{OF[key]} taken out", percent(goal[0], 2) if goal and goal[1] == key else "–", percent(value, 2))
+    if report.masked_weights:
+        table.add_row("sparsity", percent(weight_goal(report), 2), percent(report.sparsity, 2))
     table.add_row("loss increase", number(report.loss_increase.predicted), number(report.loss_increase.measured))
     if report.sizes is not None:
         table.add_row("file", f"{size(report.sizes.dense_bytes)} dense", size(report.sizes.file_bytes))

@@ -19,9 +19,7 @@ def number(value: float | None) -> str:
     """Three significant digits; a thousands separator from 1,000 up; an exponent below 0.001."""
     if value is None:
         return NOT_MEASURED
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 
 def count(value: int, one: str, many: str = "") -> str:
@@ -35,8 +33,23 @@ def size(value_bytes: int | None) -> str:
         return NOT_MEASURED
     for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if value_bytes >= limit:
-            return f"{value_bytes / limit:.3g} {unit}" if value_bytes < 1000 * limit else f"{value_bytes / limit:,.0f} {unit}"
+            return f"{number(value_bytes / limit)} {unit}"
     return f"{value_bytes} B"
+
+
+def macs(value: int | None) -> str:
+    """Multiply-adds: 1 GMACs is 10^9 of them."""
+    if value is None:
+        return NOT_MEASURED
+    for limit, unit in ((1e9, "GMACs"), (1e6, "MMACs"), (1e3, "kMACs")):
+        if value >= limit:
+            return f"{number(value / limit)} {unit}"
+    return f"{value} MACs"
+
+
+def listed(items: list[str]) -> str:
+    """``a, b and c``"""
+    return f"{', '.join(items[:-1])} and {items[-1]}" if len(items) > 1 else "".join(items)
 
 
 def duration(seconds: float | None) -> str:
