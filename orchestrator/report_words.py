@@ -135,11 +135,12 @@ def _compared(stage: StageResult, name: str, dense: StageResult, key: str) -> st
 
 def _on_loss(report: Report) -> list[str]:
     predicted, measured = report.loss_increase.predicted, report.loss_increase.measured
-    if predicted is None or measured is None:
-        lacking = [name for name, value in (("predicted", predicted), ("true", measured)) if value is None]
-        return [f"The {' and the '.join(lacking)} rise of the calibration loss {'was' if len(lacking) == 1 else 'were'} not measured."]
-    unit = report.loss_increase.unit
-    what = "The last round's pruning" if report.rounds else "Pruning"
+    what, unit = "The last round's pruning" if report.rounds else "Pruning", report.loss_increase.unit
+    if measured is None:
+        nothing = "; nothing was predicted" if predicted is None else ""
+        return [f"The true rise of the calibration loss was not measured{nothing}."]
+    if predicted is None:
+        return [f"{what} raised the calibration loss by {number(measured)} ({unit}); nothing was predicted."]
     text = f"{what} was predicted to raise the calibration loss by {number(predicted)} and raised it by {number(measured)} ({unit})"
     if predicted > 0 and measured > 0:
         ratio = max(measured / predicted, predicted / measured)
