@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import plotly.graph_objects as go
 import pytest
-from example_report import DENSE, GROUPS, HEAD, MISSING, NEURON, example, mixed, part, said, structured
+from example_report import DENSE, GROUPS, HEAD, MISSING, NEURON, example, metrics, mixed, part, said, stages, structured
 from rich.console import Console
 
 from orchestrator.report import GroupResult, ModelSize, Report, sentences, summary_table, write_report
@@ -80,11 +80,15 @@ def test_the_page_has_groups_and_sizes_and_of_weights_only_what_was_masked(tmp_p
     def page(report: Report) -> str:
         return write_report(report, tmp_path).read_text(encoding="utf-8").partition('<script type="application/json"')[0]
 
-    units, both, masked = page(structured()), page(mixed()), page(example())
+    quick = stages(metrics(0.97), metrics(0.9, images_per_second=2000.0))
+    asked = {"removed": 0.48, "of": "macs"}
+    units, both, masked = page(structured(asked=asked)), page(mixed()), page(example(stages=quick))
     assert "<h2>Groups (4)</h2>" in units and "<h2>Layers" not in units and "prunable weights" not in units
     assert "<h2>Groups (4)</h2>" in both and "<h2>Layers (8)</h2>" in both and "<dt>round small</dt>" in both
     assert "Groups" not in masked and "multiply-adds" not in masked and "MACs" not in masked
-    assert "<b>1.4 ×</b>" in units and "<b>1.4 ×</b>" not in masked
+    assert "<b>1.4 ×</b>" in units and " ×</b>" not in masked
+    assert "<dd>48.00 % of the multiply-adds</dd>" in units and "<small>48.0 % asked, 48.9 % of the parameters</small>" in units
+    assert '<div class="tiles six">' in both and '<div class="tiles">' in units
     assert f"<td>neuron</td><td>128</td><td>32</td><td>25.0 %</td><td>{NEURON}</td><td>{96 * NEURON:,}</td>" in units
     assert f"<td>head</td><td>4</td><td>4</td><td>100.0 %</td><td>{HEAD:,}</td><td>0</td><td>lost least</td>" in units
     assert "13,080 of 25,576 (48.86 % taken out)" in units and "3,864 parameters, 15.11 %" in both
