@@ -111,7 +111,7 @@ def floors(target: UnitTarget, groups: Sequence[Group], dense_units: Mapping[str
     from workers.structure import Kind
 
     def least(group: Group) -> int:
-        asked = max(target.min_units, ceil(target.min_fraction * dense_units[group.name]))
+        asked = max(target.min_units, ceil(target.min_fraction * dense_units[group.name] - 1e-9))
         return max(asked, 0 if group.kind in (Kind.HEAD, Kind.NEURON) else 1)
 
     return {group.name: least(group) for group in groups}

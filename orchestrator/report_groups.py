@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.report_bars import Bar, bars
+from orchestrator.report_bottlenecks import bottleneck_part
 from orchestrator.report_figures import Figure, safe
 from orchestrator.report_html import place, section, table
 from orchestrator.report_size import KINDS
@@ -90,10 +91,10 @@ def group_section(report: Report, drawn: dict[str, Any]) -> str:
         "A unit is taken out with everything that makes its output and reads it. Weights of one are those of the dense model; where two "
         "groups meet, weights that go with a unit of either are counted in both."
     )
+    pictures = place(drawn, "kept_units", "Units kept in every group") + bottleneck_part(drawn)
     return section(
         f"Groups ({len(report.groups)})",
-        f"{place(drawn, 'kept_units', 'Units kept in every group')}<details><summary>All groups in numbers</summary>"
-        f'{table(head, rows)}<p class="note after">{explained}</p></details>',
+        f'{pictures}<details><summary>All groups in numbers</summary>{table(head, rows)}<p class="note after">{explained}</p></details>',
         note,
     )
 

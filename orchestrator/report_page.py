@@ -7,6 +7,7 @@ from collections import Counter
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.report_bottlenecks import sweep
 from orchestrator.report_figures import Figure, accuracy, loss_increase, seconds, timeline, training
 from orchestrator.report_groups import group_section, kept_units
 from orchestrator.report_html import bullets, pairs, place, section, table
@@ -62,6 +63,7 @@ def figures(report: Report) -> dict[str, Figure]:
         "rounds": rounds(report),
         "loss_increase": loss_increase(report),
         "kept_units": kept_units(report),
+        "sweep": sweep(report),
         "sparsity": sparsity(report),
         "loss_curves": loss_curves(report),
         "timeline": timeline(report),

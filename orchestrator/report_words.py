@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from orchestrator.report_bottlenecks import on_bottlenecks
 from orchestrator.report_groups import on_groups
 from orchestrator.report_metrics import ACCURACIES, METRICS, STAGE_NAMES, measured_metrics, metric_text, stage_name
 from orchestrator.report_rounds import on_rounds, round_table
@@ -66,6 +67,7 @@ def sentences(report: Report) -> list[str]:
     parts = (
         on_units,
         on_groups,
+        on_bottlenecks,
         _on_weights,
         on_rounds,
         _on_accuracy,
