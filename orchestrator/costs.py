@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from orchestrator.cluster.base import Hardware, Resources
 from orchestrator.config import Experiment
+from workers.losses import Loss
 from workers.models.base import Layer
 from workers.models.profile import Depth, ModelProfile
 from workers.pruners.base import Pruner, WeightPruner
@@ -128,10 +129,10 @@ class CostModel:
         """Flops of ``score`` and ``solve``."""
         return self.pruner.flops(planned.layer) if isinstance(self.pruner, WeightPruner) else (0.0, 0.0)
 
-    def measure(self) -> float:
-        """Passes over one shard, forward and (twice the flops) backward."""
+    def measure(self, loss: Loss) -> float:
+        """Passes over one shard, forward and (twice the flops) backward. Raises: ConfigError for a loss that the pruner has no use for."""
         assert isinstance(self.pruner, UnitPruner)
-        forward, backward = self.pruner.passes
+        forward, backward = self.pruner.passes(loss, self.profile.outputs)
         return (forward + 2 * backward) * self.network(self.gradients_per_shard * self.samples_per_gradient)
 
     def _on_statistic(self, planned: PlannedLayer, shards: int, written_bytes: float) -> float:

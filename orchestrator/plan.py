@@ -222,7 +222,7 @@ def _shrinking(experiment: Experiment, profile: ModelProfile, resources: Resourc
     """Stages from a model to one without some of its units."""
     costs, pruner, model = cost_model(experiment, profile, resources), experiment.unit_pruner, profile.model_bytes
     shards = experiment.data.shards if pruner.reads_data else 1
-    measured = [costs.load() + costs.measure() for _ in range(shards)]
+    measured = [costs.load() + costs.measure(experiment.loss) for _ in range(shards)]
     seconds = {"measure": measured, "rank": [0.0], "choose": [0.0], "shrink": [costs.read(model) + costs.write(model)]}
     return {stage: _mapped(found, resources) for stage, found in seconds.items()}
 

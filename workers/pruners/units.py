@@ -6,9 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from workers.checks import require
+from workers.errors import SecateurError
 from workers.losses import Loss
 from workers.pruners.base import Pruner
 
@@ -59,6 +60,14 @@ class UnitSums:
         sums = {name: total + other.sums[name] for name, total in self.sums.items()}
         return UnitSums(sums, self.samples + other.samples, self.batches + other.batches, self.skipped + other.skipped)
 
+    def check(self) -> None:
+        """Raises: SecateurError if nothing was measured."""
+        if self.batches == 0:
+            raise SecateurError(
+                f"measure: expected at least one batch with finite outputs and gradients, got none ({self.skipped} skipped); look at the "
+                "weights of the model and the normalisation of its images, or, with loss=labels, whether there are labels"
+            )
+
 
 @dataclass(frozen=True)
 class Ranking:
@@ -76,14 +85,14 @@ class UnitPruner(Pruner, ABC):
     target: UnitTarget
     streams: bool  # whether channels of residual streams may go too: each is tied over all blocks of a stage
 
-    @property
-    @abstractmethod
-    def passes(self) -> tuple[int, int]:
-        """Forward and backward passes per calibration batch, for the plan; (0, 0) if no data is read."""
+    reads_data: ClassVar[bool] = True
 
-    @property
-    def reads_data(self) -> bool:
-        return self.passes != (0, 0)
+    @abstractmethod
+    def passes(self, loss: Loss, outputs: int) -> tuple[int, int]:
+        """Forward and backward passes per calibration batch, for the plan, of a model with that many outputs a sample; (0, 0) without data.
+
+        Raises: ConfigError for a loss that says nothing to this method.
+        """
 
     @abstractmethod
     def sum_bytes(self, units: int, structure_weights: int) -> int:

@@ -1,0 +1,38 @@
+"""First-order Taylor saliency of units, as HALP uses it (Molchanov et al. 2019, arXiv 1906.10771; Shen et al. 2022, arXiv 2110.10811)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from workers.losses import Loss
+from workers.pruners.units import Ranking, UnitPruner, UnitSums
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from workers.data.base import Batch
+    from workers.structure import Group
+
+
+@dataclass
+class UnitTaylor(UnitPruner):
+    """The mean over batches of ``| sum_i theta_i g_i |``, over scales and shifts of its batch norms, else over all of it."""
+
+    def passes(self, loss: Loss, outputs: int) -> tuple[int, int]:
+        return 1, 1
+
+    def sum_bytes(self, units: int, structure_weights: int) -> int:
+        return 3 * 8 * units
+
+    def measure(self, model: nn.Module, groups: Sequence[Group], batches: Callable[[], Iterator[Batch]], loss: Loss, seed: int) -> UnitSums:
+        from workers import saliency
+
+        return saliency.taylor(model, groups, batches, loss, seed)
+
+    def rank(self, groups: Sequence[Group], sums: UnitSums) -> Ranking:
+        from workers.pruners.ranking import by_score
+
+        sums.check()
+        return by_score(sums.sums["absolute_S"] / sums.batches, {})

@@ -1,0 +1,73 @@
+"""Orders of units that read no data: what every other method has to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from workers.checks import require
+from workers.losses import Loss
+from workers.pruners.units import Ranking, UnitPruner, UnitSums
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from workers.data.base import Batch
+    from workers.structure import Group
+
+
+@dataclass
+class UnitMagnitude(UnitPruner):
+    """Units go by the root mean square of the weights that produce them, whatever their layer."""
+
+    reads_data: ClassVar[bool] = False
+
+    def passes(self, loss: Loss, outputs: int) -> tuple[int, int]:
+        return 0, 0
+
+    def sum_bytes(self, units: int, structure_weights: int) -> int:
+        return 2 * 8 * units
+
+    def measure(self, model: nn.Module, groups: Sequence[Group], batches: Callable[[], Iterator[Batch]], loss: Loss, seed: int) -> UnitSums:
+        from workers import saliency
+
+        return saliency.magnitude(model, groups)
+
+    def rank(self, groups: Sequence[Group], sums: UnitSums) -> Ranking:
+        from workers.pruners.ranking import by_score
+
+        return by_score((sums.sums["squares_S"] / sums.sums["weights_S"]).sqrt(), {})
+
+
+@dataclass
+class UnitRandom(UnitPruner):
+    """Units go in an order drawn by ``seed``, those of a group whatever other groups there are."""
+
+    seed: int
+
+    reads_data: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        require(self.seed >= 0, "pruner.seed", "0 or more", self.seed)
+
+    def passes(self, loss: Loss, outputs: int) -> tuple[int, int]:
+        return 0, 0
+
+    def sum_bytes(self, units: int, structure_weights: int) -> int:
+        return 8 * units
+
+    def measure(self, model: nn.Module, groups: Sequence[Group], batches: Callable[[], Iterator[Batch]], loss: Loss, seed: int) -> UnitSums:
+        """``drawn_S``: numbers between 0 and 1."""
+        import torch
+
+        from workers.calibrate import derived_seed
+
+        generators = [torch.Generator().manual_seed(derived_seed(self.seed, group.name)) for group in groups]
+        drawn = [torch.rand(group.units, generator=drawing, dtype=torch.float64) for group, drawing in zip(groups, generators, strict=True)]
+        return UnitSums({"drawn_S": torch.cat(drawn)}, 0, 0, 0)
+
+    def rank(self, groups: Sequence[Group], sums: UnitSums) -> Ranking:
+        from workers.pruners.ranking import by_score
+
+        return by_score(sums.sums["drawn_S"], {})
