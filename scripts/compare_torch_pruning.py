@@ -16,7 +16,6 @@ from statistics import mean, pstdev
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
-from workers.pruners.unit_baselines import UnitRandom
 
 from orchestrator.choose import choose_for
 from orchestrator.config import Experiment, experiment_of
@@ -26,6 +25,7 @@ from workers.export import load_family, load_pruned
 from workers.losses import calibration_loss, forward
 from workers.models.base import ModelFamily
 from workers.models.shrunk import shrunk
+from workers.pruners.unit_baselines import UnitRandom
 from workers.pruners.units import Of, UnitTarget
 from workers.structure import Group, find_groups, take
 
