@@ -32,7 +32,14 @@ STATISTICS = (
 
 # The source files whose text is part of a result's identity: editing one makes the results of its verbs be computed again.
 CODE = {
-    "import": ("workers/export.py", "workers/models/timm.py", "workers/models/checkpoints.py", "workers/models/bundled.py"),
+    "import": (
+        "workers/export.py",
+        "workers/models/timm.py",
+        "workers/models/torchvision.py",
+        "workers/models/library.py",
+        "workers/models/checkpoints.py",
+        "workers/models/bundled.py",
+    ),
     "evaluate": (WORKER, "workers/evaluation.py", "workers/data/*.py"),
     "assess": (WORKER, "workers/evaluation.py"),
     "compare": (WORKER, "workers/evaluation.py", "workers/losses.py", "workers/data/*.py"),
