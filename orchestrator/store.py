@@ -39,6 +39,8 @@ CODE = {
         "workers/models/widened.py",
         "workers/export.py",
         "workers/models/timm.py",
+        "workers/models/torchvision.py",
+        "workers/models/library.py",
         "workers/models/checkpoints.py",
         "workers/models/bundled.py",
     ),

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from test_structure import FAMILIES, family, forward_flops, half, on_meta
+from structure_cases import forward_flops, half, on_meta
+from test_structure import FAMILIES, family
 
 from workers import structure_costs
 from workers.models.shrunk import shrunk
