@@ -97,7 +97,7 @@ def cost_of(of: Of, family: ModelFamily, groups: Sequence[Group], input_shape: t
     """What a target is a fraction of, for a model of ``family``."""
     import torch
 
-    from workers import structure_costs
+    from workers.models import structure_costs
 
     if of is Of.STRUCTURES:
         return structure_costs.Count(groups)
