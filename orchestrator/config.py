@@ -58,6 +58,7 @@ class Experiment:
     pruner: Pruner
     steps: int
     recovery: Recovery | None
+    onnx: bool
     rounds: dict[str, Round]  # in order; empty: one round of the pruner, steps and recovery above
     cluster: Cluster
     tracking: Tracking
@@ -78,6 +79,7 @@ class Scalars:
     output: str
     loss: Loss
     steps: int
+    onnx: bool
 
 
 @dataclass

@@ -96,9 +96,7 @@ def test_a_model_is_what_torchvision_builds(name):
     assert list(ours) == list(theirs) and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-@pytest.mark.parametrize(
-    "name", [*(entry[0] for entry in (*FAST, *SLOW)), "mnasnet0_5", "shufflenet_v2_x0_5", "maxvit_t"]
-)
+@pytest.mark.parametrize("name", [*(entry[0] for entry in (*FAST, *SLOW)), "mnasnet0_5", "shufflenet_v2_x0_5", "maxvit_t"])
 def test_every_layer_that_is_called_is_pruned_except_stem_and_head(name):
     """Described without memory. The layer with 1000 rows is the head; stems are wherever the 3 channels of an image are read."""
     model = meta(family(name, num_classes=1000))
