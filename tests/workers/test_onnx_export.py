@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 import torch
 from data_cases import digits
-from structure_cases import half, trained_looking
+from structure_cases import half, on_meta, trained_looking
 
 from workers import onnx_export
 from workers.errors import ConfigError, SecateurError
@@ -30,8 +30,7 @@ def written(path, name="vit_tiny_patch16_224", arguments=VIT, keep=half, sparsit
     model = trained_looking(made).float()
     state, family = model.state_dict(), made
     if keep is not None:
-        with torch.device("meta"):
-            groups = made.groups(made.build().eval(), (1, 32, 32))
+        groups = on_meta(made, 32, channels=1)
         state = take(state, groups, {group.name: keep(group.units) for group in groups})
         family = shrunk(made, model, state)
     masks = {layer.name: torch.rand(state[f"{layer.name}.weight"].shape) >= sparsity for layer in family.layers(family.build())}
@@ -67,7 +66,7 @@ def packages():
 def test_a_smaller_and_sparse_model_is_the_same_in_onnxruntime(tmp_path):
     model = written(tmp_path / "model.safetensors")
     numbers = export_onnx(model, tmp_path / "model.onnx", first_images(digits()))
-    assert numbers["files"] == ["model.onnx"]
+    assert numbers["files"] == ["model.onnx"] and max(block.attn.num_heads for block in load_pruned(model).blocks) < 4
     assert_agrees(tmp_path, model, numbers)
 
 
@@ -86,6 +85,7 @@ def test_attention_without_heads_and_weights_beside_the_file(tmp_path, monkeypat
     """ONNX knows no products of nothing; weights of more than 2 GB need a second file, as here those of more than 1 kB."""
     monkeypatch.setattr(onnx_export, "ONE_FILE_BYTES", 1000)
     model = written(tmp_path / "model.safetensors", keep=lambda units: torch.zeros(units, dtype=torch.bool))
+    assert {block.attn.num_heads for block in load_pruned(model).blocks} == {0}
     numbers = export_onnx(model, tmp_path / "model.onnx", first_images(digits()))
     assert numbers["files"] == ["model.onnx", "model.onnx.data"] and (tmp_path / "model.onnx.data").stat().st_size > 1000
     assert_agrees(tmp_path, model, numbers)
