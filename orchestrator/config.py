@@ -60,6 +60,7 @@ class Experiment:
     pruner: Pruner
     steps: int
     recovery: Recovery | None
+    onnx: bool
     rounds: dict[str, Round]  # in order; empty: one round of the pruner, steps and recovery above
     cluster: Cluster
     tracking: Tracking
@@ -93,6 +94,7 @@ class Scalars:
     loss: Loss
     compare: bool
     steps: int
+    onnx: bool
 
 
 @dataclass

@@ -18,6 +18,7 @@ from orchestrator.units import size
 from workers.checks import require
 from workers.errors import DamagedResult, SecateurError
 from workers.losses import Loss
+from workers.onnx_export import check_packages, export_onnx, first_images
 from workers.recovery import check
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from orchestrator.run import Run
     from workers.models.profile import ModelProfile
 
+ONNX = "model.onnx"
 DAMAGED_RESULTS = 20  # after that many in one run, the disk is the problem
 
 
@@ -79,6 +81,8 @@ def run_experiment(experiment: Experiment, config: dict[str, Any], command: str)
         "a checkpoint, or a recipe to train the dense model (recovery@training=NAME)",
         None,
     )
+    if experiment.onnx:
+        check_packages()
     plan = plan_experiment(experiment)
     identity = run_fingerprint(experiment)
     directory = Path(experiment.output).resolve() / f"{experiment.name}-{identity[:8]}"
@@ -91,7 +95,7 @@ def run_experiment(experiment: Experiment, config: dict[str, Any], command: str)
         try:
             outcome = _carry_out(run)
             with run.timed("export"):
-                exported = export(outcome, directory)
+                exported = export(outcome, directory, experiment)
             report = make_report(run, outcome, config, command, identity, exported)
             page = write_report(report, directory)
         except BaseException:
@@ -140,12 +144,15 @@ def run_fingerprint(experiment: Experiment) -> str:
     return fingerprint(experiment.name, experiment.seed, settings(experiment.data), *parts)
 
 
-def export(outcome: Outcome, directory: Path) -> dict[str, Any]:
-    """Copy the final model into the run's directory, and its spec beside it."""
+def export(outcome: Outcome, directory: Path, experiment: Experiment) -> dict[str, Any]:
+    """Copy the final model into the run's directory, and its spec and, if asked for, the same as ONNX beside it."""
     from workers.export import read_spec
     from workers.files import write_text
 
     target = directory / MODEL
     shutil.copyfile(outcome.model.path(MODEL), target)
     write_text(directory / "model.json", json.dumps(read_spec(target), indent=1))
-    return {"model": MODEL, "spec": "model.json"}
+    for former in directory.glob(f"{ONNX}*"):
+        former.unlink()
+    files: dict[str, Any] = {"model": MODEL, "spec": "model.json"}
+    return files | ({"onnx": export_onnx(target, directory / ONNX, first_images(experiment.data))} if experiment.onnx else {})

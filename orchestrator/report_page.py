@@ -236,6 +236,8 @@ def _measured_how(report: Report) -> str:
 
 
 def _flat(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {_flat(item)}" for name, item in value.items())
     return NOT_MEASURED if value is None else str(value)
 
 

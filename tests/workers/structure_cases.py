@@ -7,10 +7,10 @@ from workers.models.shrunk import shrunk
 from workers.structure import mask_, take
 
 
-def on_meta(made, size):
+def on_meta(made, size, channels=3):
     with torch.device("meta"):
         model = made.build().eval()
-    return made.groups(model, (3, size, size))
+    return made.groups(model, (channels, size, size))
 
 
 def trained_looking(made, seed=0):

@@ -60,6 +60,16 @@ def test_a_branch_of_a_vit_can_go_altogether(kind):
         )
 
 
+def test_a_layer_that_lost_all_of_its_units_is_no_layer_to_prune():
+    made = family("vit_small_patch14_dinov2", **VIT)
+    groups, model = on_meta(made, 28), trained_looking(made)
+    reduced, small = smaller(
+        made, model, groups, {group.name: torch.full((group.units,), "blocks.0." not in group.name) for group in groups}
+    )
+    left = [layer.name for layer in made.layers(model) if not layer.name.startswith("blocks.0.")]
+    assert left and [layer.name for layer in reduced.layers(small)] == left
+
+
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_100"])
 def test_torch_pruning_itself_leaves_the_same_model(name):
     """Its own removal of the same channels, one group after the other, gives a model with equal shapes and outputs."""

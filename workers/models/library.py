@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -58,7 +59,7 @@ def chosen(
 ) -> list[Layer]:
     """Of ``every`` layer those that match a pattern of ``include``, none of ``exclude``, and are under no module of ``dense``.
 
-    Patterns are shell globs on dotted module names (``*`` also spans dots).
+    Patterns are shell globs on dotted module names (``*`` also spans dots). Layers that lost all of their units are left out.
     Raises: ConfigError if a pattern matches nothing, or nothing is left.
     """
     candidates = [name for name in every if not _is_under(name, dense)]
@@ -66,7 +67,7 @@ def chosen(
     _check_patterns("exclude", exclude, list(every), list(every), architecture)
     left = [name for name in candidates if _matches(name, include) and not _matches(name, exclude)]
     require(bool(left), "model.exclude", "patterns that leave a layer to prune", exclude)
-    return [_layer(name, every[name]) for name in left]
+    return [layer for name in left if (layer := _layer(name, every[name])).weights]
 
 
 def _check_patterns(setting: str, patterns: list[str], names: list[str], every: list[str], architecture: str) -> None:
@@ -99,5 +100,5 @@ def _is_under(name: str, modules: Collection[str]) -> bool:
 
 def _layer(name: str, module: nn.Module) -> Layer:
     """Rows are outputs; a convolution is flattened to ``in_channels / groups * kh * kw`` columns."""
-    weight = cast("Tensor", module.weight)
-    return Layer(name, weight.shape[0], weight[0].numel(), weight[0, 0].numel(), getattr(module, "groups", 1))
+    shape = cast("Tensor", module.weight).shape
+    return Layer(name, shape[0], math.prod(shape[1:]), math.prod(shape[2:]), getattr(module, "groups", 1))

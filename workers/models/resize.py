@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from timm.layers import Attention
-from torch import nn
+from torch import Tensor, nn
 
 
 def resize_(model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
@@ -34,3 +34,22 @@ def _fit(module: nn.Module) -> None:
         case Attention():
             module.attn_dim = module.proj.weight.shape[1]
             module.num_heads = module.attn_dim // module.head_dim
+
+
+class NoHeads(nn.Module):
+    """What attention without a head adds to its residual stream: the bias of its projection, the same for all tokens."""
+
+    def __init__(self, bias_D: Tensor) -> None:
+        super().__init__()
+        self.bias_D = nn.Parameter(bias_D)
+
+    def forward(self, tokens_NTD: Tensor, **_: object) -> Tensor:
+        return self.bias_D.expand_as(tokens_NTD)
+
+
+def without_empty_attention_(model: nn.Module) -> None:
+    """Replace attention that lost all of its heads, in place: torch carries out products of nothing, ONNX knows no such shapes."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Attention) and module.num_heads == 0:
+            bias_D = module.proj.bias
+            model.set_submodule(name, NoHeads(module.proj.weight.new_zeros(len(module.proj.weight)) if bias_D is None else bias_D))
