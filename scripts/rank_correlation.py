@@ -4,8 +4,8 @@
 
 A sample of units is silenced one by one, and the rise of the calibration loss (the experiment's ``loss``) is measured over the batches that
 the saliencies were computed on. Printed is Spearman's rank correlation of each method's score with that rise, over the whole sample and
-within each kind of unit. Without ``--model`` the experiment's checkpoint is taken; without either, or without images here, random ones
-stand in, which only shows that the script works.
+within each kind of unit; and with its size, since with loss=labels a loss may also fall. Without ``--model`` the experiment's checkpoint is
+taken; without either, or without images here, random ones stand in, which only shows that the script works.
 """
 
 from __future__ import annotations
@@ -90,14 +90,13 @@ def rises(model: nn.Module, groups: Sequence[Group], units: Sequence[int], batch
 
 
 def correlations(score_S: Tensor, rise: Sequence[float], units: Sequence[int], kinds: Sequence[str]) -> dict[str, float]:
-    """Over all units of the sample, and within each kind."""
+    """Over all units of the sample, also with the size of the rise (with labels it may be a fall), and within each kind."""
     chosen: dict[str, list[int]] = {"all": list(range(len(units)))}
     if len(set(kinds)) > 1:
         chosen |= {kind: [at for at, own in enumerate(kinds) if own == kind] for kind in dict.fromkeys(kinds)}
-    return {
-        name: float(spearmanr([float(score_S[units[at]]) for at in places], [rise[at] for at in places]).statistic)
-        for name, places in chosen.items()
-    }
+    score = [float(score_S[unit]) for unit in units]
+    found = {name: spearmanr([score[at] for at in places], [rise[at] for at in places]).statistic for name, places in chosen.items()}
+    return {name: float(value) for name, value in found.items()} | {"size": float(spearmanr(score, [abs(each) for each in rise]).statistic)}
 
 
 def opened(experiment: Experiment, options: argparse.Namespace, folder: Path) -> tuple[nn.Module, list[Group], list[Batch]]:
