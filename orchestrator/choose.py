@@ -97,7 +97,7 @@ def cost_of(of: Of, family: ModelFamily, groups: Sequence[Group], input_shape: t
     """What a target is a fraction of, for a model of ``family``."""
     import torch
 
-    from workers import structure_costs
+    from workers.models import structure_costs
 
     if of is Of.STRUCTURES:
         return structure_costs.Count(groups)
@@ -111,7 +111,7 @@ def floors(target: UnitTarget, groups: Sequence[Group], dense_units: Mapping[str
     from workers.structure import Kind
 
     def least(group: Group) -> int:
-        asked = max(target.min_units, ceil(target.min_fraction * dense_units[group.name]))
+        asked = max(target.min_units, ceil(target.min_fraction * dense_units[group.name] - 1e-9))
         return max(asked, 0 if group.kind in (Kind.HEAD, Kind.NEURON) else 1)
 
     return {group.name: least(group) for group in groups}

@@ -53,6 +53,7 @@ class Experiment:
     seed: int
     output: str
     loss: Loss  # of the calibration: its rise is what pruning is predicted, and measured, to cost
+    compare: bool  # whether to measure it
     model: ModelFamily
     data: Dataset
     training: Recovery | None  # how to train the dense model when model.checkpoint is null
@@ -90,6 +91,7 @@ class Scalars:
     seed: int
     output: str
     loss: Loss
+    compare: bool
     steps: int
 
 

@@ -46,6 +46,13 @@ def check_together(experiment: Experiment, profile: ModelProfile) -> None:
     require(classifier or loss is Loss.FEATURES, "loss", "features, since the model has no classifier", loss.value, "loss=features")
     require(labelled or loss is not Loss.LABELS, "loss", "sampled or features, since the data has no labels", loss.value, "loss=sampled")
     require(
+        experiment.model.has_features or loss is not Loss.FEATURES,
+        "loss",
+        "labels or sampled, since models of this family do not tell their features (forward_features)",
+        loss.value,
+        "loss=sampled needs no labels",
+    )
+    require(
         not (classifier and labelled) or experiment.data.classes <= profile.outputs,
         "model.arguments.num_classes",
         f"at least the {experiment.data.classes} classes of the data",
@@ -55,7 +62,8 @@ def check_together(experiment: Experiment, profile: ModelProfile) -> None:
         check(experiment.training, experiment.data, classifier, taught=False, where="training")
     for name, part in experiment.schedule.items():
         if part.recovery is not None:
-            check(part.recovery, experiment.data, classifier, taught=True, where=f"rounds.{name}.recovery" if name else "recovery")
+            where = f"rounds.{name}.recovery" if name else "recovery"
+            check(part.recovery, experiment.data, classifier, taught=True, where=where, features=experiment.model.has_features)
 
 
 def run_experiment(experiment: Experiment, config: dict[str, Any], command: str) -> tuple[Report, Path]:

@@ -237,10 +237,10 @@ def measure_increase(run: Run, before: Record, pruned: Record, dense: Record) ->
     """Real rise of the calibration loss over the pruning of a round, to hold the prediction against, and its unit."""
     data, loss, identity = run.experiment.data, run.experiment.loss, data_identity(run, CALIBRATION)
     tasks = []
-    for part in range(data.comparison_parts):
+    for part in range(data.comparison_parts if run.experiment.compare else 0):
         to = run.store.destination("compare", dense=before, pruned=pruned, data=identity, loss=loss, shard=part)
         tasks.append(CompareTask(before.path(MODEL), pruned.path(MODEL), data, loss, part, data.comparison_parts, to))
-    records = run.map("compare", Worker.compare, tasks)
+    records = run.map("compare", Worker.compare, tasks) if tasks else []
     samples = sum(record.numbers["samples"] for record in records)
     unit = UNITS[loss].format("dense model" if before.fingerprint == dense.fingerprint else "model before")
     return (sum(record.numbers["total"] for record in records) / samples if samples else None), unit

@@ -254,7 +254,8 @@ def _stages(
         stages["train dense"] = gang(training, costs)
     stages["start workers"] = Estimate(resources.workers, hardware.start_seconds, resources.workers * hardware.start_seconds)
     stages |= {"evaluate dense": evaluation(costs), "assess dense": metrics} | pruning
-    stages["compare"] = _mapped([costs.network(compared / parts) + then.network(compared / parts)] * parts, resources)
+    if experiment.compare:
+        stages["compare"] = _mapped([costs.network(compared / parts) + then.network(compared / parts)] * parts, resources)
     stages |= {"evaluate one-shot": evaluation(then), "assess one_shot": metrics}
     if recovery is not None:
         stages["recover"] = gang(recovery, then)

@@ -79,6 +79,7 @@ class GroupResult:
 
     ``kind`` says what a unit is: ``channel``, ``neuron``, ``head`` or ``stream`` (a channel of the residual stream). ``units``, and
     ``weights`` (of one unit, with what reads it), are those of the dense model. ``least`` is how many the target made the group keep.
+    ``swept`` are the shares that would stay if 5, 10, .. 95 % of the dense model were taken out down the same ranking.
     """
 
     name: str

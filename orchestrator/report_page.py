@@ -7,6 +7,7 @@ from collections import Counter
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.report_bottlenecks import sweep
 from orchestrator.report_figures import Figure, accuracy, loss_increase, seconds, timeline, training
 from orchestrator.report_groups import group_section, kept_units
 from orchestrator.report_html import bullets, pairs, place, section, table
@@ -62,6 +63,7 @@ def figures(report: Report) -> dict[str, Figure]:
         "rounds": rounds(report),
         "loss_increase": loss_increase(report),
         "kept_units": kept_units(report),
+        "sweep": sweep(report),
         "sparsity": sparsity(report),
         "loss_curves": loss_curves(report),
         "timeline": timeline(report),
@@ -129,8 +131,10 @@ def _target(report: Report, drawn: dict[str, Any]) -> str:
     if report.sizes is not None:
         reached.append(("exported file", f"{size(report.sizes.file_bytes)} instead of {size(report.sizes.dense_bytes)}"))
     loss = report.loss_increase
+    both = ((loss.predicted, "predicted"), (loss.measured, "measured"))
     when = ", last round" if report.rounds else ""
-    reached.append((f"loss increase{when}", f"{number(loss.predicted)} predicted, {number(loss.measured)} true ({loss.unit})"))
+    rise = ", ".join("not " + how if value is None else f"{number(value)} {how}" for value, how in both)
+    reached.append((f"loss increase{when}", f"{rise} ({loss.unit})" if loss.unit else rise))
     columns = f'<div class="columns"><div><h3>Asked</h3>{pairs(asked_pairs(report))}</div><div><h3>Reached</h3>{pairs(reached)}</div></div>'
     picture = place(drawn, "loss_increase", "Predicted and measured increase of the loss")
     body = columns + (f"<h3>Loss increase, predicted and true</h3>{picture}" if picture else "")

@@ -6,7 +6,7 @@ import math
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.report_figures import FAINT, PALETTE, STAGE_COLOURS, Figure, layout_of, safe
+from orchestrator.report_figures import INK, STAGE_COLOURS, Figure, layout_of, safe
 from orchestrator.report_metrics import ACCURACIES, METRICS, metric_text
 from orchestrator.report_size import OF, unit_goal
 from orchestrator.units import count, macs, percent
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from orchestrator.report import Report, RoundResult, StageResult
 
 
+TAKEN, MASKED = "#7cccb2", "#aab1bc"  # colours that black numbers can be read on
 SHORT = OF | {"macs": "MACs"}
 
 
@@ -24,7 +25,7 @@ def round_columns(report: Report) -> list[str]:
     """Heads of ``round_rows``."""
     accuracy = METRICS[report.headline_metric] if report.headline_metric else "accuracy"
     asked = ["asked"] if _missed(report) else []
-    kinds = list(_kinds(report))
+    kinds = _kinds(report)
     reached = "reached" if len(kinds) > 1 else "sparsity" if kinds == ["weights"] else f"{SHORT[kinds[0]]} taken out"
     return ["round", *asked, reached, f"{accuracy} pruned", "trained", "loss predicted", "true", "s"]
 
@@ -208,13 +209,13 @@ def _amounts(report: Report) -> list[Figure]:
     """Bars over the time of each round, from its pruning to the next one: what was taken out by then, what it masked, or both abreast."""
     masked = [part.sparsity if part.masks else None for part in report.rounds]
     if not report.took_units:
-        return [_bars(report, masked, "weights masked", FAINT, 0.0, 0.9) | {"showlegend": False}]
+        return [_bars(report, masked, "weights masked", MASKED, 0.0, 0.9) | {"showlegend": False}]
     goal = unit_goal(report)
     of = goal[1] if goal else "structures"
     taken, name = [part.removed.get(of) for part in report.rounds], f"{OF[of]} taken out"
     if not report.masked_weights:
-        return [_bars(report, taken, name, PALETTE[2], 0.0, 0.9)]
-    return [_bars(report, taken, name, PALETTE[2], -0.225, 0.44), _bars(report, masked, "weights masked", FAINT, 0.225, 0.44)]
+        return [_bars(report, taken, name, TAKEN, 0.0, 0.9)]
+    return [_bars(report, taken, name, TAKEN, -0.225, 0.44), _bars(report, masked, "weights masked", MASKED, 0.225, 0.44)]
 
 
 def _bars(report: Report, values: list[float | None], name: str, colour: str, aside: float, width: float) -> Figure:
@@ -230,7 +231,8 @@ def _bars(report: Report, values: list[float | None], name: str, colour: str, as
         "textangle": 0,
         "hovertext": [_amount_text(part, value, name) for part, value in zip(report.rounds, values, strict=True)],
         "hoverinfo": "text",
-        "marker": {"color": colour, "opacity": 0.55, "cornerradius": 3},
+        "insidetextfont": {"color": INK},
+        "marker": {"color": colour, "cornerradius": 3},
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from orchestrator.report_bottlenecks import on_bottlenecks
 from orchestrator.report_groups import on_groups
 from orchestrator.report_metrics import ACCURACIES, METRICS, STAGE_NAMES, measured_metrics, metric_text, stage_name
 from orchestrator.report_rounds import on_rounds, round_table
@@ -66,6 +67,7 @@ def sentences(report: Report) -> list[str]:
     parts = (
         on_units,
         on_groups,
+        on_bottlenecks,
         _on_weights,
         on_rounds,
         _on_accuracy,
@@ -135,11 +137,12 @@ def _compared(stage: StageResult, name: str, dense: StageResult, key: str) -> st
 
 def _on_loss(report: Report) -> list[str]:
     predicted, measured = report.loss_increase.predicted, report.loss_increase.measured
-    if predicted is None or measured is None:
-        lacking = [name for name, value in (("predicted", predicted), ("true", measured)) if value is None]
-        return [f"The {' and the '.join(lacking)} rise of the calibration loss {'was' if len(lacking) == 1 else 'were'} not measured."]
-    unit = report.loss_increase.unit
-    what = "The last round's pruning" if report.rounds else "Pruning"
+    what, unit = "The last round's pruning" if report.rounds else "Pruning", report.loss_increase.unit
+    if measured is None:
+        nothing = "; nothing was predicted" if predicted is None else ""
+        return [f"The true rise of the calibration loss was not measured{nothing}."]
+    if predicted is None:
+        return [f"{what} raised the calibration loss by {number(measured)} ({unit}); nothing was predicted."]
     text = f"{what} was predicted to raise the calibration loss by {number(predicted)} and raised it by {number(measured)} ({unit})"
     if predicted > 0 and measured > 0:
         ratio = max(measured / predicted, predicted / measured)

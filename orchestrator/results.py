@@ -225,7 +225,7 @@ def environment(run: Run) -> dict[str, Any]:
 
 def _predicted(layers: list[LayerResult]) -> float | None:
     known = [layer.predicted_loss_increase for layer in layers if layer.predicted_loss_increase is not None]
-    return sum(known) if len(known) == len(layers) else None
+    return sum(known) if layers and len(known) == len(layers) else None
 
 
 def training_curve(record: Record) -> list[dict[str, Any]]:

@@ -43,7 +43,10 @@ def rank(run: Run, model: Record, sums: list[Record]) -> Record:
     """The order in which units go."""
     experiment, pruner = run.experiment, run.experiment.unit_pruner
     to = run.store.destination("rank", model=model, pruner=settings(pruner, without=("target",)), sums=sums)
-    return run.map("rank", Worker.rank, [RankTask(model.path(MODEL), experiment.data.input_shape, pruner, tuple(sums), to)])[0]
+    record = run.map("rank", Worker.rank, [RankTask(model.path(MODEL), experiment.data.input_shape, pruner, tuple(sums), to)])[0]
+    if record.numbers["notes"].get("vanishing") == 1.0:
+        run.warn(f"{run.prefix}the saliency of every unit is within rounding of zero, so the ranking is noise; try another loss or pruner")
+    return record
 
 
 def choose_units(run: Run, model: Record, ranking: Record) -> Record:

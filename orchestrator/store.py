@@ -39,6 +39,8 @@ CODE = {
         "workers/models/widened.py",
         "workers/export.py",
         "workers/models/timm.py",
+        "workers/models/torchvision.py",
+        "workers/models/library.py",
         "workers/models/checkpoints.py",
         "workers/models/bundled.py",
     ),
@@ -60,7 +62,7 @@ CODE = {
         "kernels/saliency.py",
     ),
     "rank": (WORKER, *STRUCTURE, *SALIENCY),
-    "choose": ("orchestrator/choose.py", "workers/structure_costs.py", *STRUCTURE),
+    "choose": ("orchestrator/choose.py", "workers/models/structure_costs.py", *STRUCTURE),
     "shrink": (WORKER, "workers/export.py", *STRUCTURE),
     "recover": ("workers/recovery*.py", "workers/data/*.py"),
 }

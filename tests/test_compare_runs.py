@@ -17,11 +17,13 @@ def compare():
 
 
 def report(pruner: str, seed: int, sparsity: float, one_shot: float, pattern: str = "unstructured") -> dict:
+    """As it was written before units could be taken out."""
     target = {"sparsity": sparsity, "pattern": pattern}
     stages = [("dense", 0.9 + seed / 100), ("one_shot", one_shot)]
     return {
         "name": "case",
-        "experiment": {"pruner": {"_target_": f"workers.pruners.x.{pruner}", "target": target}, "seed": seed},
+        "asked": {"sparsity": sparsity} | ({} if pattern == "unstructured" else {"pattern": pattern}),
+        "experiment": {"pruner": {"_target_": f"workers.pruners.x.{pruner}", "target": target}, "data": {"seed": seed}, "seed": seed},
         "stages": [{"name": name, "metrics": {"top1": value, "test_samples": 500}} for name, value in stages],
     }
 
@@ -54,4 +56,62 @@ def test_rows_by_settings_average_over_seeds_and_show_losses_as_measured_and_pre
         "|---|---|---|---|---|---|",
         "| 16 | 0.001 | 90.5 ± 0.5 (2) | 85.0 ± 5.0 (2) | 0.15 | 0.5 |",
         "| 64 | 0.001 | 90.0 | 85.0 | 0.1 |  |",
+    ]
+
+
+def taking_units(pruner: str, seed: int, removed: float, one_shot: float, of: str = "macs") -> dict:
+    found = report(pruner, seed, 0.0, one_shot) | {"asked": {"removed": removed, "of": of, "min_units": 1}, "rounds": []}
+    found["experiment"]["pruner"]["target"] = {"removed": removed, "of": of, "min_units": 1, "min_fraction": 0.0}
+    return found
+
+
+def in_rounds(*asked: tuple[str, str | None, float], one_shot: float) -> dict:
+    """Rounds of (pruner, what of, fraction); None is a report that does not say what of."""
+    rounds = [{"pruner": pruner, "asked": goal} | ({"asked_of": of} if of else {}) for pruner, of, goal in asked]
+    return report("Magnitude", 0, 0.1, one_shot) | {"rounds": rounds, "asked": {"sparsity": asked[-1][2]}}
+
+
+def test_a_grid_has_columns_for_what_was_taken_out_in_numeric_order(compare) -> None:
+    reports = [
+        taking_units("SOSP", 0, 0.25, 0.8),
+        taking_units("SOSP", 1, 0.25, 0.82),
+        taking_units("SOSP", 0, 0.05, 0.89),
+        taking_units("SOSP", 0, 0.125, 0.85),
+        taking_units("Uniform", 0, 0.25, 0.7),
+        taking_units("SOSP", 0, 0.25, 0.6, "parameters"),
+    ]
+    assert compare.grid(reports).splitlines() == [
+        "| case (top1) | 5% of macs | 12.5% of macs | 25% of macs | 25% of parameters |",
+        "|---|---|---|---|---|",
+        "| dense | 90.0 | 90.0 | 90.5 ± 0.5 (2) | 90.0 |",
+        "| SOSP | **89.0** | **85.0** | **81.0 ± 1.0 (2)** | **60.0** |",
+        "| Uniform |  |  | 70.0 |  |",
+    ]
+
+
+def test_a_table_names_every_kind_of_target_and_reads_reports_that_know_only_of_weights(compare) -> None:
+    reports = [
+        report("CAP", 0, 0.75, 0.8),
+        taking_units("SOSP", 0, 0.5, 0.7),
+        in_rounds(("SOSP", "macs", 0.25), ("SOSP", "macs", 0.5), ("CAP", "weights", 0.75), one_shot=0.6),
+        in_rounds(("CAP", None, 0.5), ("CAP", None, 0.9), one_shot=0.5),
+    ]
+    assert compare.table(reports).splitlines() == [
+        "| experiment | metric | target | pruner | dense | one-shot | recovered |",
+        "|---|---|---|---|---|---|---|",
+        "| case | top1 | 75% | CAP | 90.0 | 80.0 |  |",
+        "| case | top1 | 90% | CAP | 90.0 | 50.0 |  |",
+        "| case | top1 | 50% of macs | SOSP | 90.0 | 70.0 |  |",
+        "| case | top1 | 50% of macs, 75% of weights | SOSP, CAP | 90.0 | 60.0 |  |",
+    ]
+
+
+def test_rows_by_settings_of_units(compare) -> None:
+    runs = [
+        taking_units("SOSP", 0, removed, value) | {"loss_increase": {"measured": 0.1, "predicted": None}}
+        for removed, value in ((0.25, 0.8), (0.5, 0.7))
+    ]
+    assert [line.split(" | ")[:3] for line in compare.by(runs, ["pruner.target.removed"]).splitlines()[2:]] == [
+        ["| 0.25", "90.0", "80.0"],
+        ["| 0.5", "90.0", "70.0"],
     ]

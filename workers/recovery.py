@@ -113,10 +113,10 @@ def learning_rate(recovery: Recovery, step: int, steps_per_epoch: int) -> float:
     return recovery.final_lr + (recovery.lr - recovery.final_lr) * left
 
 
-def check(recovery: Recovery, data: Dataset, classifier: bool, taught: bool, where: str = "recovery") -> None:
+def check(recovery: Recovery, data: Dataset, classifier: bool, taught: bool, where: str = "recovery", *, features: bool = True) -> None:
     """Raise ``ConfigError`` if a recipe cannot train such a model (with or without a ``classifier``) on such data.
 
-    ``taught``: whether there is a dense model to learn from.
+    ``taught``: whether there is a dense model to learn from. ``features``: whether the model tells what goes into its classifier.
     """
     require(
         taught or recovery.distill is Distill.NONE,
@@ -135,6 +135,12 @@ def check(recovery: Recovery, data: Dataset, classifier: bool, taught: bool, whe
         classifier or recovery.distill is not Distill.LOGITS,
         f"{where}.distill",
         "features, since a model without a classifier has no logits",
+        recovery.distill.value,
+    )
+    require(
+        features or recovery.distill is not Distill.FEATURES,
+        f"{where}.distill",
+        "none or logits, since models of this family do not tell their features",
         recovery.distill.value,
     )
     samples = data.size("train")

@@ -1,19 +1,36 @@
-"""A report of a small run, for tests: 2 of 8 layers damped, one stored result, 360 test images."""
+"""Reports of small runs, for tests: one that masks weights, one that takes units out, one that does both in rounds; 360 test images.
+
+The model has 2 blocks of width 32, with 4 heads and 128 hidden neurons each: 25,576 parameters, 24,576 of them in prunable layers.
+"""
 
 import math
 from dataclasses import replace
 from typing import Any
 
-from orchestrator.report import FileSizes, LayerResult, LossIncrease, Report, StageResult, TaskRun, sentences
+from orchestrator.report import (
+    FileSizes,
+    GroupResult,
+    LayerResult,
+    LossIncrease,
+    ModelSize,
+    Report,
+    RoundResult,
+    StageResult,
+    TaskRun,
+    sentences,
+)
 
 KINDS = {"attn.qkv": (96, 32), "attn.proj": (32, 32), "mlp.fc1": (128, 32), "mlp.fc2": (32, 128)}
 
 
 def layer(block: int, kind: str, sparsity: float = 0.75) -> LayerResult:
-    rows, columns = KINDS[kind]
+    return layer_of(f"blocks.{block}.{kind}", *KINDS[kind], sparsity)
+
+
+def layer_of(name: str, rows: int, columns: int, sparsity: float) -> LayerResult:
     curve = [(step / 10, 0.01 * math.expm1(4 * step / 10)) for step in range(11)]
     pruned = round(sparsity * rows * columns)
-    return LayerResult(f"blocks.{block}.{kind}", rows, columns, 32, rows * columns, pruned, 0.01 * math.expm1(4 * sparsity), curve)
+    return LayerResult(name, rows, columns, 32, rows * columns, pruned, 0.01 * math.expm1(4 * sparsity), curve)
 
 
 def metrics(top1: float, **others: float | None) -> dict[str, float | None]:
@@ -56,6 +73,73 @@ def example(blocks: int = 2, **changes: Any) -> Report:
     return replace(report, **changes)
 
 
+# Of a head: 24 rows of qkv with their biases, 8 columns of proj. Of a neuron: a row of fc1 with its bias, a column of fc2.
+HEAD, NEURON = 24 * 33 + 8 * 32, 33 + 32
+GROUPS = [
+    GroupResult("blocks.0.attn", "head", units=4, kept=4, weights=HEAD, least=1),
+    GroupResult("blocks.0.mlp", "neuron", units=128, kept=64, weights=NEURON, least=1),
+    GroupResult("blocks.1.attn", "head", units=4, kept=2, weights=HEAD, least=1),
+    GroupResult("blocks.1.mlp", "neuron", units=128, kept=32, weights=NEURON, least=1),
+]
+DENSE = ModelSize(25_576, 500_000)
+SMALL = ModelSize(25_576 - 2 * HEAD - (64 + 96) * NEURON, 249_000)  # 13,080 parameters
+REMOVED = {"macs": 0.502, "parameters": 1 - 13_080 / 25_576, "structures": 1 - 102 / 264}
+LEFT = {"0.attn.qkv": (96, 32), "0.attn.proj": (32, 32), "0.mlp.fc1": (64, 32), "0.mlp.fc2": (32, 64)} | {
+    "1.attn.qkv": (48, 32),
+    "1.attn.proj": (32, 16),
+    "1.mlp.fc1": (32, 32),
+    "1.mlp.fc2": (32, 32),
+}
+
+
+def structured(**changes: Any) -> Report:
+    """Half of the multiply-adds taken out: 2 of 8 heads, 160 of 256 neurons."""
+    without_layers = {"layers": [], "prunable_weights": 0, "pruned_weights": 0}
+    sizes = {"groups": GROUPS, "dense_size": DENSE, "final_size": SMALL, "sizes": FileSizes(dense_bytes=102_304, file_bytes=52_320)}
+    asked = {"asked": {"removed": 0.5, "of": "macs", "min_units": 1, "min_fraction": 0.0}}
+    measured = {
+        "stages": stages(metrics(0.97), metrics(0.90, images_per_second=1250.0), metrics(0.965, images_per_second=1260.0)),
+        "loss_increase": LossIncrease(None, 0.3, "cross-entropy"),
+    }
+    return example(**without_layers | sizes | asked | measured | changes)
+
+
+def part(name: str, asked: float, pruned: float, recovered: float | None, **changes: Any) -> RoundResult:
+    """A round that masks weights."""
+    found = RoundResult(
+        name=name,
+        pruner="CAP",
+        steps=1,
+        epochs=0 if recovered is None else 4,
+        asked=asked,
+        sparsity=asked,
+        pruned=StageResult("one_shot", metrics(pruned), 1.0),
+        recovered=None if recovered is None else StageResult("recovered", metrics(recovered), 1.0),
+        loss_increase=LossIncrease(0.1, 0.2, "cross-entropy"),
+        seconds=75.0,
+    )
+    return replace(found, **changes)
+
+
+def unit_part(name: str, asked: float, pruned: float, recovered: float | None, **changes: Any) -> RoundResult:
+    """A round that takes units out, to what ``GROUPS`` are left with."""
+    taken = {"pruner": "SOSP", "sparsity": 0.0, "asked_of": "macs", "removed": REMOVED, "size": SMALL}
+    return part(name, asked, pruned, recovered, **taken | changes)
+
+
+def mixed(*rounds: RoundResult, **changes: Any) -> Report:
+    """Half of the multiply-adds taken out, then three of four weights of what is left masked."""
+    rounds = rounds or (unit_part("small", 0.5, 0.93, 0.96), part("sparse", 0.75, 0.90, 0.965, removed=REMOVED, size=SMALL))
+    layers = [layer_of(f"blocks.{name}", *shape, 0.75) for name, shape in LEFT.items()]
+    weights = {"layers": layers, "prunable_weights": 12_288, "pruned_weights": 9_216}
+    ended = [found for found in (rounds[-1].pruned, rounds[-1].recovered) if found is not None]
+    last = [replace(found, metrics=found.metrics | {"images_per_second": 1260.0}) for found in ended]
+    asked = {"sparsity": 0.75, "scope": "global"} if rounds[-1].masks else structured().asked
+    curves = {f"{found.name}/recovery": example().curves["recovery"] for found in rounds if found.recovered}
+    told = {"rounds": list(rounds), "stages": [example().stages[0], *last], "asked": asked, "curves": curves}
+    return structured(**weights | told | changes)
+
+
 def said(report, *words: str) -> str:
     """The only sentence with all these words."""
     (found,) = [sentence for sentence in sentences(report) if all(word in sentence for word in words)]
@@ -90,5 +174,21 @@ MISSING = {
         loss_increase=LossIncrease(math.inf, math.nan, "cross-entropy"),
         curves={"recovery": [{"step": 1, "loss": math.nan}, {"step": 2}, {"step": 3, "loss": "nan"}]},
     ),
+    "units": structured(),
+    "units, 80 groups": structured(groups=[replace(group, name=f"{index}.{group.name}") for index in range(20) for group in GROUPS]),
+    "units, one group": structured(groups=GROUPS[1:2]),
+    "units, sizes not counted": structured(dense_size=None, final_size=None),
+    "units, no speed": structured(stages=stages(metrics(0.9, images_per_second=None), metrics(0.8))),
+    "units, speed not finite": structured(stages=stages(metrics(0.9, images_per_second=math.nan), metrics(0.8))),
+    "units, no stages": structured(stages=[]),
+    "units, no file": structured(sizes=None),
+    "units, asked for nothing known": structured(asked={}),
+    "units, nothing went": structured(groups=[replace(group, kept=group.units) for group in GROUPS], final_size=DENSE),
+    "units, a group went": structured(groups=[replace(GROUPS[0], kept=0, least=0), *GROUPS[1:]]),
+    "units in rounds": structured(rounds=[unit_part("a", 0.25, 0.9, 0.95, removed={}, size=None), unit_part("b", 0.5, 0.9, 0.95)]),
+    "mixed": mixed(),
+    "mixed, sizes not counted": mixed(dense_size=None, final_size=None),
+    "mixed, masked first": mixed(part("sparse", 0.75, 0.93, 0.96), unit_part("small", 0.5, 0.90, None)),
+    "mixed, no metrics": mixed(replace(unit_part("small", 0.5, 0.9, None), pruned=StageResult("one_shot", {}, 1.0)), stages=stages({}, {})),
     "nothing known": example(environment={}, files={}, asked={}, experiment={}, command="", curves={"recovery": []}),
 }

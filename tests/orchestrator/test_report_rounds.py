@@ -6,28 +6,12 @@ from dataclasses import replace
 
 import plotly.graph_objects as go
 import pytest
-from example_report import example, metrics
+from example_report import example, part
 from rich.console import Console
 
 from orchestrator.report import LossIncrease, Report, RoundResult, StageResult, sentences, summary_table, verdict, write_report
 from orchestrator.report_page import figures
 from orchestrator.report_rounds import round_lines
-
-
-def part(name: str, asked: float, pruned: float, recovered: float | None, **changes) -> RoundResult:
-    found = RoundResult(
-        name=name,
-        pruner="CAP",
-        steps=1,
-        epochs=0 if recovered is None else 4,
-        asked=asked,
-        sparsity=asked,
-        pruned=StageResult("one_shot", metrics(pruned), 1.0),
-        recovered=None if recovered is None else StageResult("recovered", metrics(recovered), 1.0),
-        loss_increase=LossIncrease(0.1, 0.2, "cross-entropy"),
-        seconds=75.0,
-    )
-    return replace(found, **changes)
 
 
 def gradual(*rounds: RoundResult, **changes) -> Report:

@@ -94,6 +94,11 @@ def test_an_unmeasured_loss_increase_is_said():
     )
 
 
+def test_a_loss_that_nobody_predicted_is_told_as_measured():
+    report = example(loss_increase=LossIncrease(None, 0.3, "cross-entropy"))
+    assert said(report, "calibration loss") == "Pruning raised the calibration loss by 0.3 (cross-entropy); nothing was predicted."
+
+
 def test_skipped_batches_and_blocks_with_raised_dampening_are_said():
     layers = [
         replace(layer(0, "mlp.fc1"), notes={"blocks_with_raised_dampening": 3}),

@@ -5,15 +5,15 @@ import time
 
 import pytest
 import torch
+from structure_cases import assert_the_same_without_units, half, on_meta, one, silenced, smaller, trained_looking
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from workers.errors import ConfigError
 from workers.export import load_family, load_pruned, save_model
 from workers.models import structures_traced
 from workers.models.shrunk import shrunk
 from workers.models.timm import TimmModel
-from workers.structure import Kind, mask_, take
+from workers.structure import Kind, take
 
 VIT = {"img_size": 28, "depth": 2, "embed_dim": 48, "num_heads": 4}
 FAMILIES = {
@@ -40,76 +40,11 @@ def family(name, **arguments):
     return TimmModel(name=name, arguments={"num_classes": 10} | arguments, checkpoint=None, include=["*"], exclude=[])
 
 
-def on_meta(made, size):
-    with torch.device("meta"):
-        model = made.build().eval()
-    return made.groups(model, (3, size, size))
-
-
-def trained_looking(made, seed=0):
-    """In float64 and eval mode, with no zeros, ones or equal numbers where initial weights have them."""
-    torch.manual_seed(seed)
-    model = made.build().double().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.03)
-        for name, buffer in model.named_buffers():
-            if name.endswith("running_mean"):
-                buffer.normal_(0, 0.1)
-            elif name.endswith("running_var"):
-                buffer.uniform_(0.8, 1.5)
-    return model
-
-
-def half(units):
-    kept = torch.rand(units) < 0.5
-    kept[int(torch.randint(units, (1,)))] = True
-    return kept
-
-
-def one(units):
-    return torch.arange(units) == int(torch.randint(units, (1,)))
-
-
-def forward_flops(model, images_NCHW):
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(images_NCHW)
-    return counter.get_total_flops()
-
-
-def silenced(made, state, groups, kept):
-    model = made.build().double().eval()
-    model.load_state_dict(state)
-    mask_(dict(model.named_parameters()), groups, kept)
-    return model
-
-
-def smaller(made, model, groups, kept):
-    state = take(model.state_dict(), groups, kept)
-    reduced = shrunk(made, model.state_dict(), state)
-    built = reduced.build().double().eval()
-    built.load_state_dict(state)
-    return reduced, built
-
-
 @pytest.mark.parametrize("choose", [half, one])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_model_without_units_is_the_model_with_them_silenced(name, choose):
-    """In float64 to rounding, with fewer weights, and fewer flops by torch's own count."""
     arguments, size = FAMILIES[name]
-    made = family(name, **arguments)
-    groups, model = on_meta(made, size), trained_looking(made)
-    assert groups
-    kept = {group.name: choose(group.units) for group in groups}
-    masked = silenced(made, model.state_dict(), groups, kept)
-    _, small = smaller(made, model, groups, kept)
-    images_NCHW = torch.randn(2, 3, size, size, dtype=torch.float64)
-    with torch.no_grad():
-        expected, found, before = masked(images_NCHW), small(images_NCHW), model(images_NCHW)
-    assert not torch.allclose(before, expected, rtol=1e-6)
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10 * float(expected.abs().max()))
-    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
-    assert forward_flops(small, images_NCHW) < forward_flops(model, images_NCHW)
+    assert_the_same_without_units(family(name, **arguments), size, choose)
 
 
 @pytest.mark.parametrize("kind", [Kind.HEAD, Kind.NEURON])

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from test_structure import FAMILIES, family, forward_flops, half, on_meta
+from structure_cases import forward_flops, half, on_meta
+from test_structure import FAMILIES, family
 
-from workers import structure_costs
+from workers.models import structure_costs
 from workers.models.shrunk import shrunk
+from workers.models.torchvision import TorchvisionModel
 from workers.structure import take
 
 
@@ -32,3 +34,17 @@ def test_costs_fall_to_what_torch_counts_of_the_smaller_model(name):
     assert 2 * macs.total == forward_flops(small, image_1CHW)
     assert parameters.total == sum(parameter.numel() for parameter in small.parameters())
     assert units.total == sum(int(stays.sum()) for stays in kept.values())
+
+
+def test_attention_that_is_no_part_of_any_unit_is_counted_all_the_same():
+    """torchvision's ViT, whose heads stay: neurons are a fraction of all of it, not of the layers that are seen alone."""
+    made = TorchvisionModel(
+        checkpoint=None, name="vit_b_32", arguments={"image_size": 64, "num_classes": 10}, include=["*"], exclude=[], stem_and_head=False
+    )
+    with torch.device("meta"):
+        model, image_1CHW = made.build().eval(), torch.empty(1, 3, 64, 64)
+    macs, (group, *_) = structure_costs.macs(model, image_1CHW), made.groups(model, (3, 64, 64))
+    assert 2 * macs.total == forward_flops(model, image_1CHW)
+    before = macs.total
+    macs.take(group)
+    assert before - macs.total == 2 * 768 * 5  # a row and a column of the embedding's width, for each of 5 tokens

@@ -4,7 +4,8 @@ from fnmatch import fnmatchcase
 
 import pytest
 import torch
-from test_structure import VIT, family, half
+from structure_cases import half
+from test_structure import VIT, family
 
 from workers.errors import ConfigError
 from workers.export import load_family, load_pruned, save_model

@@ -68,6 +68,11 @@ class ModelFamily(ABC):
         """Digest of the checkpoint's bytes. Only called when there is a checkpoint."""
 
     @property
+    def has_features(self) -> bool:
+        """Whether the module has timm's ``forward_features`` and ``get_classifier``, which losses of features look at."""
+        return False
+
+    @property
     @abstractmethod
     def is_classifier(self) -> bool:
         """Whether the output is class logits; otherwise it is a feature vector (headless)."""

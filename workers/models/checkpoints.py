@@ -1,8 +1,9 @@
-"""Foreign checkpoints: read without running foreign code, brought under a timm model's names, and refused unless every tensor fits."""
+"""Foreign checkpoints: read without running foreign code, brought under a model's names, and refused unless every tensor fits."""
 
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,13 @@ from workers.models import bundled
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # averaged weights first, as timm does
 PREFIXES = ("module.", "_orig_mod.")  # left by data-parallel wrappers and torch.compile
+
+TORCHVISION_NAMES = (
+    (r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2"),
+    (r"\.mlp\.linear_1\.", ".mlp.0."),
+    (r"\.mlp\.linear_2\.", ".mlp.3."),
+)
+TORCHVISION_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 
 
 def check(checkpoint: str) -> None:
@@ -98,10 +106,22 @@ def _converted(state: dict[str, Tensor], model: nn.Module, expected: dict[str, T
     """
     from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
+    if type(model).__module__.startswith("torchvision."):
+        return _released_by_torchvision(state, expected)
     patches = state.get("patch_embed.proj.weight")
     if not isinstance(model, VisionTransformer) or patches is None or patches.shape != expected["patch_embed.proj.weight"].shape:
         return state
     return checkpoint_filter_fn(dict(state), model, interpolation="bicubic", antialias=False)
+
+
+def _released_by_torchvision(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Old names of DenseNet's and ViT's releases to those of today, without the auxiliary classifiers of GoogLeNet and Inception.
+
+    Source: torchvision's ``densenet._load_state_dict``, ``MLPBlock._load_from_state_dict``, and builders of these models.
+    """
+    for old, new in TORCHVISION_NAMES:
+        state = {re.sub(old, new, name): tensor for name, tensor in state.items()}
+    return {name: tensor for name, tensor in state.items() if name in expected or not name.startswith(TORCHVISION_AUXILIARY)}
 
 
 def _require_fit(checkpoint: str, state: dict[str, Tensor], expected: dict[str, Tensor], heads: set[str]) -> None:

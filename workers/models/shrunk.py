@@ -54,6 +54,10 @@ class ShrunkModel(ModelFamily):
         raise NotImplementedError("a shrunk model is never imported")
 
     @property
+    def has_features(self) -> bool:
+        return self.dense.has_features
+
+    @property
     def is_classifier(self) -> bool:
         return self.dense.is_classifier
 

@@ -22,14 +22,14 @@ def vit_groups(model: VisionTransformer) -> list[Group]:
             case GluMlp() if isinstance(module.norm, nn.Identity) and isinstance(module.fc1, nn.Linear):
                 hidden = module.fc2.weight.shape[1]
                 pairs_U2 = torch.arange(2 * hidden).view(2, hidden).T
-                groups.append(_neurons(name, {f"{name}.fc1": (module.fc1, pairs_U2)}, f"{name}.fc2"))
+                groups.append(neurons(name, {f"{name}.fc1": (module.fc1, pairs_U2)}, f"{name}.fc2"))
             case SwiGLU() if isinstance(module.norm, nn.Identity):
                 each_U1 = torch.arange(module.fc2.weight.shape[1])[:, None]
                 rows = {f"{name}.{part}": (getattr(module, part), each_U1) for part in ("fc1_g", "fc1_x")}
-                groups.append(_neurons(name, rows, f"{name}.fc2"))
+                groups.append(neurons(name, rows, f"{name}.fc2"))
             case Mlp() if isinstance(module.norm, nn.Identity) and isinstance(module.fc1, nn.Linear):
                 each_U1 = torch.arange(module.fc2.weight.shape[1])[:, None]
-                groups.append(_neurons(name, {f"{name}.fc1": (module.fc1, each_U1)}, f"{name}.fc2"))
+                groups.append(neurons(name, {f"{name}.fc1": (module.fc1, each_U1)}, f"{name}.fc2"))
     return groups
 
 
@@ -44,7 +44,8 @@ def _heads(name: str, module: Attention) -> Group:
     return Group(name, Kind.HEAD, produced, (Slice(f"{name}.proj.weight", 1, columns_UK),))
 
 
-def _neurons(name: str, rows: dict[str, tuple[nn.Linear, Tensor]], reader: str) -> Group:
+def neurons(name: str, rows: dict[str, tuple[nn.Linear, Tensor]], reader: str) -> Group:
+    """Hidden neurons of the MLP ``name``: the ``rows`` of its first layers by unit, and the layer that reads them in order."""
     produced = tuple(part for linear, (module, index_UK) in rows.items() for part in _rows(linear, module, index_UK))
     each_U1 = torch.arange(next(len(index_UK) for _, index_UK in rows.values()))[:, None]
     return Group(name, Kind.NEURON, produced, (Slice(f"{reader}.weight", 1, each_U1),))

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from difflib import get_close_matches
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from workers.checks import require
 from workers.errors import ConfigError
+from workers.models import library
 from workers.models.base import Layer, ModelFamily
 
 if TYPE_CHECKING:
@@ -48,17 +46,7 @@ class TimmModel(ModelFamily):
     selects: ClassVar[tuple[str, ...]] = ("include", "exclude", "stem_and_head")
 
     def __post_init__(self) -> None:
-        require(
-            bool(self.include), "model.include", "at least one pattern of layer names", self.include, 'include: ["*"] takes every layer'
-        )
-        for argument in RESERVED:
-            require(
-                argument not in self.arguments,
-                f"model.arguments.{argument}",
-                "an argument that shapes the architecture",
-                self.arguments.get(argument),
-                "weights are given by model.checkpoint; nothing is downloaded",
-            )
+        library.check_settings(self.include, self.arguments, RESERVED)
 
     def check(self) -> None:
         from workers.models import checkpoints
@@ -72,23 +60,15 @@ class TimmModel(ModelFamily):
         import timm
 
         self._pretrained_cfg()
-        try:
-            return timm.create_model(self.name, pretrained=False, **self.arguments)
-        except (TypeError, ValueError, AssertionError, RuntimeError, KeyError, ZeroDivisionError, AttributeError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ConfigError(f"model.arguments: {self.name} cannot be built with {self.arguments}: {reason}") from error
+        return library.created(self.name, self.arguments, lambda: timm.create_model(self.name, pretrained=False, **self.arguments))
 
     def layers(self, model: nn.Module) -> list[Layer]:
-        from torch import nn
-
-        every = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
-        kept_dense = set() if self.stem_and_head else {name for name in every if _is_under(name, _ends(model))}
-        candidates = [name for name in every if name not in kept_dense]
-        self._check_patterns("include", self.include, candidates, list(every))
-        self._check_patterns("exclude", self.exclude, list(every), list(every))
-        chosen = [name for name in candidates if _matches(name, self.include) and not _matches(name, self.exclude)]
-        require(bool(chosen), "model.exclude", "patterns that leave a layer to prune", self.exclude)
-        return [_layer(name, every[name]) for name in chosen]
+        """Raises: ConfigError also for layers that standardise their weights when they are used: a zero does not stay zero there."""
+        every = library.matrices(model)
+        layers = library.chosen(every, set() if self.stem_and_head else _ends(model), self.include, self.exclude, self.name)
+        for layer in layers:
+            _refuse_standardised(layer.name, every[layer.name])
+        return layers
 
     def groups(self, model: nn.Module, input_shape: tuple[int, int, int]) -> list[Group]:
         """Of VisionTransformers as written down here, of all others as traced. The classifier's outputs stay."""
@@ -124,6 +104,10 @@ class TimmModel(ModelFamily):
         return checkpoints.fingerprint(self.checkpoint)
 
     @property
+    def has_features(self) -> bool:
+        return True
+
+    @property
     def is_classifier(self) -> bool:
         classes = self.arguments.get("num_classes")
         return (self._pretrained_cfg()["num_classes"] if classes is None else classes) > 0
@@ -134,9 +118,7 @@ class TimmModel(ModelFamily):
 
         architecture, _, tag = self.name.partition(".")
         if not timm.is_model(architecture):
-            near = get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() lists them all"
-            raise ConfigError(f"model.name: expected an architecture of timm {timm.__version__}, got {self.name!r}; {hint}")
+            raise library.unknown(architecture, f"timm {timm.__version__}", timm.list_models(), "timm.list_models()")
         tags = timm.list_pretrained(f"{architecture}.*")
         if tag and self.name not in tags:
             hint = f"known are {', '.join(tags)}" if tags else "this architecture has no tags"
@@ -145,33 +127,6 @@ class TimmModel(ModelFamily):
             )
         settings = timm.get_pretrained_cfg(self.name)
         return {"num_classes": 1000} if settings is None else settings.to_dict()
-
-    def _check_patterns(self, setting: str, patterns: list[str], names: list[str], every: list[str]) -> None:
-        for pattern in patterns:
-            if _matches_any(pattern, names):
-                continue
-            if _matches_any(pattern, every):
-                raise ConfigError(
-                    f"model.{setting}: {pattern!r} matches only layers that stay dense (stem and classifier head) in {self.name}; "
-                    "set model.stem_and_head=true to prune these too"
-                )
-            near = get_close_matches(pattern.replace("*", ""), every, n=3, cutoff=0.3) or every[:3]
-            raise ConfigError(
-                f"model.{setting}: {pattern!r} matches none of the {len(every)} Linear and Conv2d layers of {self.name}; "
-                f"layers are named like {', '.join(near)}"
-            )
-
-
-def _matches(name: str, patterns: list[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _matches_any(pattern: str, names: list[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for name in names)
-
-
-def _is_under(name: str, modules: set[str]) -> bool:
-    return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
 def _ends(model: nn.Module) -> set[str]:
@@ -192,11 +147,7 @@ def _recorded(model: nn.Module, entry: str) -> set[str]:
     return {names} if isinstance(names, str) else set(names)
 
 
-def _layer(name: str, module: nn.Module) -> Layer:
-    """Rows are outputs; a convolution is flattened to ``in_channels / groups * kh * kw`` columns.
-
-    Raises: ConfigError for layers that standardise their weights when they are used, since a zero does not stay zero there.
-    """
+def _refuse_standardised(name: str, module: nn.Module) -> None:
     from timm.layers import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
 
     if isinstance(module, StdConv2d | StdConv2dSame | ScaledStdConv2d | ScaledStdConv2dSame):
@@ -204,5 +155,3 @@ def _layer(name: str, module: nn.Module) -> Layer:
             f"model.include: {name} is a {type(module).__name__}, which standardises its weights in every forward pass, so pruned weights "
             "would not stay zero; leave such layers out with model.exclude or choose another architecture"
         )
-    weight = cast("Tensor", module.weight)
-    return Layer(name, weight.shape[0], weight[0].numel(), weight[0, 0].numel(), getattr(module, "groups", 1))

@@ -9,6 +9,7 @@ from math import prod
 import torch
 from timm.layers import Attention
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from workers.structure import Group
 
@@ -68,9 +69,10 @@ def parameters(model: nn.Module) -> Cost:
 
 @torch.no_grad()
 def macs(model: nn.Module, image_1CHW: Tensor) -> Cost:
-    """Multiply-adds of a forward pass of one sample: of Linear and Conv2d layers, and of timm's attention with itself.
+    """Multiply-adds of a forward pass of one sample, as torch's counter has them (where it sees attention: on the meta device).
 
-    A weight meets every position of its layer's output once; queries meet keys, and attention meets values, for each pair of tokens.
+    A weight of a Linear or Conv2d layer meets every position of its layer's output once; in timm's attention queries meet keys, and
+    attention meets values, for each pair of tokens. What else the counter finds does not depend on units that may go.
     """
     shapes = {name: tensor.shape for name, tensor in model.named_parameters()}
     terms: list[Term] = []
@@ -97,8 +99,10 @@ def macs(model: nn.Module, image_1CHW: Tensor) -> Cost:
             case Attention():
                 attending(f"{name}.proj.weight", module)
     try:
-        model(image_1CHW)
+        with FlopCounterMode(display=False) as counter:
+            model(image_1CHW)
     finally:
         for hook in hooks:
             hook.remove()
-    return Cost(terms, shapes)
+    rest = counter.get_total_flops() // 2 - Cost(terms, shapes).total
+    return Cost([*terms, Term(rest, ())], shapes)

@@ -1,0 +1,77 @@
+"""Models in float64, choices of their units, and the comparison that taking units out has to pass."""
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from workers.models.shrunk import shrunk
+from workers.structure import mask_, take
+
+
+def on_meta(made, size):
+    with torch.device("meta"):
+        model = made.build().eval()
+    return made.groups(model, (3, size, size))
+
+
+def trained_looking(made, seed=0):
+    """In float64 and eval mode, with no zeros, ones or equal numbers where initial weights have them."""
+    torch.manual_seed(seed)
+    model = made.build().double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.03)
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.normal_(0, 0.1)
+            elif name.endswith("running_var"):
+                buffer.uniform_(0.8, 1.5)
+    return model
+
+
+def half(units):
+    kept = torch.rand(units) < 0.5
+    kept[int(torch.randint(units, (1,)))] = True
+    return kept
+
+
+def one(units):
+    return torch.arange(units) == int(torch.randint(units, (1,)))
+
+
+def forward_flops(model, images_NCHW):
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(images_NCHW)
+    return counter.get_total_flops()
+
+
+def silenced(made, state, groups, kept):
+    model = made.build().double().eval()
+    model.load_state_dict(state)
+    mask_(dict(model.named_parameters()), groups, kept)
+    return model
+
+
+def smaller(made, model, groups, kept):
+    state = take(model.state_dict(), groups, kept)
+    reduced = shrunk(made, model.state_dict(), state)
+    built = reduced.build().double().eval()
+    built.load_state_dict(state)
+    return reduced, built
+
+
+def assert_the_same_without_units(made, size, choose):
+    """Without the units that ``choose`` leaves out the model is the one with them silenced: in float64 to rounding, with fewer weights,
+    and fewer flops by torch's own count.
+    """
+    groups, model = on_meta(made, size), trained_looking(made)
+    assert groups
+    kept = {group.name: choose(group.units) for group in groups}
+    masked = silenced(made, model.state_dict(), groups, kept)
+    _, small = smaller(made, model, groups, kept)
+    images_NCHW = torch.randn(2, 3, size, size, dtype=torch.float64)
+    with torch.no_grad():
+        expected, found, before = masked(images_NCHW), small(images_NCHW), model(images_NCHW)
+    assert not torch.allclose(before, expected, rtol=1e-6)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10 * float(expected.abs().max()))
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+    assert forward_flops(small, images_NCHW) < forward_flops(model, images_NCHW)

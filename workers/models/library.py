@@ -1,0 +1,103 @@
+"""What families have in common whose architectures a library builds by name: their settings, and which layers are pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, cast
+
+from workers.checks import require
+from workers.errors import ConfigError
+from workers.models.base import Layer
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+REFUSALS = (TypeError, ValueError, AssertionError, RuntimeError, KeyError, ZeroDivisionError, AttributeError)  # of unfit arguments
+
+
+def check_settings(include: list[str], arguments: Mapping[str, Any], reserved: Collection[str]) -> None:
+    """Raise ``ConfigError`` if nothing is included, or an argument is one of the ``reserved``."""
+    require(bool(include), "model.include", "at least one pattern of layer names", include, 'include: ["*"] takes every layer')
+    for argument in reserved:
+        require(
+            argument not in arguments,
+            f"model.arguments.{argument}",
+            "an argument that shapes the architecture",
+            arguments.get(argument),
+            "weights are given by model.checkpoint; nothing is downloaded",
+        )
+
+
+def unknown(name: str, library: str, known: Collection[str], listing: str) -> ConfigError:
+    """That there is no architecture of this name, and what may be meant."""
+    near = get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"{listing} lists them all"
+    return ConfigError(f"model.name: expected an architecture of {library}, got {name!r}; {hint}")
+
+
+def created(name: str, arguments: Mapping[str, Any], create: Callable[[], nn.Module]) -> nn.Module:
+    """What ``create`` makes of the arguments. Raises: ConfigError if it does not take them."""
+    try:
+        return create()
+    except REFUSALS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"model.arguments: {name} cannot be built with {dict(arguments)}: {reason}") from error
+
+
+def matrices(model: nn.Module) -> dict[str, nn.Module]:
+    """The Linear and Conv2d layers by name, in the order of definition."""
+    from torch import nn
+
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+
+
+def chosen(
+    every: Mapping[str, nn.Module], dense: Collection[str], include: list[str], exclude: list[str], architecture: str
+) -> list[Layer]:
+    """Of ``every`` layer those that match a pattern of ``include``, none of ``exclude``, and are under no module of ``dense``.
+
+    Patterns are shell globs on dotted module names (``*`` also spans dots).
+    Raises: ConfigError if a pattern matches nothing, or nothing is left.
+    """
+    candidates = [name for name in every if not _is_under(name, dense)]
+    _check_patterns("include", include, candidates, list(every), architecture)
+    _check_patterns("exclude", exclude, list(every), list(every), architecture)
+    left = [name for name in candidates if _matches(name, include) and not _matches(name, exclude)]
+    require(bool(left), "model.exclude", "patterns that leave a layer to prune", exclude)
+    return [_layer(name, every[name]) for name in left]
+
+
+def _check_patterns(setting: str, patterns: list[str], names: list[str], every: list[str], architecture: str) -> None:
+    for pattern in patterns:
+        if _matches_any(pattern, names):
+            continue
+        if _matches_any(pattern, every):
+            raise ConfigError(
+                f"model.{setting}: {pattern!r} matches only layers that stay dense (stem and classifier head) in {architecture}; "
+                "set model.stem_and_head=true to prune these too"
+            )
+        near = get_close_matches(pattern.replace("*", ""), every, n=3, cutoff=0.3) or every[:3]
+        raise ConfigError(
+            f"model.{setting}: {pattern!r} matches none of the {len(every)} Linear and Conv2d layers of {architecture}; "
+            f"layers are named like {', '.join(near)}"
+        )
+
+
+def _matches(name: str, patterns: list[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _matches_any(pattern: str, names: list[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names)
+
+
+def _is_under(name: str, modules: Collection[str]) -> bool:
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+def _layer(name: str, module: nn.Module) -> Layer:
+    """Rows are outputs; a convolution is flattened to ``in_channels / groups * kh * kw`` columns."""
+    weight = cast("Tensor", module.weight)
+    return Layer(name, weight.shape[0], weight[0].numel(), weight[0, 0].numel(), getattr(module, "groups", 1))
