@@ -1,0 +1,140 @@
+"""What saliencies of whole units take as a model grows: seconds and memory beside a first-order pass over the same images.
+
+    python scripts/bench_saliency.py [--widths 48 96 192 384] [--classes 10] [--threads 2] [--device cpu] [--json bench_saliency.json]
+
+Vision transformers of growing width, so that heads and hidden neurons grow in number and the images do not. SOSP-H is to stay within three
+first-order passes whatever their number; SOSP-I takes a backward pass for each class and sample, and memory in their square. Times are the
+best of several runs after one that is not counted; memory is the peak above what the process, or on a GPU torch, held before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.units import size
+from workers import saliency
+from workers.data.base import Batch
+from workers.losses import Loss
+from workers.memory import give_back, peak_bytes
+from workers.models.timm import TimmModel
+from workers.pruners.units import UnitSums
+from workers.structure import find_groups
+
+HEAD = 16  # channels of a head
+IMAGE = (3, 32, 32)
+FIRST_ORDER, LIMIT = "first order", 3.0
+METHODS = (FIRST_ORDER, "SOSP-H", "SOSP-H, exact", "SOSP-I")
+
+
+def vit(width: int, depth: int, classes: int) -> TimmModel:
+    arguments = {
+        "img_size": IMAGE[1],
+        "patch_size": 4,
+        "embed_dim": width,
+        "depth": depth,
+        "num_heads": width // HEAD,
+        "num_classes": classes,
+    }
+    return TimmModel(name="vit_tiny_patch16_224", arguments=arguments, checkpoint=None, include=["*"], exclude=[])
+
+
+def measured(work: Callable[[], UnitSums], device: torch.device, repeats: int) -> tuple[float, int]:
+    """The least seconds, and the peak of the memory that was taken."""
+    work()
+    seconds, extra = [], []
+    for _ in range(repeats):
+        give_back()
+        with peak_bytes(device) as idle:
+            pass
+        before = torch.cuda.memory_allocated(device) if device.type == "cuda" else idle.bytes or 0
+        started = time.perf_counter()
+        with peak_bytes(device) as peak:
+            work()  # its sums come back to the host, which waits for the device
+        seconds.append(time.perf_counter() - started)
+        extra.append((peak.bytes or 0) - before)
+    return min(seconds), max(extra)
+
+
+def rows(width: int, options: argparse.Namespace) -> list[dict[str, Any]]:
+    device = torch.device(options.device)
+    torch.manual_seed(0)
+    family = vit(width, options.depth, options.classes)
+    model, groups = family.build().eval().to(device), find_groups(family, IMAGE, streams=False)
+    units = sum(group.units for group in groups)
+    images = Batch(torch.randn(options.batch_size, *IMAGE), torch.randint(options.classes, (options.batch_size,)))
+    batches = lambda: iter([images] * options.batches)  # noqa: E731
+    works: dict[str, Callable[[], UnitSums]] = {
+        FIRST_ORDER: lambda: saliency.taylor(model, groups, batches, Loss.LABELS, 0),
+        "SOSP-H": lambda: saliency.sosp_h(model, groups, batches, Loss.LABELS, 1e-2),
+        "SOSP-H, exact": lambda: saliency.sosp_h_exact(model, groups, batches, Loss.LABELS),
+        "SOSP-I": lambda: saliency.sosp_i(model, groups, batches, Loss.LABELS),
+    }
+    found: list[dict[str, Any]] = []
+    for method in METHODS:
+        if method == "SOSP-I" and units > options.most_units:
+            continue
+        seconds, extra = measured(works[method], device, options.repeats)
+        first = found[0] if found else {"seconds": seconds, "bytes": extra}
+        found.append(
+            {
+                "width": width,
+                "units": units,
+                "parameters": sum(parameter.numel() for parameter in model.parameters()),
+                "method": method,
+                "seconds": seconds,
+                "bytes": extra,
+                "times_seconds": seconds / first["seconds"],
+                "times_bytes": extra / max(1, first["bytes"]),
+            }
+        )
+    return found
+
+
+def table(found: list[dict[str, Any]]) -> Table:
+    lines = Table()
+    for column in ("units", "weights", "method", "seconds", "x first order", "memory", "x first order"):
+        lines.add_column(column, justify="left" if column == "method" else "right")
+    for row in found:
+        times = f"{row['times_seconds']:.2f}", f"{row['times_bytes']:.2f}"
+        model = f"{row['units']:,}", f"{row['parameters']:,}"
+        lines.add_row(*model, row["method"], f"{row['seconds']:.3f}", times[0], size(row["bytes"]), times[1])
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--widths", type=int, nargs="+", default=[48, 96, 192, 384])
+    parser.add_argument("--depth", type=int, default=4)
+    parser.add_argument("--classes", type=int, default=10)
+    parser.add_argument("--batches", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--most-units", type=int, default=10_000, help="of a model that SOSP-I is measured on")
+    parser.add_argument("--json", type=Path, default=Path("bench_saliency.json"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    found = [row for width in options.widths for row in rows(width, options)]
+    machine = torch.cuda.get_device_name() if options.device == "cuda" else f"{options.threads} CPU threads"
+    console = Console()
+    console.print(f"{machine}, torch {torch.__version__}; {options.batches} batches of {options.batch_size} images")
+    console.print(table(found))
+    worst = max(row["times_seconds"] for row in found if row["method"] == "SOSP-H")
+    console.print(f"SOSP-H takes at most {worst:.2f} first-order passes: {'within' if worst <= LIMIT else 'MORE than'} {LIMIT:.0f}.")
+    options.json.write_text(
+        json.dumps({"machine": machine, "torch": torch.__version__, "settings": vars(options), "rows": found}, indent=1, default=str)
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""How well each saliency orders single units by what the model really loses without them.
+
+    python scripts/rank_correlation.py +experiment=NAME [overrides] [--model model.safetensors] [--sample 200] [--batches 8] [--json FILE]
+
+A sample of units is silenced one by one, and the rise of the calibration loss (the experiment's ``loss``) is measured over the batches that
+the saliencies were computed on. Printed is Spearman's rank correlation of each method's score with that rise, over the whole sample and
+within each kind of unit; and with its size, since with loss=labels a loss may also fall. Without ``--model`` the experiment's checkpoint is
+taken; without either, or without images here, random ones stand in, which only shows that the script works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import spearmanr
+from stand_ins import images, model_file
+from torch import Tensor, nn
+
+from orchestrator.config import Experiment, experiment_of
+from workers.data.base import Batch
+from workers.errors import SecateurError
+from workers.export import load_family, load_pruned
+from workers.losses import Loss, forward, loss_increase
+from workers.pruners.sosp import SOSPH, SOSPI, Product
+from workers.pruners.taylor import UnitTaylor
+from workers.pruners.unit_baselines import UnitMagnitude, UnitRandom
+from workers.pruners.units import Of, UnitPruner, UnitTarget
+from workers.structure import Group, find_groups, mask_
+from workers.worker import Worker
+
+TARGET = UnitTarget(0.5, Of.STRUCTURES, 0, 0.0)
+
+
+def methods(streams: bool, epsilon: float) -> dict[str, UnitPruner]:
+    return {
+        "random": UnitRandom(TARGET, streams, 0),
+        "magnitude": UnitMagnitude(TARGET, streams),
+        "taylor": UnitTaylor(TARGET, streams),
+        "sosp_h": SOSPH(TARGET, streams, Product.SCALING, epsilon, False),
+        "sosp_h, exact": SOSPH(TARGET, streams, Product.EXACT, epsilon, False),
+        "sosp_i": SOSPI(TARGET, streams),
+    }
+
+
+def scores(
+    model: nn.Module, groups: Sequence[Group], batches: Sequence[Batch], loss: Loss, options: argparse.Namespace
+) -> dict[str, Tensor]:
+    """Each method's score of all units; those that refuse are left out, with the reason printed."""
+    found: dict[str, Tensor] = {}
+    for name, pruner in methods(options.streams, options.epsilon).items():
+        if name == "sosp_i" and sum(group.units for group in groups) > options.most_units:
+            continue
+        try:
+            sums = pruner.measure(model, groups, lambda: iter(batches), loss, options.seed)
+            found[name] = pruner.rank(groups, sums).score_S
+        except SecateurError as error:
+            print(f"{name} is left out: {error}")
+            continue
+        if name == "sosp_i":  # what it says of a unit that goes alone
+            own_S = sums.sums["gauss_newton_SS"].diagonal() / 2 + sums.sums["gradient_S"].abs()
+            found["sosp_i, alone"] = own_S / sums.samples
+    return found
+
+
+@torch.no_grad()
+def rises(model: nn.Module, groups: Sequence[Group], units: Sequence[int], batches: Sequence[Batch], loss: Loss) -> list[float]:
+    """What the loss of a sample rises by when one unit is silenced, for each of ``units`` (their places among all)."""
+    device = next(model.parameters()).device
+    moved = [Batch(images_NCHW.to(device), labels_N.to(device)) for images_NCHW, labels_N in batches]
+    dense = [forward(loss, model, batch.images_NCHW) for batch in moved]
+    places = [(group, unit) for group in groups for unit in range(group.units)]
+    tensors, samples = dict(model.named_parameters()), sum(len(batch.labels_N) for batch in batches)
+    found = []
+    for group, unit in (places[at] for at in units):
+        before = {part.tensor: tensors[part.tensor].clone() for part in group.produced}
+        mask_(tensors, [group], {group.name: torch.arange(group.units) != unit})
+        rise = [loss_increase(loss, was, forward(loss, model, b.images_NCHW), b.labels_N) for was, b in zip(dense, moved, strict=True)]
+        found.append(float(torch.stack(rise).sum()) / samples)
+        for name, tensor in before.items():
+            tensors[name].copy_(tensor)
+    return found
+
+
+def correlations(score_S: Tensor, rise: Sequence[float], units: Sequence[int], kinds: Sequence[str]) -> dict[str, float]:
+    """Over all units of the sample, also with the size of the rise (with labels it may be a fall), and within each kind."""
+    chosen: dict[str, list[int]] = {"all": list(range(len(units)))}
+    if len(set(kinds)) > 1:
+        chosen |= {kind: [at for at, own in enumerate(kinds) if own == kind] for kind in dict.fromkeys(kinds)}
+    score = [float(score_S[unit]) for unit in units]
+    found = {name: spearmanr([score[at] for at in places], [rise[at] for at in places]).statistic for name, places in chosen.items()}
+    return {name: float(value) for name, value in found.items()} | {"size": float(spearmanr(score, [abs(each) for each in rise]).statistic)}
+
+
+def opened(experiment: Experiment, options: argparse.Namespace, folder: Path) -> tuple[nn.Module, list[Group], list[Batch]]:
+    worker = Worker(options.device, options.threads)
+    path = options.model or model_file(experiment, worker, folder)
+    data, real = images(experiment)
+    if not real:
+        print("Random images stand in: the data is not here.")
+    if options.model is None and experiment.model.checkpoint is None:
+        print("Random initial weights stand in: there is no checkpoint.")
+    groups = find_groups(load_family(path), data.input_shape, options.streams)
+    calibration: Iterator[Batch] = data.calibration(0, 1)
+    return load_pruned(path).to(worker.device), groups, list(islice(calibration, options.batches))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--model", type=Path, help="a model file, in place of the experiment's checkpoint")
+    parser.add_argument("--sample", type=int, default=200, help="units that are silenced")
+    parser.add_argument("--batches", type=int, default=8, help="calibration batches")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--streams", action="store_true")
+    parser.add_argument("--epsilon", type=float, default=1e-2)
+    parser.add_argument("--most-units", type=int, default=5000, help="of a model that SOSP-I is computed for")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    experiment = experiment_of(options.overrides)
+    with tempfile.TemporaryDirectory() as folder:
+        model, groups, batches = opened(experiment, options, Path(folder))
+        kinds = [group.kind.value for group in groups for _ in range(group.units)]
+        units = torch.randperm(len(kinds), generator=torch.Generator().manual_seed(options.seed))[: options.sample].tolist()
+        found = scores(model, groups, batches, experiment.loss, options)
+        rise = rises(model, groups, units, batches, experiment.loss)
+    by_method = {name: correlations(score_S, rise, units, [kinds[unit] for unit in units]) for name, score_S in found.items()}
+    lines = Table(title=f"Spearman correlation with the rise of loss={experiment.loss.value}, {len(units)} of {len(kinds):,} units")
+    lines.add_column("method")
+    for column in next(iter(by_method.values())):
+        lines.add_column(column, justify="right")
+    for name, row in by_method.items():
+        lines.add_row(name, *(f"{value:.3f}" for value in row.values()))
+    Console().print(lines)
+    if options.json:
+        score = {name: [float(score_S[unit]) for unit in units] for name, score_S in found.items()}
+        options.json.write_text(json.dumps({"correlation": by_method, "units": units, "rise": rise, "score": score}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
