@@ -14,7 +14,7 @@ cases=("$@")
 
 for case in "${cases[@]}"; do
     # shellcheck disable=SC2206
-    common=(+experiment="$case" cluster=local output="$output" seed="${SEEDS:-0,1,2}" pruner.target.of=macs ${SETTINGS:-})
+    common=(+experiment="$case" cluster=local output="$output" seed="${SEEDS:-0,1,2}" ++pruner.target.of=macs ${SETTINGS:-})
     case "$case" in
         dinov2_vits) chosen=unit_random,unit_magnitude,taylor,sosp_h ;; # sosp_i needs a classifier
         *) chosen=$pruners ;;
