@@ -11,7 +11,10 @@ from workers.models.torchvision import TorchvisionModel
 from workers.structure import take
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+ALIKE = ("densenet121", "mobilenetv2_100", "efficientnet_b0", "resnet50d", "convnext_atto", "deit_tiny_distilled_patch16_224")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name for name in FAMILIES])
 def test_costs_fall_to_what_torch_counts_of_the_smaller_model(name):
     """Multiply-adds by torch's counter, parameters by their number; before and after units went one by one."""
     arguments, size = FAMILIES[name]

@@ -47,7 +47,7 @@ class SOSPH(UnitPruner):
             "pruner.epsilon",
             "a fraction of the weights between 0 and 1",
             self.epsilon,
-            "1e-2 errs by its square; below 1e-3 rounding takes over",
+            "1e-3 suits float32: above it the difference errs by its square, below it by rounding",
         )
 
     def passes(self, loss: Loss, outputs: int) -> tuple[int, int]:
