@@ -77,7 +77,8 @@ def find_groups(family: ModelFamily, input_shape: tuple[int, int, int], streams:
             model = family.build().eval()
         if len(_FOUND) == KEPT:
             del _FOUND[next(iter(_FOUND))]
-        _FOUND[key] = family.groups(model, input_shape)
+        with torch.device("cpu"):  # positions are real, also for whoever builds a model on the meta device and asks here
+            _FOUND[key] = family.groups(model, input_shape)
     groups = [group for group in _FOUND[key] if streams or group.kind is not Kind.STREAM]
     if not groups:
         raise ConfigError(

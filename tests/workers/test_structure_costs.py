@@ -10,7 +10,6 @@ from workers.models.shrunk import shrunk
 from workers.models.torchvision import TorchvisionModel
 from workers.structure import take
 
-
 ALIKE = ("densenet121", "mobilenetv2_100", "efficientnet_b0", "resnet50d", "convnext_atto", "deit_tiny_distilled_patch16_224")
 
 

@@ -7,6 +7,7 @@ import torch
 from structure_cases import half
 from test_structure import VIT, family
 
+from workers import structure
 from workers.errors import ConfigError
 from workers.export import load_family, load_pruned, save_model
 from workers.models.shrunk import shrunk
@@ -65,6 +66,15 @@ def test_a_wide_model_is_shrunk_and_loaded_like_any_other(name, tmp_path):
     loaded = load_pruned(tmp_path / "model.safetensors")
     assert loaded(torch.randn(1, 3, size, size)).shape == (1, 10)
     assert units(load_family(tmp_path / "model.safetensors"), size).items() >= {g: int(stays.sum()) for g, stays in kept.items()}.items()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_wide_model_is_built_without_memory_to_be_planned(name, monkeypatch):
+    monkeypatch.setattr(structure, "_FOUND", {})
+    made = widened(name)
+    with torch.device("meta"):
+        shapes = {key: tensor.shape for key, tensor in made.build().state_dict().items()}
+    assert shapes == {key: tensor.shape for key, tensor in made.build().state_dict().items()}
 
 
 def test_patterns_that_match_nothing_are_refused():
