@@ -163,3 +163,19 @@ def test_what_cannot_be_differentiated_twice_is_refused_by_name():
 def test_an_epsilon_that_scales_nothing_or_too_much_is_refused(epsilon):
     with pytest.raises(ConfigError, match=r"pruner\.epsilon"):
         SOSPH(TARGET, False, Product.SCALING, epsilon, False)
+
+
+@pytest.mark.parametrize("net", ["perceptron", "transformer"])  # torch lacks what curvlinops takes of SiLU
+def test_curvlinops_finds_the_same_products(net):
+    """Its Hessian for the cross-entropy, and its Gauss-Newton matrix for the divergence from the model's own predictions."""
+    curvlinops = pytest.importorskip("curvlinops")
+    model, groups, shape = NETS[net]()
+    batches = data(shape)
+    names, theta_PS, _ = structure_matrix(model, groups)
+    weights = [model.get_parameter(name).requires_grad_(True) for name in names]
+    for loss, operator in ((Loss.LABELS, curvlinops.HessianLinearOperator), (Loss.SAMPLED, curvlinops.GGNLinearOperator)):
+        with sdpa_kernel(SDPBackend.MATH):
+            curvature = operator(model, nn.CrossEntropyLoss(reduction="sum"), weights, batches, check_deterministic=False)
+            product_P = curvature @ theta_PS.sum(1)
+        assert distance(measured("exact", model, groups, batches, loss).sums["curvature_S"], theta_PS.T @ product_P.detach()) < 1e-10
+        assert distance(measured("scaling", model, groups, batches, loss).sums["curvature_S"], theta_PS.T @ product_P.detach()) < 1e-3
