@@ -21,6 +21,8 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#b8609a", "#a07a00", "#3f9bd1", "#6
 OTHER = "#98a2b3"
 VERBS = ("collect", "score", "solve", "recover", "evaluate", "count", "join", "import")
 VERB_COLOURS = dict(zip(VERBS, PALETTE, strict=True))
+ALIKE = {"measure": "collect", "rank": "score", "choose": "count", "shrink": "join"}  # of units, what the other is of weights
+VERB_COLOURS |= {verb: VERB_COLOURS[other] for verb, other in ALIKE.items()}
 STAGE_COLOURS = {"dense": "#98a2b3", "one_shot": "#d55e00", "recovered": "#0072b2"}
 SECONDS_TICKS = {
     "tickvals": [0.001, 0.01, 0.1, 1, 10, 60, 600, 3600, 36000, 360000],

@@ -1,12 +1,12 @@
 """Runs that take units out, from the command line: what they leave computes what it should, is smaller, and does not depend on how."""
 
 import copy
-import json
 from pathlib import Path
 
 import pytest
 import torch
 from test_end_to_end import computed, directory, kill_at, model_bytes, run
+from test_gradual_runs import report_of
 from tiny import TINY_MODEL, tiny_overrides
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -16,10 +16,6 @@ from workers.structure import find_groups, mask_
 
 SHAPE = (1, 16, 16)
 SOSP = ("pruner=sosp_h", "pruner.target.removed=0.5", "pruner.target.of=macs")
-
-
-def report(folder: Path) -> dict:
-    return json.loads((directory(folder) / "report.json").read_text())
 
 
 def stored(folder: Path, verb: str) -> list[Path]:
@@ -50,7 +46,7 @@ def test_what_is_left_is_the_dense_model_with_units_silenced_and_half_of_its_wor
     )
     whole = load_pruned(dense / "model.safetensors")
     groups = find_groups(load_family(dense / "model.safetensors"), SHAPE, streams=False)
-    said = report(undisturbed)
+    said = report_of(undisturbed)
     assert said["dense_size"]["macs"] == macs(whole) and said["final_size"]["macs"] == macs(small)
     assert 0.45 * macs(whole) < macs(small) <= 0.5 * macs(whole)
     kept = {name: stays.bool() for name, stays in read_tensors(chosen / "kept.safetensors").items()}
@@ -95,7 +91,7 @@ def test_units_go_first_and_weights_inside_what_survives_after_them(tmp_path: Pa
         "  mask: {pruner: {block_size: 16, target: {sparsity: 0.5}}}\n"
     )
     output = run(tmp_path, "--config-dir=my", "+experiment=both", "recovery=adamw")
-    model, said = load_pruned(directory(tmp_path) / "model.safetensors"), report(tmp_path)
+    model, said = load_pruned(directory(tmp_path) / "model.safetensors"), report_of(tmp_path)
     assert "round shrink, step 2/2: shrink" in output and "round mask: solve" in output
     assert said["final_size"]["parameters"] <= 0.6 * said["dense_size"]["parameters"]
     shrink, mask = said["rounds"]

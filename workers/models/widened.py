@@ -74,6 +74,10 @@ class WidenedModel(ModelFamily):
         raise NotImplementedError("a widened model has no checkpoint")
 
     @property
+    def has_features(self) -> bool:
+        return self.narrow.has_features
+
+    @property
     def is_classifier(self) -> bool:
         return self.narrow.is_classifier
 
