@@ -32,7 +32,7 @@ def test_a_run_leaves_the_pruned_model_as_onnx_and_its_report_says_how_well_it_a
 def test_a_run_that_lacks_the_packages_is_refused_before_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = experiment_of([*tiny_overrides(tmp_path), "onnx=true"])
     found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, package=None: None if name == "onnxruntime" else found(name, package))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, package=None: None if name == "onnxruntime" else found("json"))
     with pytest.raises(ConfigError, match=r"onnx: .*\(onnxruntime\); run: pip install"):
         run_experiment(experiment, {}, "")
     assert not Path(experiment.output).exists()

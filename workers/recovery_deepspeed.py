@@ -118,9 +118,14 @@ def gathered(parameters: list[nn.Parameter], zero_stage: int) -> Iterator[None]:
 
 
 def end_process_group() -> None:
-    """End torch's process group, and have DeepSpeed forget it: else a second training in this process would use the dead one."""
-    import deepspeed
+    """End torch's process group, and have DeepSpeed forget it: else a second training in this process would use the dead one.
 
+    ZeRO-3 replaces torch's ``linear`` by one that cannot be differentiated twice or mapped, and leaves it so: that is taken back too.
+    """
+    import deepspeed
+    from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses
+
+    torch.nn.functional.linear = getattr(InsertPostInitMethodToModuleSubClasses, "linear_bk", torch.nn.functional.linear)
     if deepspeed.comm.is_initialized():
         deepspeed.comm.destroy_process_group()
     else:

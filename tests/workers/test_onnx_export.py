@@ -118,7 +118,7 @@ def test_another_decision_is_refused_however_close_the_outputs_are_and_so_is_wha
 
 def test_missing_packages_are_one_line_with_the_command_that_installs_them(monkeypatch):
     found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("onnxscript", "onnxruntime") else found(name))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("onnxscript", "onnxruntime") else found("json"))
     expected = r"^onnx: needs packages that are not installed \(onnxscript, onnxruntime\); run: pip install onnx onnxscript onnxruntime$"
     with pytest.raises(ConfigError, match=expected):
         check_packages()

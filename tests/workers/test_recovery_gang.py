@@ -128,6 +128,13 @@ def test_without_masks_the_same_zeros_would_move(tmp_path: Path) -> None:
     assert all((after[f"{layer}.weight"][~keep] != 0).float().mean() > 0.9 for layer, keep in masks.items())
 
 
+def test_training_in_this_process_leaves_torch_as_it_was(model: Path, tmp_path: Path) -> None:
+    """What is measured after it may differentiate twice."""
+    before = torch.nn.functional.linear
+    run_gang(task(tmp_path / "out", model, recipe(zero_stage=3)), 1, 1)
+    assert torch.nn.functional.linear is before
+
+
 def test_a_weight_that_moved_is_an_error_and_not_a_result(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from workers import recovery_deepspeed
 
