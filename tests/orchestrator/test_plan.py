@@ -186,3 +186,9 @@ def test_evaluation_and_comparison_are_planned_in_the_parts_that_they_are_carrie
     headless = experiment_of(["+experiment=dino_vitg_50pct"])
     parts = headless.data.evaluation_parts("test") + headless.data.evaluation_parts("bank")
     assert launch.plan_experiment(headless).stages["evaluate dense"].tasks == parts == 98 + 196
+
+
+def test_without_comparing_nothing_is_planned_for_it():
+    """One stage less, and all others as they were."""
+    with_it, without = (launch.plan_experiment(experiment_of([f"compare={value}", "cluster=local"])).stages for value in ("true", "false"))
+    assert set(with_it) - set(without) == {"compare"} and all(with_it[stage] == found for stage, found in without.items())
