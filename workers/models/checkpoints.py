@@ -36,10 +36,11 @@ def check(checkpoint: str) -> None:
     require(path.is_file(), "model.checkpoint", "an existing file", checkpoint, f"looked at {path.absolute()}")
 
 
-def fingerprint(checkpoint: str) -> str:
-    """Digest of the bytes behind a checkpoint. Raises: ConfigError if it is not there."""
+def fingerprint(checkpoint: str | None) -> str:
+    """Digest of the bytes behind a checkpoint; a family without one is not asked. Raises: ConfigError if it is not there."""
     from workers.files import digest
 
+    assert checkpoint is not None
     check(checkpoint)
     return digest(bundled.locate(checkpoint) if checkpoint.startswith(bundled.PREFIX) else Path(checkpoint).expanduser())
 

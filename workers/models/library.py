@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from workers.checks import require
 from workers.errors import ConfigError
-from workers.models.base import Layer
+from workers.models.base import Layer, ModelFamily
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -45,6 +45,22 @@ def created(name: str, arguments: Mapping[str, Any], create: Callable[[], nn.Mod
     except REFUSALS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"model.arguments: {name} cannot be built with {dict(arguments)}: {reason}") from error
+
+
+def pretrained_state(family: ModelFamily, heads: Callable[[nn.Module], set[str]]) -> dict[str, Tensor] | None:
+    """State dict of the checkpoint of ``family``, under the names and in the types of its model; ``heads`` finds the classifier modules.
+
+    None if there is no checkpoint. Raises: ConfigError if a tensor does not fit.
+    """
+    import torch
+
+    from workers.models import checkpoints
+
+    if family.checkpoint is None:
+        return None
+    with torch.device("meta"):
+        model = family.build()
+    return checkpoints.load(family.checkpoint, model, heads(model))
 
 
 def matrices(model: nn.Module) -> dict[str, nn.Module]:

@@ -87,20 +87,11 @@ class TimmModel(ModelFamily):
     def pretrained_state(self) -> dict[str, Tensor] | None:
         """The checkpoint's tensors under the names and in the types of ``build()``. Position embeddings are resized bicubically without
         antialias where the image size differs. Raises: ConfigError if anything else does not fit."""
-        import torch
-
-        from workers.models import checkpoints
-
-        if self.checkpoint is None:
-            return None
-        with torch.device("meta"):
-            model = self.build()
-        return checkpoints.load(self.checkpoint, model, _heads(model))
+        return library.pretrained_state(self, _heads)
 
     def weights_fingerprint(self) -> str:
         from workers.models import checkpoints
 
-        assert self.checkpoint is not None
         return checkpoints.fingerprint(self.checkpoint)
 
     @property
