@@ -24,7 +24,7 @@ from workers.export import load_family
 from workers.messages import Destination, Record, RecoverTask
 from workers.models.base import ModelFamily
 from workers.models.profile import profile
-from workers.models.shrunk import ShrunkModel
+from workers.models.shrunk import ShrunkModel, selecting
 
 
 @dataclass
@@ -66,9 +66,9 @@ class Run:
     def family_of(self, model: Record) -> ModelFamily:
         """The family of a stored model, with this run's choice of layers."""
         family, asked = load_family(model.path(MODEL)), dense_family(self.experiment.model)
-        if not isinstance(family, ShrunkModel):
+        if not isinstance(family, ShrunkModel) or not family.shapes:
             return asked
-        return replace(family, settings=family.settings | {name: getattr(asked, name) for name in asked.selects})
+        return selecting(family, {name: getattr(asked, name) for name in asked.selects})
 
     @property
     def steps_left(self) -> int:

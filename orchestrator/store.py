@@ -37,6 +37,7 @@ CODE = {
     "import": (
         *STRUCTURE,
         "workers/models/widened.py",
+        "workers/models/exported.py",
         "workers/export.py",
         "workers/models/timm.py",
         "workers/models/torchvision.py",

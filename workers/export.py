@@ -34,7 +34,7 @@ def save_model(path: Path, family: ModelFamily, state: Mapping[str, Tensor], mas
 
     from kernels.masks import pack_bits
 
-    tensors = {name: tensor.detach().cpu() for name, tensor in state.items()}
+    family, tensors = family.stored, {name: tensor.detach().cpu() for name, tensor in state.items()}
     layers: dict[str, dict[str, Any]] = {}
     for layer, mask in masks.items():
         weight = tensors.pop(f"{layer}.weight")
@@ -55,7 +55,10 @@ def read_spec(path: Path | str) -> dict[str, Any]:
     header = read_metadata(Path(path)).get("secateur")
     if header is None:
         raise SecateurError(f"{path}: expected a model written by secateur, got a safetensors file without its spec")
-    spec = json.loads(header)
+    try:
+        spec = json.loads(header)
+    except ValueError as error:
+        raise SecateurError(f"{path}: its spec is damaged: {error}") from error
     if spec.get("format") != FORMAT:
         raise SecateurError(f"{path}: expected format {FORMAT}, got {spec.get('format')}; load it with the version that wrote it")
     return spec
@@ -64,13 +67,16 @@ def read_spec(path: Path | str) -> dict[str, Any]:
 def load_family(path: Path | str) -> ModelFamily:
     """The family, with its settings, that a model file was written by. Raises: SecateurError."""
     spec = read_spec(path)
-    if not spec["family"].startswith("workers.models."):
-        raise SecateurError(f"{path}: expected a model family of workers.models, got {spec['family']}")
-    return family_of(spec["family"], spec["settings"])
+    try:
+        return family_of(spec["family"], spec["settings"])
+    except (SecateurError, ImportError, AttributeError, KeyError, TypeError) as error:
+        raise SecateurError(f"{path}: its spec names no model family that can be built here: {error}") from error
 
 
 def family_of(target: str, settings: Mapping[str, Any]) -> ModelFamily:
-    """A family by the name of its class."""
+    """A family by the name of its class. Raises: SecateurError if that is elsewhere: a model file is not to run any code it likes."""
+    if not target.startswith("workers.models."):
+        raise SecateurError(f"expected a model family of workers.models, got {target}")
     module, _, name = target.rpartition(".")
     return getattr(importlib.import_module(module), name)(**settings)
 

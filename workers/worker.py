@@ -63,11 +63,11 @@ class Worker:
     def import_model(self, task: ImportTask) -> Record:
         """Store a checkpoint, or seeded initial weights, as a model file."""
         started = time.time()
-        state = None if task.fresh else task.family.pretrained_state()
+        state, keeps = (None, {}) if task.fresh else (task.family.pretrained_state(), task.family.pretrained_masks())
         if state is None:
             torch.manual_seed(task.seed)
             state = task.family.build().state_dict()
-        written = save_model(task.to.directory / "model.safetensors", task.family, state, {})
+        written = save_model(task.to.directory / "model.safetensors", task.family, state, keeps)
         return finish(task.to, "import", {"model.safetensors": written}, {}, started)
 
     @watched

@@ -63,9 +63,18 @@ class ModelFamily(ABC):
         Raises ``ConfigError`` naming the tensor and both shapes when the checkpoint does not fit.
         """
 
+    def pretrained_masks(self) -> dict[str, Tensor]:
+        """Of the checkpoint's layers that are known to be pruned, by name: True where a weight survives."""
+        return {}
+
     @abstractmethod
     def weights_fingerprint(self) -> str:
         """Digest of the checkpoint's bytes. Only called when there is a checkpoint."""
+
+    @property
+    def stored(self) -> ModelFamily:
+        """The family as model files name it: its settings alone say how to build it."""
+        return self
 
     @property
     def has_features(self) -> bool:

@@ -58,7 +58,7 @@ def load(checkpoint: str, model: nn.Module, heads: set[str]) -> dict[str, Tensor
     else:
         state = _without_prefix(_unwrap(_read(Path(checkpoint).expanduser()), checkpoint))
     state = _converted(state, model, expected)
-    _require_fit(checkpoint, state, expected, heads)
+    _require_fit(checkpoint, state, expected, heads, _remedy_for_exported(checkpoint))
     return {name: state[name].to(tensor.dtype).contiguous() for name, tensor in expected.items()}
 
 
@@ -125,7 +125,7 @@ def _released_by_torchvision(state: dict[str, Tensor], expected: dict[str, Tenso
     return {name: tensor for name, tensor in state.items() if name in expected or not name.startswith(TORCHVISION_AUXILIARY)}
 
 
-def _require_fit(checkpoint: str, state: dict[str, Tensor], expected: dict[str, Tensor], heads: set[str]) -> None:
+def _require_fit(checkpoint: str, state: dict[str, Tensor], expected: dict[str, Tensor], heads: set[str], remedy: str) -> None:
     missing = [name for name in expected if name not in state]
     unexpected = [name for name in state if name not in expected]
     differing = [name for name in expected if name in state and state[name].shape != expected[name].shape]
@@ -137,8 +137,16 @@ def _require_fit(checkpoint: str, state: dict[str, Tensor], expected: dict[str, 
         _listed(missing, ", ", "missing: "),
         _listed(unexpected, ", ", "unexpected: "),
     ]
-    remedy = _head_remedy([*missing, *unexpected, *differing], state, heads)
+    remedy = remedy or _head_remedy([*missing, *unexpected, *differing], state, heads)
     raise ConfigError(f"model.checkpoint: {checkpoint} does not fit the model: {'; '.join(part for part in parts if part)}; {remedy}")
+
+
+def _remedy_for_exported(checkpoint: str) -> str:
+    """Empty unless a run exported the file: then it says itself of which architecture it is."""
+    from workers.files import read_metadata
+
+    own = checkpoint.endswith(".safetensors") and "secateur" in read_metadata(Path(checkpoint).expanduser())
+    return f"a run exported it, and its architecture is its own: model=exported model.checkpoint={checkpoint}" if own else ""
 
 
 def _listed(entries: list[str], between: str, title: str) -> str:

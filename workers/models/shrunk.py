@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from workers.models.base import Layer, ModelFamily
+from workers.models.widened import WidenedModel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,9 +67,21 @@ def shrunk(family: ModelFamily, before: Mapping[str, Tensor], after: Mapping[str
     """The family of a model built by ``family``, once its tensors are those of ``after`` instead of ``before``."""
     from workers.export import target_of
 
+    family = family.stored
     if isinstance(family, ShrunkModel):
         target, settings, shapes = family.family, family.settings, dict(family.shapes)
     else:
         target, settings, shapes = target_of(family), asdict(family) | {"checkpoint": None}, {}
     shapes |= {name: list(after[name].shape) for name, tensor in before.items() if tensor.shape != after[name].shape}
     return ShrunkModel(None, target, settings, shapes)
+
+
+def selecting(family: ModelFamily, selection: Mapping[str, Any]) -> ModelFamily:
+    """``family`` with another choice of layers, as far as it leaves one: values of the fields that ``selects`` names."""
+    match family:
+        case ShrunkModel():
+            return replace(family, settings=asdict(selecting(family.dense, selection)))
+        case WidenedModel():
+            return replace(family, settings=family.settings | selection)
+        case _:
+            return replace(family, **{name: value for name, value in selection.items() if name in family.selects})
