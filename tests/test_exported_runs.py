@@ -1,6 +1,7 @@
 """Runs that go on from what an earlier run exported: it is their dense model, and what is pruned in it stays so."""
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -78,18 +79,22 @@ def test_a_third_run_goes_on_from_the_second(second: Path, tmp_path: Path) -> No
     assert after == math.floor(0.7 * before)
 
 
-
 def test_what_is_only_masked_gives_the_bytes_of_a_checkpoint(tmp_path: Path) -> None:
     run(tmp_path / "half", "pruner.target.sparsity=0.4")
     run(tmp_path / "one", "pruner.target.sparsity=0.8", f"model.checkpoint={exported(tmp_path / 'half')}")
-    run(tmp_path / "other", "pruner.target.sparsity=0.8", *going_on_from(tmp_path / "half"))
+    same_layers = 'model.include=["*.attn.qkv","*.attn.proj","*.mlp.fc*"]'
+    run(tmp_path / "other", "pruner.target.sparsity=0.8", *going_on_from(tmp_path / "half"), same_layers)
     assert model_bytes(tmp_path / "one") == model_bytes(tmp_path / "other")
 
 
 def test_it_is_planned_from_the_file_and_other_layers_may_be_chosen(first: Path, tmp_path: Path) -> None:
-    output = run(tmp_path, *going_on_from(first), "mode=plan", "model.include=['*.mlp.fc1']")
-    parameters = sum(parameter.numel() for parameter in load_pruned(exported(first)).parameters())
-    assert f"{parameters:,}" in output or f"{parameters / 1e3:.1f}" in output, output
+    output = run(tmp_path, *going_on_from(first), "mode=plan", 'model.include=["*.mlp.fc1"]')
+    model = load_pruned(exported(first))
+    assert f"of {sum(parameter.numel() for parameter in model.parameters()):,} weights" in output
+    for name in ("blocks.0.mlp.fc1", "blocks.1.mlp.fc1"):
+        rows, columns = model.get_parameter(f"{name}.weight").shape
+        assert re.search(rf"{name} .* {rows} x {columns} ", output), output
+    assert "attn" not in output
     assert not (tmp_path / "runs").exists()
 
 
