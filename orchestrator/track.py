@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from orchestrator.report import REPORT_FILES, LayerResult, Report, plain
+from orchestrator.report_size import speeds
 from workers.checks import require
 
 if TYPE_CHECKING:
@@ -253,16 +254,24 @@ def _send_layers(remote: wandb.Run, layers: Sequence[LayerResult]) -> None:
     remote.log({"layers": wandb.Table(columns=columns, data=rows)})
 
 
+def _summary(report: Report) -> dict[str, Any]:
+    """A report's key numbers, without those that were not measured."""
+    found = {"sparsity": report.sparsity, "model_weights": report.model_weights, "pruned_weights": report.pruned_weights}
+    found |= {f"loss_increase/{name}": value for name, value in plain(report.loss_increase).items()}
+    found |= {f"size/{name}": value for name, value in plain(report.sizes or {}).items()}
+    for which, counted in (("dense", report.dense_size), ("final", report.final_size)):
+        found |= {f"size/{which}_{name}": value for name, value in plain(counted or {}).items()}
+    found |= dict(zip(("speed/dense_images_per_second", "speed/final_images_per_second"), speeds(report) or (), strict=False))
+    found |= {f"seconds/{stage}": seconds for stage, seconds in report.stage_seconds.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def _send_outcome(remote: wandb.Run, report: Report | None, artifacts: Sequence[Path], log_model: bool) -> None:
     """The report's key numbers as summary; its files as one artifact, the model's as another."""
     import wandb
 
     if report is not None:
-        outcome = {"sparsity": report.sparsity, "model_weights": report.model_weights, "pruned_weights": report.pruned_weights}
-        outcome |= {f"loss_increase/{name}": value for name, value in plain(report.loss_increase).items()}
-        outcome |= {f"size/{name}": value for name, value in plain(report.sizes or {}).items()}
-        outcome |= {f"seconds/{stage}": seconds for stage, seconds in report.stage_seconds.items()}
-        remote.summary.update({name: value for name, value in outcome.items() if value is not None})
+        remote.summary.update(_summary(report))
     of_report = [path for path in artifacts if path.name in REPORT_FILES]
     of_model = [path for path in artifacts if path.name not in REPORT_FILES] if log_model else []
     for kind, paths in (("report", of_report), ("model", of_model)):

@@ -33,8 +33,8 @@ def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
         kept = [o for o in kept if not o.startswith("pruner.block_size=")]
     if any(s.startswith("pruner.target.removed=") for s in settings):
         kept = [o for o in kept if not o.startswith("pruner.target.sparsity=")]
-    if "model=exported" in settings:
-        kept = [o for o in kept if not o.startswith("model.arguments=")]
+    if any(s.startswith("model=") for s in settings):
+        kept = [o for o in kept if not o.startswith("model.")]
     command = [sys.executable, "-m", "orchestrator", *flags, *kept, *settings]
     return subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 

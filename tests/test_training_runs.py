@@ -64,5 +64,9 @@ def test_wandb_is_told_the_configuration_the_metrics_the_layers_and_the_files(un
     assert [row["recovery_curve/step"] for row in history if "recovery_curve/step" in row] == [
         line["step"] for line in report["curves"]["recovery"]
     ]
+    summary = offline_wandb.summary(found)
+    for which in ("dense", "final"):
+        counted = {name: summary[f"size/{which}_{name}"] for name in ("parameters", "macs")}
+        assert counted == report[f"{which}_size"] and summary[f"speed/{which}_images_per_second"] > 0
     sent = {name for files in offline_wandb.artifacts(found).values() for name, *_ in files}
     assert {"report.html", "report.json", "model.safetensors"} <= sent

@@ -9,7 +9,7 @@ import offline_wandb
 import pytest
 import wandb
 import yaml
-from example_report import example
+from example_report import DENSE, SMALL, example, structured
 
 from orchestrator import track
 from orchestrator.report import write_report
@@ -141,6 +141,18 @@ def test_an_offline_run_holds_config_metrics_curves_table_and_artifacts(tmp_path
 
 def digest(path: str | Path) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_the_summary_says_how_large_and_how_fast_the_model_was_and_is(counted, tmp_path):
+    sizes = {} if counted else {"dense_size": None, "final_size": None}
+    wandb_settings().start("digits", "abc", CONFIG, tmp_path).finish(structured(**sizes), [], "finished")
+    summary = offline_wandb.summary(recorded(tmp_path))
+    told = {key: value for key, value in summary.items() if key.startswith(("size/dense_", "size/final_", "speed/"))}
+    speed = {"speed/dense_images_per_second": 900.0, "speed/final_images_per_second": 1260.0}
+    size = {"size/dense_parameters": DENSE.parameters, "size/dense_macs": DENSE.macs}
+    size |= {"size/final_parameters": SMALL.parameters, "size/final_macs": SMALL.macs}
+    assert told == {"size/dense_bytes": 102_304} | speed | (size if counted else {})
 
 
 def test_a_failed_run_without_report_ends_as_failed(tmp_path):

@@ -134,7 +134,7 @@ def test_a_damaged_or_foreign_file_is_refused_in_one_line(damage: str, tmp_path:
 
 @pytest.mark.parametrize("made", [lambda path: exported(path / "nowhere.safetensors").check(), lambda path: Exported(None, ["*"], [])])
 def test_a_file_has_to_be_there(made, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="model.checkpoint: expected"):
+    with pytest.raises(ConfigError, match=r"model\.checkpoint: expected"):
         made(tmp_path)
 
 
