@@ -1,0 +1,159 @@
+"""The scripts that saliencies are judged with measure what they say, on models that take seconds."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import rankdata
+from test_end_to_end import run
+from test_gradual_runs import report_of
+from tiny import tiny_overrides
+from torch.nn.functional import cross_entropy
+
+from orchestrator.config import experiment_of
+from workers.data.base import Batch
+from workers.losses import Loss
+from workers.models.shrunk import shrunk
+from workers.models.timm import TimmModel
+from workers.structure import find_groups, mask_, take
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+import bench_saliency  # noqa: E402
+import rank_correlation  # noqa: E402
+
+SHAPE = (3, 32, 32)
+CONVNEXT = [
+    "model=digits_convnext",
+    "model.checkpoint=null",
+    "model.arguments.depths=[1,1,1,1]",
+    "model.arguments.dims=[4,8,8,12]",
+    "model.arguments.patch_size=1",
+    "recovery@training=convnext_scratch",
+    "training.epochs=1",
+    "training.batch_size=32",
+    "training.ranks=1",
+    "training.warmup_epochs=0.0",
+    "data.train_size=256",
+    "pruner=unit_random",
+    "pruner.target.removed=0.2",
+]
+
+
+def called(script: str, *arguments: str, folder: Path) -> str:
+    command = [sys.executable, str(SCRIPTS / script), *arguments]
+    found = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
+    assert found.returncode == 0, found.stderr
+    return found.stdout
+
+
+def small_vit() -> tuple[TimmModel, torch.nn.Module]:
+    torch.manual_seed(0)
+    family = bench_saliency.vit(32, 1, 10)
+    return family, family.build().eval()
+
+
+# ---------------------------------------------------------------------------------------------------------- rank_correlation.py
+
+
+def test_the_rise_of_a_unit_is_that_of_the_model_without_it() -> None:
+    """Against the mean cross-entropy of models that are really smaller; the measured one is left as it was."""
+    family, model = small_vit()
+    groups, state = find_groups(family, SHAPE, streams=False), {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    batches = [Batch(torch.randn(8, *SHAPE), torch.randint(10, (8,))) for _ in range(2)]
+    images, labels = torch.cat([batch.images_NCHW for batch in batches]), torch.cat([batch.labels_N for batch in batches])
+    heads = groups[0].units
+    units = [0, heads - 1, heads, heads + 17]  # two heads, two neurons
+    found = rank_correlation.rises(model, groups, units, batches, Loss.LABELS)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    places = [(group.name, unit) for group in groups for unit in range(group.units)]
+    for rise, at in zip(found, units, strict=True):
+        kept = {group.name: torch.tensor([places[at] != (group.name, unit) for unit in range(group.units)]) for group in groups}
+        smaller = take(state, groups, kept)
+        without = shrunk(family, state, smaller).build().eval()
+        without.load_state_dict(smaller)
+        with torch.no_grad():
+            expected = cross_entropy(without(images), labels) - cross_entropy(model(images), labels)
+        assert rise == pytest.approx(float(expected), rel=1e-2, abs=1e-6)
+
+
+def test_its_correlations_are_those_of_ranks_and_random_scores_have_little(tmp_path: Path) -> None:
+    given = [*tiny_overrides(tmp_path), "--sample", "60", "--batches", "2", "--json", "found.json", "--threads", "1"]
+    output = called("rank_correlation.py", *given, folder=tmp_path)
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert len(set(found["units"])) == len(found["rise"]) == 60 and "60 of 260 units" in output  # 2 blocks of 2 heads, 128 neurons
+    assert {"random", "magnitude", "taylor", "sosp_h", "sosp_h, exact", "sosp_i", "sosp_i, alone"} == set(found["correlation"])
+    for name, row in found["correlation"].items():
+        assert row["all"] == pytest.approx(np.corrcoef(rankdata(found["score"][name]), rankdata(found["rise"]))[0, 1], abs=1e-9)
+    print(found["correlation"])
+    assert abs(found["correlation"]["random"]["size"]) < 4 / math.sqrt(60) < found["correlation"]["sosp_i, alone"]["size"]
+
+
+# ------------------------------------------------------------------------------------------------------------ bench_saliency.py
+
+
+def test_the_bench_counts_units_and_weights_and_leaves_out_what_is_too_large(tmp_path: Path) -> None:
+    small = ["--depth", "2", "--batches", "1", "--batch-size", "4", "--repeats", "1", "--threads", "1"]
+    given = ["--widths", "32", "64", *small, "--most-units", "300", "--json", "bench.json"]
+    output = called("bench_saliency.py", *given, folder=tmp_path)
+    rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    for row in rows:
+        assert row["units"] == 2 * (row["width"] // 16 + 4 * row["width"])
+        assert row["parameters"] == sum(p.numel() for p in bench_saliency.vit(row["width"], 2, 10).build().parameters())
+        first = next(other for other in rows if other["width"] == row["width"] and other["method"] == "first order")
+        assert row["seconds"] > 0 and row["times_seconds"] == pytest.approx(row["seconds"] / first["seconds"])
+    methods = [(row["width"], row["method"]) for row in rows]
+    assert [found for found in methods if found[1] == "SOSP-I"] == [(32, "SOSP-I")] and len(methods) == 4 + 3
+    worst = max(row["times_seconds"] for row in rows if row["method"] == "SOSP-H")
+    assert f"at most {worst:.2f} first-order passes" in output
+
+
+def test_the_bench_measures_the_time_and_the_memory_of_the_work() -> None:
+    """A pass that sleeps and fills 64 MB takes that long and that much."""
+    import time
+
+    def work() -> None:
+        torch.ones(16_000_000).sum()
+        time.sleep(0.05)
+
+    seconds, extra = bench_saliency.measured(work, torch.device("cpu"), repeats=2)
+    assert 0.05 <= seconds < 1.0 and 0.5 * 64e6 < extra < 2 * 64e6
+
+
+# ------------------------------------------------------------------------------------------------------ compare_torch_pruning.py
+
+
+def test_torch_pruning_is_compared_on_the_dense_model_of_a_run_and_its_images(tmp_path: Path) -> None:
+    """With nothing taken out every row is the accuracy in the report; with more gone it is another model."""
+    pytest.importorskip("torch_pruning")
+    run(tmp_path, *CONVNEXT)
+    settings = [o for o in tiny_overrides(tmp_path) if not o.startswith(("model.", "pruner."))]
+    output = called("compare_torch_pruning.py", *settings, *CONVNEXT, "--removed", "0", "0.5", folder=tmp_path)
+    rows = {name: cells for name, *cells in re.findall(r"^\| (Group\w+) \| ([\d.]+) .*? \| ([\d.]+) ", output, flags=re.MULTILINE)}
+    dense = report_of(tmp_path)["stages"][0]["metrics"]["top1"]
+    assert list(rows) == ["GroupMagnitudeImportance", "GroupTaylorImportance", "GroupHessianImportance"]
+    assert {cells[0] for cells in rows.values()} == {f"{100 * dense:.1f}"}
+    print(output)
+
+
+def test_units_that_do_nothing_are_the_least_important_ones_to_torch_pruning(tmp_path: Path) -> None:
+    pytest.importorskip("torch_pruning")
+    import compare_torch_pruning
+
+    settings = [o for o in tiny_overrides(tmp_path) if not o.startswith(("model.", "pruner."))]
+    experiment = experiment_of([*settings, *CONVNEXT, "data.calibration_batches=2"])
+    torch.manual_seed(0)
+    model = experiment.model.build().eval()
+    groups = find_groups(experiment.model, experiment.data.input_shape, streams=False)
+    kept = {group.name: torch.arange(group.units) >= 2 for group in groups}
+    dead = ~torch.cat(list(kept.values()))
+    mask_(dict(model.named_parameters()), groups, kept)
+    for name in compare_torch_pruning.IMPORTANCES:
+        score_S = compare_torch_pruning.scores(name, model, groups, experiment)
+        print(name, score_S[dead], score_S[~dead].min())
