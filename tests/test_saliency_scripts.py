@@ -35,8 +35,9 @@ CONVNEXT = [
     "model.arguments.depths=[1,1,1,1]",
     "model.arguments.dims=[4,8,8,12]",
     "model.arguments.patch_size=1",
+    "+model.arguments.ls_init_value=1.0",  # else a few steps leave blocks that hardly add anything
     "recovery@training=convnext_scratch",
-    "training.epochs=1",
+    "training.epochs=3",
     "training.batch_size=32",
     "training.ranks=1",
     "training.warmup_epochs=0.0",
@@ -91,7 +92,6 @@ def test_its_correlations_are_those_of_ranks_and_random_scores_have_little(tmp_p
     assert {"random", "magnitude", "taylor", "sosp_h", "sosp_h, exact", "sosp_i", "sosp_i, alone"} == set(found["correlation"])
     for name, row in found["correlation"].items():
         assert row["all"] == pytest.approx(np.corrcoef(rankdata(found["score"][name]), rankdata(found["rise"]))[0, 1], abs=1e-9)
-    print(found["correlation"])
     assert abs(found["correlation"]["random"]["size"]) < 4 / math.sqrt(60) < found["correlation"]["sosp_i, alone"]["size"]
 
 
@@ -139,10 +139,10 @@ def test_torch_pruning_is_compared_on_the_dense_model_of_a_run_and_its_images(tm
     dense = report_of(tmp_path)["stages"][0]["metrics"]["top1"]
     assert list(rows) == ["GroupMagnitudeImportance", "GroupTaylorImportance", "GroupHessianImportance"]
     assert {cells[0] for cells in rows.values()} == {f"{100 * dense:.1f}"}
-    print(output)
+    assert any(float(cells[1]) < 100 * dense - 1 for cells in rows.values())
 
 
-def test_units_that_do_nothing_are_the_least_important_ones_to_torch_pruning(tmp_path: Path) -> None:
+def test_units_that_do_nothing_are_worth_nothing_to_torch_pruning(tmp_path: Path) -> None:
     pytest.importorskip("torch_pruning")
     import compare_torch_pruning
 
@@ -154,6 +154,6 @@ def test_units_that_do_nothing_are_the_least_important_ones_to_torch_pruning(tmp
     kept = {group.name: torch.arange(group.units) >= 2 for group in groups}
     dead = ~torch.cat(list(kept.values()))
     mask_(dict(model.named_parameters()), groups, kept)
-    for name in compare_torch_pruning.IMPORTANCES:
+    for name in ("GroupTaylorImportance", "GroupHessianImportance"):  # magnitude also counts the columns that read a unit
         score_S = compare_torch_pruning.scores(name, model, groups, experiment)
-        print(name, score_S[dead], score_S[~dead].min())
+        assert not score_S[dead].any() and (score_S[~dead] > 0).all(), name

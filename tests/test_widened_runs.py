@@ -18,6 +18,7 @@ TINY = [
     "model.settings.arguments.depths=[1,1,1,1]",
     "model.settings.arguments.dims=[4,8,8,12]",
     "model.settings.arguments.patch_size=1",
+    "+model.settings.arguments.ls_init_value=1.0",  # else a few steps leave blocks that hardly add anything
     "model.input_shape=[1,16,16]",
     "recovery@training=convnext_scratch",
     "training.epochs=1",

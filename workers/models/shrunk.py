@@ -76,7 +76,7 @@ def shrunk(family: ModelFamily, before: Mapping[str, Tensor], after: Mapping[str
     return ShrunkModel(None, target, settings, shapes)
 
 
-def selecting(family: ModelFamily, selection: Mapping[str, Any]) -> ModelFamily:
+def selecting(family: ModelFamily, selection: dict[str, Any]) -> ModelFamily:
     """``family`` with another choice of layers, as far as it leaves one: values of the fields that ``selects`` names."""
     match family:
         case ShrunkModel():
