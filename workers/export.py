@@ -74,11 +74,12 @@ def load_family(path: Path | str) -> ModelFamily:
 
 
 def family_of(target: str, settings: Mapping[str, Any]) -> ModelFamily:
-    """A family by the name of its class. Raises: SecateurError if that is elsewhere: a model file is not to run any code it likes."""
-    if not target.startswith("workers.models."):
-        raise SecateurError(f"expected a model family of workers.models, got {target}")
+    """A family by the name of its class. Raises: SecateurError if that is anything else: a model file is not to run any code it likes."""
     module, _, name = target.rpartition(".")
-    return getattr(importlib.import_module(module), name)(**settings)
+    kind = getattr(importlib.import_module(module), name) if module.startswith("workers.models.") else None
+    if not isinstance(kind, type) or not issubclass(kind, ModelFamily):
+        raise SecateurError(f"expected a model family of workers.models, got {target}")
+    return kind(**settings)
 
 
 def load_state(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
