@@ -7,7 +7,7 @@ import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from workers.errors import ConfigError, SecateurError
 
@@ -130,3 +130,25 @@ def _difference(expected_ND: Tensor, found_ND: Tensor, classifier: bool) -> floa
             f"{TOLERANCE:.0e}), and {changed} top-1 decisions are others; {REMEDY}"
         )
     return difference
+
+
+def in_memory(module: nn.Module, inputs: tuple[Tensor, ...], threads: int) -> tuple[Any, dict[str, Any]]:
+    """A session of onnxruntime for a module with inputs of fixed shapes, and the inputs under the names that it knows them by.
+
+    Raises: SecateurError if torch cannot export it, or onnxruntime does not take it.
+    """
+    import onnxruntime
+    import torch
+
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    names = [f"input_{index}" for index in range(len(inputs))]
+    try:
+        program = torch.onnx.export(module, inputs, input_names=names, verbose=False)
+        model = cast("Any", program).model_proto.SerializeToString()
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # of either library; they have no class in common
+        reason = " ".join(str(error.__cause__ or error).split())[:300]
+        raise SecateurError(f"latency: onnxruntime cannot run {type(module).__name__}: {reason}; use latency.runtime=eager") from error
+    return session, {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}

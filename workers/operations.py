@@ -1,0 +1,249 @@
+"""What a forward pass spends its time on: operations by the sizes of what they work on, some of which fall as units are taken out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from timm.layers import Attention
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from workers.models.resize import resize_
+from workers.structure import Group
+
+if TYPE_CHECKING:
+    from workers.models.base import ModelFamily
+
+WHOLE = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, Attention, nn.MultiheadAttention)  # timed as one although some have children
+NOTHING = (nn.Identity, nn.Dropout)  # in eval mode
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """A width of an operation, in units: how many there are, and the sizes (tensor, dim) that go with them, so many positions each.
+
+    Its units are those of one group, or of several that lie side by side (concatenated channels).
+    """
+
+    groups: tuple[str, ...]
+    units: int
+    positions: Mapping[tuple[str, int], int]
+
+
+@dataclass(frozen=True, eq=False)
+class Operation:
+    """What is timed as one: a weighted layer with the norm and activation that follow it, or a function that no module carries out.
+
+    ``inputs`` are the shapes of what goes in. ``axes`` are the widths that units can be taken from, at most two: in and out.
+    """
+
+    name: str
+    modules: tuple[tuple[str, nn.Module], ...]  # on the meta device, applied one after the other
+    function: Any  # or: an operator of torch, with what it was called with, in ``arguments``
+    arguments: tuple[Any, ...]
+    inputs: tuple[tuple[int, ...], ...]
+    axes: tuple[Axis, ...]
+
+    def at(self, units: Sequence[int]) -> Case:
+        """The operation with so many units left on each axis."""
+        module = nn.Sequential(*(copy.deepcopy(module) for _, module in self.modules))
+        if self.function is not None:
+            return Case(_Function(self.function, self.arguments), self.inputs)
+        shapes = self._shapes(units)
+        named = {f"{index}.{leaf}": shape for index, (name, _) in enumerate(self.modules) for leaf, shape in _below(name, shapes)}
+        resize_(module, named)
+        first = self.modules[0][1]
+        return Case(module, (_input_shape(module[0], self.inputs[0]) if shapes else self.inputs[0],) if first is not None else self.inputs)
+
+    def _shapes(self, units: Sequence[int]) -> dict[str, list[int]]:
+        tensors = {f"{name}.{leaf}": tensor for name, module in self.modules for leaf, tensor in _tensors(module)}
+        shapes: dict[str, list[int]] = {}
+        for axis, left in zip(self.axes, units, strict=True):
+            for (tensor, dim), positions in axis.positions.items():
+                shapes.setdefault(tensor, list(tensors[tensor].shape))[dim] -= positions * (axis.units - left)
+        return shapes
+
+
+def _below(name: str, shapes: Mapping[str, list[int]]) -> Iterator[tuple[str, list[int]]]:
+    for tensor, shape in shapes.items():
+        if tensor.startswith(f"{name}."):
+            yield tensor.removeprefix(f"{name}."), shape
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """An operation at given sizes, on the meta device: a module and the shapes of what goes in."""
+
+    module: nn.Module
+    inputs: tuple[tuple[int, ...], ...]
+
+    @cached_property
+    def text(self) -> str:
+        """All that its time depends on: equal for equal operations, of whichever model."""
+        parts = self.module if isinstance(self.module, nn.Sequential) else [self.module]
+        shown = "; ".join(" ".join(repr(part).split()) + _hidden(part) for part in parts)
+        return f"{' '.join('x'.join(map(str, shape)) for shape in self.inputs)}: {shown}"
+
+
+def _hidden(module: nn.Module) -> str:
+    return f" heads={module.num_heads}" if isinstance(module, Attention | nn.MultiheadAttention) else ""
+
+
+def _input_shape(module: nn.Module, dense: tuple[int, ...]) -> tuple[int, ...]:
+    """What a module takes whose tensors have other sizes now."""
+    match module:
+        case nn.Conv2d():
+            return (dense[0], module.in_channels, *dense[2:])
+        case nn.BatchNorm2d():
+            return (dense[0], module.num_features, *dense[2:])
+        case nn.Linear():
+            return (*dense[:-1], module.in_features)
+        case _:
+            return dense
+
+
+class _Function(nn.Module):
+    """Calls an operator with tensors in the places where it had them."""
+
+    def __init__(self, function: Any, arguments: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.function, self.places = function, arguments
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        given = iter(tensors)
+        args, kwargs = torch.utils._pytree.tree_map(lambda part: next(given) if isinstance(part, _Place) else part, self.places)
+        return self.function(*args, **kwargs)
+
+    def extra_repr(self) -> str:
+        return f"{self.function} {self.places}"
+
+
+class _Place:
+    """Where a tensor goes."""
+
+    def __repr__(self) -> str:
+        return "."
+
+
+def find_operations(family: ModelFamily, input_shape: tuple[int, int, int], batch_size: int, groups: Sequence[Group]) -> list[Operation]:
+    """All operations of a forward pass of ``batch_size`` images, in order. Needs no weights."""
+    with torch.device("meta"):
+        model, images_NCHW = family.build().eval(), torch.empty(batch_size, *input_shape)
+    tracer = _Tracer(model)
+    with torch.no_grad(), tracer.watching(), tracer:
+        model(images_NCHW)
+    positions = _positions(groups)
+    units = {group.name: group.units for group in groups}
+    return [_operation(f"{index}:{found.name}", found, positions, units) for index, found in enumerate(tracer.found)]
+
+
+@dataclass
+class _Found:
+    name: str
+    modules: list[tuple[str, nn.Module]]
+    function: Any
+    arguments: tuple[Any, ...]
+    inputs: tuple[tuple[int, ...], ...]
+
+
+class _Tracer(TorchDispatchMode):
+    """Notes modules that do their work themselves, and what is computed outside of them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.found: list[_Found] = []
+        self._model, self._inside = model, 0
+        self._last: Any = None  # what the last module gave
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        hooks: list[Any] = []
+        for name, child in self._model.named_children():
+            self._watch(name, child, hooks)
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _watch(self, name: str, module: nn.Module, hooks: list[Any]) -> None:
+        children = list(module.named_children())
+        if isinstance(module, WHOLE) or not children:
+            hooks.append(module.register_forward_pre_hook(lambda _, inputs: self._enter(name, module, inputs)))
+            hooks.append(module.register_forward_hook(lambda _, inputs, output: self._leave(module, inputs, output)))
+            return
+        for leaf, child in children:
+            self._watch(f"{name}.{leaf}", child, hooks)
+
+    def _enter(self, name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self._inside += 1
+        if self._inside > 1 or isinstance(module, NOTHING) or not inputs or not isinstance(inputs[0], Tensor):
+            return
+        follows = self._last is inputs[0] and self.found and self.found[-1].function is None
+        if follows and not any(parameter.ndim > 1 for parameter in module.parameters()):
+            self.found[-1].modules.append((name, module))
+        else:
+            shapes = tuple(tuple(part.shape) for part in inputs if isinstance(part, Tensor))
+            self.found.append(_Found(name, [(name, module)], None, (), shapes))
+
+    def _leave(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        self._inside -= 1
+        if self._inside == 0 and not (isinstance(module, NOTHING) and inputs[0] is not self._last):
+            self._last = output
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if not self._inside and not _costs_nothing(function) and isinstance(result, Tensor):
+            tensors: list[Tensor] = []
+
+            def place(part: Any) -> Any:
+                if not isinstance(part, Tensor):
+                    return part
+                tensors.append(part)
+                return _Place()
+
+            arguments = torch.utils._pytree.tree_map(place, (tuple(args), dict(kwargs or {})))
+            if tensors:
+                self.found.append(_Found(str(function), [], function, arguments, tuple(tuple(tensor.shape) for tensor in tensors)))
+        return result
+
+
+def _costs_nothing(function: Any) -> bool:
+    """Views, and what only looks at a tensor."""
+    returns, arguments = function._schema.returns, function._schema.arguments
+    writes = any(argument.alias_info is not None and argument.alias_info.is_write for argument in arguments)
+    aliases = any(part.alias_info is not None for part in returns)
+    return (aliases and not writes) or function._schema.name in ("aten::empty", "aten::detach")
+
+
+def _positions(groups: Sequence[Group]) -> dict[tuple[str, int], dict[str, int]]:
+    """By size (tensor, dim): positions of a unit, by group."""
+    found: dict[tuple[str, int], dict[str, int]] = {}
+    for group in groups:
+        for part in group.slices:
+            of = found.setdefault((part.tensor, part.dim), {})
+            of[group.name] = of.get(group.name, 0) + part.index_UK.shape[1]
+    return found
+
+
+def _operation(name: str, found: _Found, positions: Mapping[tuple[str, int], Mapping[str, int]], units: Mapping[str, int]) -> Operation:
+    sizes: dict[tuple[str, ...], dict[tuple[str, int], int]] = {}
+    for module_name, module in found.modules:
+        for leaf, tensor in _tensors(module):
+            for dim in range(tensor.ndim):
+                of = positions.get((f"{module_name}.{leaf}", dim), {})
+                if of and len(set(of.values())) == 1:
+                    sizes.setdefault(tuple(sorted(of)), {})[f"{module_name}.{leaf}", dim] = next(iter(of.values()))
+    axes = tuple(Axis(names, sum(units[name] for name in names), part) for names, part in sizes.items())
+    return Operation(name, tuple(found.modules), found.function, found.arguments, found.inputs, axes)

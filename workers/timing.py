@@ -1,0 +1,135 @@
+"""The clock: modules made ready as they are deployed, and timed until their median is known."""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from workers.errors import ConfigError
+from workers.latency import Latency, Runtime, Timing
+
+WARM_UPS = 3
+FEWEST, MOST = 7, 1000  # runs
+MODEL_PATIENCE = 10  # a whole model is timed so many times longer than an operation
+CACHE_BYTES = 4 << 20  # read between two runs of an operation: inside a model, others have used the caches since its last run
+MEDIAN_ERROR = 1.4826 * 1.2533  # standard error of a median, in median absolute deviations over the root of the runs (for normal noise)
+
+
+def time_model(model: nn.Module, images_NCHW: Tensor, settings: Latency) -> Timing:
+    """A forward pass of a whole model, which is left as it was found."""
+    with prepared(model, (images_NCHW,), settings) as run:
+        return clocked(run, images_NCHW.device, settings.spread, MODEL_PATIENCE * settings.seconds)
+
+
+def time_operation(module: nn.Module, shapes: Sequence[tuple[int, ...]], settings: Latency, device: torch.device) -> Timing:
+    """A module that may be on the meta device, on random tensors of ``shapes``, less what calling the runtime takes by itself.
+
+    In eager torch every module of a model is called, so there the call counts.
+    """
+    generator = torch.Generator().manual_seed(0)
+    real = copy.deepcopy(module).to_empty(device=device).eval()
+    with torch.no_grad():
+        for tensor in (*real.parameters(), *real.buffers()):
+            if tensor.is_floating_point():
+                tensor.copy_(0.1 * torch.rand(tensor.shape, generator=generator) + 0.01)  # positive: variances are among them
+    inputs = tuple(torch.randn(shape, generator=generator).to(device) for shape in shapes)
+    used = torch.zeros(CACHE_BYTES // 4, device=device)
+    with prepared(real, inputs, settings) as run:
+        found = clocked(run, device, settings.spread, settings.seconds, between=lambda: used.add_(1))
+    call_ms = 0.0 if settings.runtime is Runtime.EAGER else _call_ms(settings, device)
+    return replace(found, ms=max(found.ms - call_ms, 0.0))
+
+
+@cache
+def _call_ms(settings: Latency, device: torch.device) -> float:
+    """What a call into the runtime takes by itself: a whole model pays it once, so it belongs to no operation."""
+    nothing = (torch.zeros(1, device=device),)
+    with prepared(nn.ReLU(), nothing, settings) as run:
+        return clocked(run, device, settings.spread, settings.seconds).ms
+
+
+@contextmanager
+def prepared(module: nn.Module, inputs: tuple[Tensor, ...], settings: Latency) -> Iterator[Callable[[], object]]:
+    """A call of ``module`` on ``inputs`` as the runtime makes it, with the threads that are asked for meanwhile.
+
+    Raises: ConfigError if the runtime cannot carry it out on this device, or is not installed.
+    """
+    before = torch.get_num_threads()
+    threads = settings.threads or before
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode(settings.runtime is Runtime.EAGER), torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            match settings.runtime:
+                case Runtime.EAGER:
+                    yield lambda: module(*inputs)
+                case Runtime.COMPILE:
+                    compiled = torch.compile(module, dynamic=False)
+                    try:
+                        yield lambda: compiled(*inputs)
+                    finally:
+                        torch.compiler.reset()
+                case Runtime.ONNXRUNTIME:
+                    yield _session(module, inputs, threads)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _session(module: nn.Module, inputs: tuple[Tensor, ...], threads: int) -> Callable[[], object]:
+    if inputs[0].device.type != "cpu":
+        raise ConfigError("latency.runtime: expected eager or compile on a GPU, got 'onnxruntime'; its sessions here are for CPUs")
+    from workers.onnx_export import check_packages, in_memory
+
+    check_packages()
+    session, feeds = in_memory(module, inputs, threads)
+    return lambda: session.run(None, feeds)
+
+
+def clocked(run: Callable[[], object], device: torch.device, spread: float, seconds: float, between: Callable[[], object] | None = None) -> Timing:
+    """The median time of ``run``, after runs to warm up: until its standard error is below ``spread`` of it, or for ``seconds``.
+
+    ``between`` is done before each run, outside of the time. On a GPU, its own events tell the time.
+    """
+    measure = _by_events if device.type == "cuda" else _by_clock
+    for _ in range(WARM_UPS):
+        run()
+    found_ms: list[float] = []
+    begun = time.perf_counter()
+    while True:
+        if between is not None:
+            between()
+        found_ms.append(measure(run))
+        over = time.perf_counter() - begun > seconds or len(found_ms) >= MOST
+        if len(found_ms) >= FEWEST and (over or relative_error(found_ms) < spread):
+            return Timing(median(found_ms), relative_error(found_ms), len(found_ms))
+
+
+def relative_error(values: Sequence[float]) -> float:
+    """Standard error of their median, as a fraction of it, from the median absolute deviation, which stray values do not move."""
+    middle = median(values)
+    deviation = median(abs(value - middle) for value in values)
+    return MEDIAN_ERROR * deviation / middle / len(values) ** 0.5 if middle else 0.0
+
+
+def _by_clock(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def _by_events(run: Callable[[], object]) -> float:
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
