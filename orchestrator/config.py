@@ -20,6 +20,7 @@ from orchestrator.track import Tracking
 from workers.checks import require
 from workers.data.base import Dataset
 from workers.errors import ConfigError
+from workers.latency import Latency
 from workers.losses import Loss
 from workers.models.base import ModelFamily
 from workers.pruners.base import Pruner, WeightPruner
@@ -33,6 +34,7 @@ class Mode(Enum):
     RUN = "run"
     PLAN = "plan"  # say what a run would take, and stop
     STRUCTURE = "structure"  # list what could be taken out of the model whole, and stop
+    LATENCY = "latency"  # time the model and its operations at all their widths, and stop
 
 
 @dataclass
@@ -61,6 +63,7 @@ class Experiment:
     steps: int
     recovery: Recovery | None
     onnx: bool
+    latency: Latency  # how time is measured, for targets of latency and mode=latency
     rounds: dict[str, Round]  # in order; empty: one round of the pruner, steps and recovery above
     cluster: Cluster
     tracking: Tracking
@@ -95,6 +98,7 @@ class Scalars:
     compare: bool
     steps: int
     onnx: bool
+    latency: Latency
 
 
 @dataclass

@@ -80,18 +80,27 @@ class Run:
         """What the names of stages begin with."""
         return prefix(self.round, self.step, self.experiment.steps)
 
-    def map(self, stage: str, verb: Callable[[Any, Any], Record], tasks: Sequence[Any], costs: Sequence[float] = ()) -> list[Record]:
+    def map(
+        self,
+        stage: str,
+        verb: Callable[[Any, Any], Record],
+        tasks: Sequence[Any],
+        costs: Sequence[float] = (),
+        alone: bool = False,
+    ) -> list[Record]:
         """Records of ``verb`` on ``tasks``, in order. What is in the store is read; the rest is computed, longest (``costs``) first."""
         found = [self.find(task.to) for task in tasks]
         order = [index for index, record in enumerate(found) if record is None]
         if costs:
             order.sort(key=lambda index: -costs[index])
-        results = self.compute(stage, verb, [tasks[index] for index in order], [record for record in found if record])
+        results = self.compute(stage, verb, [tasks[index] for index in order], [record for record in found if record], alone)
         for index, record in zip(order, results, strict=True):
             found[index] = record
         return [record for record in found if record is not None]
 
-    def compute(self, stage: str, verb: Callable[[Any, Any], Any], tasks: Sequence[Any], read: Sequence[Record] = ()) -> list[Any]:
+    def compute(
+        self, stage: str, verb: Callable[[Any, Any], Any], tasks: Sequence[Any], read: Sequence[Record] = (), alone: bool = False
+    ) -> list[Any]:
         """Results of ``verb`` on tasks that nothing is stored of; ``read`` are the stage's results that were found."""
         if tasks:
             with self.timed("start workers"):
@@ -108,7 +117,7 @@ class Run:
                         self.note(stage, record)
                 bar.advance(1)
 
-            return self.experiment.cluster.map(verb, tasks, done) if tasks else []
+            return self.experiment.cluster.map(verb, tasks, done, alone) if tasks else []
 
     def gang(self, stage: str, task: RecoverTask) -> Record:
         """Train with a gang, unless the result is in the store."""

@@ -63,7 +63,8 @@ CODE = {
         "kernels/saliency.py",
     ),
     "rank": (WORKER, *STRUCTURE, *SALIENCY),
-    "choose": ("orchestrator/choose.py", "workers/models/structure_costs.py", *STRUCTURE),
+    "choose": ("orchestrator/choose.py", "orchestrator/widths.py", "orchestrator/latency_table.py", "kernels/knapsack.py", "workers/models/structure_costs.py", *STRUCTURE),
+    "time": ("workers/timing.py", "workers/operations.py", "workers/models/resize.py"),
     "shrink": (WORKER, "workers/export.py", *STRUCTURE),
     "recover": ("workers/recovery*.py", "workers/data/*.py"),
 }

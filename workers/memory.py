@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 INTERVAL_SECONDS = 0.01
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3)
 STATUS = Path("/proc/self/status")
 COUNTED = ("RssAnon:", "RssShmem:")  # pages of mapped files can be dropped at any time: they are no need of ours
 
@@ -82,6 +83,18 @@ def give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def keep_freed_memory() -> None:
+    """Keep up to 64 MiB of freed memory for what is allocated next, where the C library can (glibc).
+
+    Its own limits start low and grow as the program goes on. Until then activations of a forward pass are taken from the system and given
+    back again and again, page by page: a MobileNetV2 takes twice as long.
+    """
+    options = getattr(ctypes.CDLL(None), "mallopt", None)
+    if options is not None:
+        options(TRIM_THRESHOLD, 64 << 20)
+        options(MMAP_THRESHOLD, 32 << 20)  # what glibc's own limit grows to at most
 
 
 def watched(verb: Verb) -> Verb:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from workers.data.base import Dataset
+from workers.latency import Latency
 from workers.losses import Loss
 from workers.models.base import Layer, ModelFamily
 from workers.pruners.base import WeightPruner
@@ -135,6 +136,29 @@ class ShrinkTask:
     input_shape: tuple[int, int, int]
     pruner: UnitPruner
     chosen: Record
+    to: Destination
+
+
+@dataclass(frozen=True)
+class TimeOperationTask:
+    """Time operation number ``operation`` of a forward pass with so many ``units`` left on each of its axes."""
+
+    family: ModelFamily
+    input_shape: tuple[int, int, int]
+    streams: bool
+    latency: Latency
+    operation: int
+    units: tuple[int, ...]
+    to: Destination
+
+
+@dataclass(frozen=True)
+class TimeModelTask:
+    """Time a forward pass of a model, whose weights do not matter."""
+
+    family: ModelFamily
+    input_shape: tuple[int, int, int]
+    latency: Latency
     to: Destination
 
 

@@ -36,11 +36,7 @@ def time_operation(module: nn.Module, shapes: Sequence[tuple[int, ...]], setting
     In eager torch every module of a model is called, so there the call counts.
     """
     generator = torch.Generator().manual_seed(0)
-    real = copy.deepcopy(module).to_empty(device=device).eval()
-    with torch.no_grad():
-        for tensor in (*real.parameters(), *real.buffers()):
-            if tensor.is_floating_point():
-                tensor.copy_(0.1 * torch.rand(tensor.shape, generator=generator) + 0.01)  # positive: variances are among them
+    real = realised(copy.deepcopy(module), device)
     inputs = tuple(torch.randn(shape, generator=generator).to(device) for shape in shapes)
     used = torch.zeros(CACHE_BYTES // 4, device=device)
     with prepared(real, inputs, settings) as run:
@@ -55,6 +51,20 @@ def _call_ms(settings: Latency, device: torch.device) -> float:
     nothing = (torch.zeros(1, device=device),)
     with prepared(nn.ReLU(), nothing, settings) as run:
         return clocked(run, device, settings.spread, settings.seconds).ms
+
+
+@torch.no_grad()
+def realised(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module on a device, in eval mode, with weights whose outputs are neither huge nor denormal, which would take another time."""
+    generator = torch.Generator().manual_seed(0)
+    real = module.to_empty(device=device).eval()
+    for parameter in real.parameters():
+        fan_in = max(1, parameter[0].numel()) if len(parameter) else 1
+        weights = torch.randn(parameter.shape, generator=generator) * fan_in**-0.5 if parameter.ndim > 1 else torch.ones(parameter.shape)
+        parameter.copy_(weights)
+    for buffer in real.buffers():
+        buffer.fill_(1)
+    return real
 
 
 @contextmanager

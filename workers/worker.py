@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from kernels import masks, select
-from workers import evaluation, moments
+from workers import evaluation, moments, timing
 from workers.calibrate import derived_seed
 from workers.data.base import Batch
 from workers.errors import SecateurError
 from workers.export import load_family, load_pruned, load_state, save_model
 from workers.files import finish, read_result, write_tensors
-from workers.memory import give_back, watched
+from workers.memory import give_back, keep_freed_memory, watched
 from workers.messages import (
     AssessTask,
     CollectTask,
@@ -34,9 +34,12 @@ from workers.messages import (
     ScoreTask,
     ShrinkTask,
     SolveTask,
+    TimeModelTask,
+    TimeOperationTask,
 )
 from workers.models.base import Layer
 from workers.models.shrunk import shrunk
+from workers.operations import Operation, find_operations
 from workers.pruners.units import UnitSums
 from workers.structure import find_groups, take
 
@@ -49,10 +52,12 @@ class Worker:
 
     def __init__(self, device: str, threads: int) -> None:
         torch.set_num_threads(threads)
+        keep_freed_memory()
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
         self.device = torch.device(device)
         self._models: dict[Path, nn.Module] = {}  # as they were used, the last one last
+        self._operations: tuple[str, list[Operation]] = ("", [])  # of the model that was timed last
 
     def describe(self) -> dict[str, str]:
         """What this worker runs on, for the report."""
@@ -171,6 +176,28 @@ class Worker:
         masked = {name: weights[f"{name}.weight"] for name in keeps}
         written = save_model(task.to.directory / "model.safetensors", shrunk(family, state, smaller), smaller, masked)
         return finish(task.to, "shrink", {"model.safetensors": written}, {}, started)
+
+    def time_operation(self, task: TimeOperationTask) -> Record:
+        """How long an operation takes at some sizes. Memory is not watched, since watching takes time."""
+        started, operation = time.time(), self._operation(task)
+        case = operation.at(task.units)
+        found = timing.time_operation(case.module, case.inputs, task.latency, self.device)
+        return finish(task.to, "time", {}, {"operation": case.text, **vars(found), **self.describe()}, started)
+
+    def time_model(self, task: TimeModelTask) -> Record:
+        """How long a forward pass takes."""
+        started = time.time()
+        model = timing.realised(task.family.build(), self.device)
+        images_NCHW = torch.randn(task.latency.batch_size, *task.input_shape, device=self.device)
+        found = timing.time_model(model, images_NCHW, task.latency)
+        return finish(task.to, "time", {}, {**vars(found), **self.describe()}, started)
+
+    def _operation(self, task: TimeOperationTask) -> Operation:
+        key = repr((task.family, task.input_shape, task.streams, task.latency.batch_size))
+        if self._operations[0] != key:
+            groups = find_groups(task.family, task.input_shape, task.streams)
+            self._operations = key, find_operations(task.family, task.input_shape, task.latency.batch_size, groups)
+        return self._operations[1][task.operation]
 
     @watched
     def join(self, task: JoinTask) -> Record:

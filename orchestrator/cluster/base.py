@@ -100,10 +100,12 @@ class Cluster(ABC):
         verb: Callable[[Any, Task], Result],
         tasks: Sequence[Task],
         done: Callable[[int, Result], None],
+        alone: bool = False,
     ) -> list[Result]:
         """Results of ``verb`` (a method of ``Worker``) on independent tasks, in the order of the tasks.
 
         Tasks start in the given order; ``done(index, result)`` is called as each ends. A task whose worker dies is given to another.
+        ``alone``: no two tasks at a time on the cores of one machine, since they are timed.
         Raises: the error of the first task that fails.
         """
 

@@ -58,6 +58,7 @@ class Seat:
     actor: Any
     answer: Any | None  # to the first question; None once it is here: the worker is up
     failures: int = 0  # actors in a row that died before they were up
+    host: str = ""  # where it is, once it is up
 
 
 class Crew:
@@ -92,16 +93,18 @@ class Crew:
             self.actors.end(seat.actor)
         self.seats = []
 
-    def map(self, verb: str, tasks: Sequence[Any], done: Callable[[int, Any], None]) -> list[Any]:
-        """As ``Cluster.map``. Raises: what a task raised; SecateurError if a task lost too many workers, or none is left."""
+    def map(self, verb: str, tasks: Sequence[Any], done: Callable[[int, Any], None], alone: bool = False) -> list[Any]:
+        """As ``Cluster.map``; if ``alone``, one task at a time on each host. Raises: what a task raised; SecateurError if a task lost too many workers, or none is left."""
         waiting = deque(range(len(tasks)))
         running: dict[Any, tuple[int, Seat]] = {}
         attempts = [0] * len(tasks)
         results: dict[int, Any] = {}
         while waiting or running:
             busy = {seat.index for _, seat in running.values()}
+            hosts = {seat.host for _, seat in running.values()} if alone else set()
             for seat in self.seats:
-                if waiting and seat.answer is None and seat.index not in busy:
+                if waiting and seat.answer is None and seat.index not in busy and seat.host not in hosts:
+                    hosts |= {seat.host} if alone else set()
                     index = waiting.popleft()
                     running[self.actors.ask(seat.actor, verb, tasks[index])] = (index, seat)
             for reference in self._ended(list(running)):
@@ -137,7 +140,7 @@ class Crew:
             if seat.answer is None or seat.answer not in answers:
                 continue
             try:
-                self.actors.result(seat.answer)
+                seat.host = self.actors.result(seat.answer)["host"]
             except WorkerDied as death:
                 seat.failures += 1
                 if seat.failures > self.retries:

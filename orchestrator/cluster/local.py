@@ -39,7 +39,9 @@ class Local(Cluster):
     def ready(self) -> None:
         pass
 
-    def map(self, verb: Callable[[Any, Task], Result], tasks: Sequence[Task], done: Callable[[int, Result], None]) -> list[Result]:
+    def map(
+        self, verb: Callable[[Any, Task], Result], tasks: Sequence[Task], done: Callable[[int, Result], None], alone: bool = False
+    ) -> list[Result]:
         results = []
         for index, task in enumerate(tasks):
             results.append(verb(self._worker, task))

@@ -150,12 +150,14 @@ class Ray(Cluster):
         assert self._crew is not None
         self._crew.ready()
 
-    def map(self, verb: Callable[[Any, Task], Result], tasks: Sequence[Task], done: Callable[[int, Result], None]) -> list[Result]:
+    def map(
+        self, verb: Callable[[Any, Task], Result], tasks: Sequence[Task], done: Callable[[int, Result], None], alone: bool = False
+    ) -> list[Result]:
         if not tasks:
             return []
         assert self._crew is not None
         self._crew.ready()
-        return self._crew.map(verb.__name__, tasks, done)
+        return self._crew.map(verb.__name__, tasks, done, alone and self.resources().device == "cpu")
 
     def gang(self, task: RecoverTask) -> Record:
         from workers.files import read_record

@@ -1,8 +1,8 @@
-"""What a model costs as units go: parameters and multiply-adds as sums of products of sizes."""
+"""What a model costs as units go: parameters and multiply-adds as sums of products of sizes, times from tables of what was measured."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -22,6 +22,14 @@ class Term:
 
     factor: int
     sizes: tuple[Size, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a model's cost: ``value`` of the units that are left, by group, of which it reads those of ``groups``."""
+
+    groups: tuple[str, ...]
+    value: Callable[[Mapping[str, int]], float]
 
 
 class Cost:
@@ -49,6 +57,24 @@ class Cost:
             self._sizes[size] -= positions
         self.total += sum(self._value(index) for index in touched)
 
+    def parts(self, groups: Iterable[Group]) -> list[Part]:
+        """The same as a function of how many units are left, of a model that nothing was taken from yet."""
+        positions: dict[Size, list[tuple[str, int, int]]] = {}
+        for group in groups:
+            for part in group.slices:
+                positions.setdefault((part.tensor, part.dim), []).append((group.name, group.units, part.index_UK.shape[1]))
+
+        def part_of(term: Term) -> Part:
+            read = {size: positions.get(size, []) for size in term.sizes}
+
+            def value(units: Mapping[str, int]) -> float:
+                gone = (sum(each * (dense - units[name]) for name, dense, each in read[size]) for size in term.sizes)
+                return term.factor * prod(self._sizes[size] - taken for size, taken in zip(term.sizes, gone, strict=True))
+
+            return Part(tuple(dict.fromkeys(name for found in read.values() for name, _, _ in found)), value)
+
+        return [part_of(term) for term in self._terms]
+
 
 class Count:
     """Units, each of which counts as one."""
@@ -58,6 +84,28 @@ class Count:
 
     def take(self, group: Group) -> None:
         self.total -= 1
+
+    def parts(self, groups: Iterable[Group]) -> list[Part]:
+        return [Part((group.name,), lambda units, name=group.name: units[name]) for group in groups]  # type: ignore[misc]
+
+
+class PartCost:
+    """A sum of parts that falls as units are taken out."""
+
+    def __init__(self, parts: Sequence[Part], units: Mapping[str, int]) -> None:
+        self._parts, self._units = parts, dict(units)
+        self._of = {name: [part for part in parts if name in part.groups] for name in units}
+        self.total = sum(part.value(self._units) for part in parts)
+
+    def take(self, group: Group) -> None:
+        """One unit of ``group`` goes."""
+        touched = self._of[group.name]
+        self.total -= sum(part.value(self._units) for part in touched)
+        self._units[group.name] -= 1
+        self.total += sum(part.value(self._units) for part in touched)
+
+    def parts(self, groups: Iterable[Group]) -> list[Part]:
+        return list(self._parts)
 
 
 @torch.no_grad()

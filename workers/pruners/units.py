@@ -26,6 +26,16 @@ class Of(Enum):
     STRUCTURES = "structures"  # units of the kinds that may go
     PARAMETERS = "parameters"
     MACS = "macs"  # multiply-adds of a forward pass
+    LATENCY = "latency"  # measured milliseconds of a forward pass, as the settings of latency say
+
+
+class Solver(Enum):
+    """How the units that stay are chosen."""
+
+    RANKING = "ranking"  # down the ranking of all units, until the target is reached
+    EXACT = "exact"  # the widths that keep most importance at this cost: a knapsack, solved exactly where widths do not meet in a product
+    GREEDY = "greedy"  # the knapsack as the HALP paper solves it, item by item
+    JOINT = "joint"  # the knapsack with the products of widths in it, by constraint programming; for small models
 
 
 @dataclass
@@ -36,11 +46,17 @@ class UnitTarget:
     of: Of
     min_units: int
     min_fraction: float
+    solver: Solver = Solver.RANKING
+    within: float | None = None  # of latency: measure the smaller model, and correct the budget until its time is met to this fraction
 
     def __post_init__(self) -> None:
         require(0.0 <= self.removed < 1.0, "pruner.target.removed", "a fraction in [0, 1)", self.removed, "0.5 takes out half")
         require(self.min_units >= 0, "pruner.target.min_units", "0 or more units", self.min_units)
         require(0.0 <= self.min_fraction <= 1.0, "pruner.target.min_fraction", "a fraction in [0, 1]", self.min_fraction)
+        least = "a fraction between 0 and 1, or null"
+        require(self.within is None or 0 < self.within < 1, "pruner.target.within", least, self.within, "0.03 corrects up to 3 %")
+        closed = f"null for of={self.of.value}, which is met as it is counted"
+        require(self.within is None or self.of is Of.LATENCY, "pruner.target.within", closed, self.within)
 
 
 @dataclass(frozen=True)
