@@ -1,0 +1,62 @@
+"""Widths of groups whose costs meet in pairs, by constraint programming. The only file that knows ortools."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy import ndarray
+
+from workers.errors import ConfigError
+
+SCALE = 1_000_000  # integers that the budget, and the largest value, are divided into
+WORKERS = 2
+
+
+def jointly(
+    values: Sequence[ndarray], costs: Sequence[ndarray], pairs: Mapping[tuple[int, int], ndarray], budget: float, seconds: float
+) -> tuple[ndarray | None, bool]:
+    """The options, (G,) int64, that are worth most within the budget, and whether that is proven; None if none were found in ``seconds``.
+
+        max_p  sum_g I_g(p_g)     s.t.  sum_g T_g(p_g) + sum_gh T_gh(p_g, p_h) <= budget
+
+    ``pairs`` maps two groups to their table (P_g, P_h). Costs are rounded up to a millionth of the budget, so it is never exceeded.
+    Raises: ConfigError if ortools is not installed.
+    """
+    try:
+        from ortools.sat.python import cp_model
+    except ImportError as error:
+        raise ConfigError("pruner.target.solver: joint needs a package that is not installed; run: pip install ortools") from error
+    if budget <= 0:
+        return None, False
+    model = cp_model.CpModel()
+    takes = [[model.new_bool_var(f"{group}:{option}") for option in range(len(value))] for group, value in enumerate(values)]
+    for options in takes:
+        model.add_exactly_one(options)
+    spent = [_grid(cost, budget)[option] * take for cost, options in zip(costs, takes, strict=True) for option, take in enumerate(options)]
+    for (g, h), table in pairs.items():
+        # The pair's cost: at least the table's entry where both options are taken, which is all that a budget has to know.
+        grid = _grid(table, budget)
+        low = int(grid.min())
+        paid = model.new_int_var(low, int(grid.max()), f"{g}x{h}")
+        for first, row in enumerate(grid):
+            for second, cost in enumerate(row):
+                if cost > low:
+                    model.add(paid >= int(cost)).only_enforce_if([takes[g][first], takes[h][second]])
+        spent.append(paid)
+    model.add(sum(spent) <= SCALE)
+    largest = max(float(np.abs(value).max()) for value in values) or 1.0
+    model.maximize(
+        sum(round(SCALE * float(value[option]) / largest) * take for value, options in zip(values, takes, strict=True) for option, take in enumerate(options))
+    )
+    solver = cp_model.CpSolver()
+    solver.parameters.max_time_in_seconds, solver.parameters.num_workers, solver.parameters.random_seed = seconds, WORKERS, 0
+    status = solver.solve(model)
+    if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+        return None, status == cp_model.INFEASIBLE
+    found = [next(option for option, take in enumerate(options) if solver.value(take)) for options in takes]
+    return np.array(found, dtype=np.int64), status == cp_model.OPTIMAL
+
+
+def _grid(costs: ndarray, budget: float) -> ndarray:
+    return np.ceil(SCALE * costs / budget - 1e-9).astype(np.int64)
