@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import TYPE_CHECKING, Protocol
 
 from workers.models.base import ModelFamily
 from workers.models.shrunk import ShrunkModel
-from workers.pruners.units import Of, UnitPruner, UnitTarget
+from workers.pruners.units import Of, Solver, UnitPruner, UnitTarget
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from orchestrator.latency_table import LatencyTable
+    from workers.models.structure_costs import Part
     from workers.structure import Group
+
+COUNTED_WIDTHS = 64  # of each group that a knapsack chooses from where costs are counted, not measured
 
 
 class Cost(Protocol):
     """What a target is a fraction of; falls as units are taken."""
 
-    total: int
+    @property
+    def total(self) -> float: ...
 
     def take(self, group: Group) -> None: ...
+
+    def parts(self, groups: Iterable[Group]) -> list[Part]: ...
+
+
+@dataclass(frozen=True)
+class Times:
+    """What is known of the time of a model: that of its operations at all widths, and of the dense model as a whole."""
+
+    table: LatencyTable
+    dense_ms: float
 
 
 def choose(
@@ -58,34 +74,91 @@ def choose(
     return found + [kept] * (len(limits) - len(found))
 
 
-def choose_for(
-    pruner: UnitPruner, family: ModelFamily, input_shape: tuple[int, int, int], order_S: Sequence[int], steps_left: int = 1
-) -> dict[str, Tensor]:
-    """What of ``family`` stays, bool (U,) by group, after the next of ``steps_left`` steps to the target of ``pruner``.
+@dataclass(frozen=True)
+class Question:
+    """What is asked for, of which groups, at what cost; ``dense`` is that of the model before anything was taken out."""
 
-    Targets and floors are relative to the dense model: what was taken out before counts. Needs no weights.
+    target: UnitTarget
+    groups: list[Group]
+    cost: Cost
+    dense: float
+    floors: dict[str, int]
+    levels: Callable[[Group], Sequence[int]]  # numbers of units that a knapsack chooses from
+
+
+def question(pruner: UnitPruner, family: ModelFamily, input_shape: tuple[int, int, int], times: Times | None = None) -> Question:
+    """What the target of ``pruner`` asks of a model of ``family``. Needs no weights; for a target of latency, needs ``times``.
+
+    Targets and floors are relative to the dense model: what was taken out before counts.
     """
-    groups, cost, dense, least = _question(pruner, family, input_shape)
-    return choose(order_S, groups, cost, [limit(pruner.target, dense, cost.total, steps_left)], least)[0]
-
-
-def sweep(
-    pruner: UnitPruner, family: ModelFamily, input_shape: tuple[int, int, int], order_S: Sequence[int], removed: Sequence[float]
-) -> dict[str, list[int]]:
-    """How many units of each group would stay if the fractions ``removed`` (rising) were taken out down the same ranking."""
-    groups, cost, dense, least = _question(pruner, family, input_shape)
-    chosen = choose(order_S, groups, cost, [(1 - fraction) * dense for fraction in removed], least)
-    return {group.name: [int(kept[group.name].sum()) for kept in chosen] for group in groups}
-
-
-def _question(pruner: UnitPruner, family: ModelFamily, input_shape: tuple[int, int, int]) -> tuple[list[Group], Cost, int, dict[str, int]]:
-    """Groups, what the model costs, what the dense one does, and floors."""
+    from workers.models import structure_costs
     from workers.structure import find_groups
 
-    groups, dense, of = find_groups(family, input_shape, pruner.streams), dense_family(family), pruner.target.of
-    cost, dense_groups = cost_of(of, family, groups, input_shape), find_groups(dense, input_shape, pruner.streams)
-    at_first = cost_of(of, dense, dense_groups, input_shape).total
-    return groups, cost, at_first, floors(pruner.target, groups, {group.name: group.units for group in dense_groups})
+    target, groups, dense = pruner.target, find_groups(family, input_shape, pruner.streams), dense_family(family)
+    dense_groups = find_groups(dense, input_shape, pruner.streams)
+    least = floors(target, groups, {group.name: group.units for group in dense_groups})
+    if times is not None:
+        cost = structure_costs.PartCost(times.table.parts(), {group.name: group.units for group in groups})
+        return Question(target, groups, cost, times.dense_ms, least, times.table.levels)
+    at_first = cost_of(target.of, dense, dense_groups, input_shape).total
+    return Question(target, groups, cost_of(target.of, family, groups, input_shape), at_first, least, _levels)
+
+
+def _levels(group: Group) -> Sequence[int]:
+    return evenly_spaced(group.units, COUNTED_WIDTHS)
+
+
+def countable(target: UnitTarget) -> UnitTarget:
+    """What a plan takes for a target that only a measurement could answer: as many multiply-adds, by the ranking alone."""
+    of = Of.MACS if target.of is Of.LATENCY else target.of
+    return replace(target, of=of, solver=Solver.RANKING, within=None)
+
+
+def choose_for(asked: Question, order_S: Sequence[int], score_S: Sequence[float], steps_left: int = 1) -> dict[str, Tensor]:
+    """What stays, bool (U,) by group, after the next of ``steps_left`` steps to the target."""
+    return answer(asked, order_S, score_S, [limit(asked.target, asked.dense, asked.cost.total, steps_left)])[0]
+
+
+def sweep(asked: Question, order_S: Sequence[int], score_S: Sequence[float], removed: Sequence[float]) -> dict[str, list[int]]:
+    """How many units of each group would stay if the fractions ``removed`` (rising) were taken out by the same ranking."""
+    chosen = answer(asked, order_S, score_S, [(1 - fraction) * asked.dense for fraction in removed])
+    return {group.name: [int(kept[group.name].sum()) for kept in chosen] for group in asked.groups}
+
+
+def answer(asked: Question, order_S: Sequence[int], score_S: Sequence[float], limits: Sequence[float]) -> list[dict[str, Tensor]]:
+    """What stays when the cost may be at most each of ``limits`` (which fall)."""
+    if asked.target.solver is Solver.RANKING:
+        return choose(order_S, asked.groups, asked.cost, limits, asked.floors)
+    from orchestrator.widths import choices_of, choose_widths
+
+    going = going_order(order_S, asked.groups)
+    worth = {name: [score_S[unit] for unit in units] for name, units in going.items()}
+    levels = {group.name: asked.levels(group) for group in asked.groups}
+    choices, parts = choices_of(worth, asked.floors, levels), asked.cost.parts(asked.groups)
+    found = (choose_widths(choices, parts, cost, asked.target.solver) for cost in limits)
+    return [widest(asked.groups, going, widths) for widths in found]
+
+
+def going_order(order_S: Sequence[int], groups: Sequence[Group]) -> dict[str, list[int]]:
+    """By group, its units (positions in all groups one after another) in the order in which they go."""
+    owner = [group.name for group in groups for _ in range(group.units)]
+    going: dict[str, list[int]] = {group.name: [] for group in groups}
+    for unit in order_S:
+        going[owner[unit]].append(unit)
+    return going
+
+
+def widest(groups: Sequence[Group], going: Mapping[str, Sequence[int]], widths: Mapping[str, int]) -> dict[str, Tensor]:
+    """Of each group, the units that go last: as many as its width says."""
+    import torch
+
+    kept, start = {}, 0
+    for group in groups:
+        kept[group.name] = torch.zeros(group.units, dtype=torch.bool)
+        last = going[group.name][group.units - widths[group.name] :]
+        kept[group.name][[unit - start for unit in last]] = True
+        start += group.units
+    return kept
 
 
 def dense_family(family: ModelFamily) -> ModelFamily:
@@ -117,7 +190,17 @@ def floors(target: UnitTarget, groups: Sequence[Group], dense_units: Mapping[str
     return {group.name: least(group) for group in groups}
 
 
-def limit(target: UnitTarget, dense: int, now: int, steps_left: int) -> float:
-    """What the model may cost after the next of ``steps_left`` steps: equal parts of the way from ``now`` to what is asked of ``dense``."""
+def evenly_spaced(units: int, widths: int) -> tuple[int, ...]:
+    """At most ``widths`` numbers of units, evenly spaced down from all of them, rising."""
+    return tuple(sorted(range(units, 0, -ceil(units / widths))))
+
+
+def limit(target: UnitTarget, dense: float, now: float, steps_left: int) -> float:
+    """What the model may cost after the next of ``steps_left`` steps: equal parts of the way from ``now`` to what is asked of ``dense``.
+
+    Of latency, equal ratios: ``L_t = L_0^(1 - t/k) L_target^(t/k)`` (Shen et al. 2022, section 3.3).
+    """
     final = (1 - target.removed) * dense
+    if target.of is Of.LATENCY and now > final:
+        return now * (final / now) ** (1 / steps_left)
     return now - (now - final) / steps_left if now > final else final

@@ -47,7 +47,11 @@ def jointly(
     model.add(sum(spent) <= SCALE)
     largest = max(float(np.abs(value).max()) for value in values) or 1.0
     model.maximize(
-        sum(round(SCALE * float(value[option]) / largest) * take for value, options in zip(values, takes, strict=True) for option, take in enumerate(options))
+        sum(
+            round(SCALE * float(value[option]) / largest) * take
+            for value, options in zip(values, takes, strict=True)
+            for option, take in enumerate(options)
+        )
     )
     solver = cp_model.CpSolver()
     solver.parameters.max_time_in_seconds, solver.parameters.num_workers, solver.parameters.random_seed = seconds, WORKERS, 0

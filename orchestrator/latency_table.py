@@ -6,15 +6,17 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from math import ceil, prod
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.choose import evenly_spaced
 from workers.messages import Record
 from workers.models.structure_costs import Part
 
 if TYPE_CHECKING:
-    from workers.operations import Axis, Operation
+    from workers.operations import Operation
+    from workers.structure import Group
 
 FLAT = 0.02  # times that differ by less, as a fraction, are one plateau of a staircase
 NEGLIGIBLE = 2e-4  # ... or by less than this of the whole model's time
@@ -68,6 +70,20 @@ class LatencyTable:
         """Milliseconds of the model as functions of the units that are left; they sum to ``model_ms`` at its full widths."""
         return [Part(table.groups, lambda units, table=table: self.scale * table.at(units)) for table in self.operations]  # type: ignore[misc]
 
+    def summary(self) -> dict[str, float]:
+        """How it was come by, for the report."""
+        return {"scale": self.scale, "measured_sizes": len(self.measured), "table_sizes": self.asked}
+
+    def levels(self, group: Group) -> Sequence[int]:
+        """Numbers of units of a group at which an operation that works on it alone was timed."""
+        found = (
+            of
+            for table in self.operations
+            for axis, of in zip(table.operation.axes, table.levels, strict=True)
+            if axis.groups == (group.name,)
+        )
+        return next(found, tuple(range(1, group.units + 1)))
+
     def write(self, path: Path) -> None:
         """As parquet: one line for each measured size of an operation."""
         import pyarrow
@@ -77,12 +93,6 @@ class LatencyTable:
         columns: dict[str, list[Any]] = {name: [record.numbers[name] for record in self.measured] for name in names}
         columns["measured_at"] = [record.started for record in self.measured]
         pyarrow.parquet.write_table(pyarrow.table(columns), path)
-
-
-def levels_of(axis: Axis, widths: int) -> tuple[int, ...]:
-    """At most ``widths`` numbers of units, evenly spaced down from all of them, rising."""
-    step = ceil(axis.units / widths)
-    return tuple(sorted(range(axis.units, 0, -step)))
 
 
 def fill(shape: Sequence[int], ms_at: Mapping[Cell, float], flat_ms: float) -> tuple[dict[Cell, float], list[Cell]]:
@@ -130,7 +140,7 @@ def build_table(
     """
     alike: dict[object, int] = {}
     same = [alike.setdefault(_kind(operation), number) for number, operation in enumerate(operations)]
-    levels = {number: tuple(levels_of(axis, widths) for axis in operations[number].axes) for number in alike.values()}
+    levels = {number: tuple(evenly_spaced(axis.units, widths) for axis in operations[number].axes) for number in alike.values()}
     ms_at: dict[int, dict[Cell, float]] = {number: {} for number in levels}
     filled: dict[int, dict[Cell, float]] = {}
     measured: dict[str, Record] = {}

@@ -21,12 +21,30 @@ class Step:
 
 @dataclass(frozen=True)
 class UnitStep:
-    """What one pass from measuring units to a smaller model left: records by shard, the ranking, which units stayed, and the model."""
+    """What one pass from measuring units to a smaller model left: records by shard, the ranking, which units stayed, and the model.
+
+    For a target of latency also how long the smaller model was measured to take, and how often the budget was corrected by that.
+    """
 
     sums: list[Record]
     ranking: Record
     chosen: Record
     model: Record
+    timed: Record | None = None
+    corrections: int = 0
+
+    @property
+    def budget_ms(self) -> float:
+        return self.chosen.numbers["budget"]
+
+    @property
+    def predicted_ms(self) -> float:
+        return self.chosen.numbers["predicted"]
+
+    @property
+    def measured_ms(self) -> float:
+        assert self.timed is not None
+        return self.timed.numbers["ms"]
 
 
 @dataclass(frozen=True)

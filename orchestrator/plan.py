@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.allocate import asked_sparsity
-from orchestrator.choose import choose_for
+from orchestrator.choose import choose_for, countable, question
 from orchestrator.cluster.base import Hardware, Resources
 from orchestrator.config import Experiment
 from orchestrator.costs import SCORED_BYTES, SOLVED_BYTES, CostModel, PlannedLayer, cost_model
@@ -155,7 +155,8 @@ def after_round(experiment: Experiment) -> ModelFamily:
     order_S = torch.randperm(sum(group.units for group in groups), generator=torch.Generator().manual_seed(0)).tolist()
     with torch.device("meta"):
         state = experiment.model.build().state_dict()
-    return shrunk(experiment.model, state, take(state, groups, choose_for(pruner, experiment.model, input_shape, order_S)))
+    asked = question(replace(pruner, target=countable(pruner.target)), experiment.model, input_shape)
+    return shrunk(experiment.model, state, take(state, groups, choose_for(asked, order_S, [])))
 
 
 def _needs(experiment: Experiment, bytes_of: Footprint) -> list[tuple[str, int, str]]:

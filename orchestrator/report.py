@@ -19,6 +19,7 @@ __all__ = [
     "REPORT_FILES",
     "FileSizes",
     "GroupResult",
+    "LatencyResult",
     "LayerResult",
     "LossIncrease",
     "ModelSize",
@@ -126,12 +127,41 @@ class LossIncrease:
 
 
 @dataclass(frozen=True)
+class LatencyResult:
+    """A target of latency and how it was met: milliseconds of a forward pass of ``batch_size`` images, each the median of several.
+
+    ``predicted_ms`` is the sum over the table of operations, of which ``measured_sizes`` were measured of ``table_sizes`` that it tells of;
+    the dense model took ``scale`` times what its operations take by themselves. ``spread`` is the standard error of ``measured_ms``, as a
+    fraction. ``corrections`` counts how often the budget was corrected by what was measured.
+    """
+
+    runtime: str
+    batch_size: int
+    threads: int
+    device: str
+    dense_ms: float
+    budget_ms: float
+    predicted_ms: float
+    measured_ms: float
+    spread: float
+    corrections: int
+    scale: float
+    measured_sizes: int
+    table_sizes: int
+
+    @property
+    def removed(self) -> float:
+        """Of the dense model's time."""
+        return 1 - self.measured_ms / self.dense_ms
+
+
+@dataclass(frozen=True)
 class RoundResult:
     """One of several rounds: what was ``asked`` for and reached, the model after pruning (in ``steps``) and after ``epochs`` of training.
 
-    ``asked_of`` says what ``asked`` is a fraction of: of the prunable ``weights`` for a round that masks, of ``macs``, ``parameters`` or
-    ``structures`` of the dense model for one that takes units out. ``sparsity`` is 0 for the latter. ``removed`` maps these three to the
-    fractions of the dense model that are gone after this round, those of earlier rounds included; it is empty until a round takes units
+    ``asked_of`` says what ``asked`` is a fraction of: of the prunable ``weights`` for a round that masks, of ``macs``, ``parameters``,
+    ``structures`` or ``latency`` of the dense model for one that takes units out. ``sparsity`` is 0 for the latter. ``removed`` maps these
+    (``latency`` where it was a target) to the fractions of the dense model that are gone after this round, those of earlier rounds included; it is empty until a round takes units
     out. ``loss_increase`` is the rise over the pruning of this round, from the model before it; ``seconds`` are those of all its stages.
     ``size`` is that of the model that the round leaves.
     """
@@ -210,6 +240,7 @@ class Report:
     groups: list[GroupResult] = field(default_factory=list)
     dense_size: ModelSize | None = None
     final_size: ModelSize | None = None
+    latency: LatencyResult | None = None  # of the last round that took units out, if it had a target of latency
 
     @property
     def took_units(self) -> bool:
@@ -223,13 +254,15 @@ class Report:
 
     @property
     def removed(self) -> dict[str, float]:
-        """Fractions of the dense model that were taken out: ``macs`` and ``parameters`` where sizes are known, and ``structures``."""
+        """Fractions of the dense model that were taken out: ``macs`` and ``parameters`` where sizes are known, ``structures``, ``latency``."""
         found: dict[str, float] = {}
         if self.dense_size is not None and self.final_size is not None:
             found["macs"] = 1 - self.final_size.macs / self.dense_size.macs
             found["parameters"] = 1 - self.final_size.parameters / self.dense_size.parameters
         if self.groups:
             found["structures"] = 1 - sum(group.kept for group in self.groups) / sum(group.units for group in self.groups)
+        if self.latency is not None:
+            found["latency"] = self.latency.removed
         return found
 
     @property

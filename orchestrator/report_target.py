@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from orchestrator.report_latency import latency_pairs
 from orchestrator.report_size import OF, SAME, fractions, masks_last, speeds, unit_goal, weight_goal
 from orchestrator.units import macs, percent
 
@@ -70,6 +71,7 @@ def _left(report: Report) -> list[tuple[str, str]]:
             ("multiply-adds", f"{macs(final.macs)} of {macs(dense.macs)} per sample ({percent(removed['macs'], 2)} taken out)"),
             ("parameters", f"{final.parameters:,} of {dense.parameters:,} ({percent(removed['parameters'], 2)} taken out)"),
         ]
+    found += latency_pairs(report)
     left, units = sum(group.kept for group in report.groups), sum(group.units for group in report.groups)
     found.append(("units", f"{left:,} of {units:,} ({percent(removed['structures'], 2)} taken out)"))
     speed = speeds(report)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 from importlib.metadata import version
@@ -12,11 +11,21 @@ from typing import Any
 
 from orchestrator.allocate import asked_sparsity
 from orchestrator.choose import dense_family, floors
-from orchestrator.cluster.base import cores_here
+from orchestrator.cluster.base import cores_here, device_name, processor
 from orchestrator.config import Experiment
 from orchestrator.outcome import Outcome, RoundOutcome
 from orchestrator.plan import Plan
-from orchestrator.report import FileSizes, GroupResult, LayerResult, LossIncrease, ModelSize, Report, RoundResult, StageResult
+from orchestrator.report import (
+    FileSizes,
+    GroupResult,
+    LatencyResult,
+    LayerResult,
+    LossIncrease,
+    ModelSize,
+    Report,
+    RoundResult,
+    StageResult,
+)
 from orchestrator.run import Run
 from orchestrator.stages import whose
 from orchestrator.store import MODEL
@@ -48,6 +57,7 @@ def make_report(run: Run, outcome: Outcome, config: dict[str, Any], command: str
         groups=group_results(outcome.rounds),
         dense_size=model_size(dense),
         final_size=model_size(final),
+        latency=latency_of(outcome.rounds),
         loss_increase=LossIncrease(_predicted(layers), last.measured, last.measured_unit),
         rounds=[round_result(run, outcome, part) for part in outcome.rounds if part.run.round],
         sizes=FileSizes(outcome.dense.path(MODEL).stat().st_size, outcome.model.path(MODEL).stat().st_size),
@@ -126,8 +136,31 @@ def removed_of(rounds: list[RoundOutcome], dense: ModelSize, size: ModelSize) ->
     groups = group_results(rounds)
     if not groups:
         return {}
-    kept = sum(group.kept for group in groups) / sum(group.units for group in groups)
-    return {"macs": 1 - size.macs / dense.macs, "parameters": 1 - size.parameters / dense.parameters, "structures": 1 - kept}
+    kept, timed = sum(group.kept for group in groups) / sum(group.units for group in groups), latency_of(rounds)
+    found = {"macs": 1 - size.macs / dense.macs, "parameters": 1 - size.parameters / dense.parameters, "structures": 1 - kept}
+    return found | ({} if timed is None else {"latency": timed.removed})
+
+
+def latency_of(rounds: list[RoundOutcome]) -> LatencyResult | None:
+    """How the last of ``rounds`` that took units out met its target of latency; None if it had another."""
+    last = next((part for part in reversed(rounds) if not part.masks), None)
+    if last is None or last.unit_steps[-1].timed is None:
+        return None
+    step, latency = last.unit_steps[-1], last.run.experiment.latency
+    timed, numbers = step.timed.numbers, step.chosen.numbers
+    return LatencyResult(
+        runtime=latency.runtime.value,
+        batch_size=latency.batch_size,
+        threads=latency.threads or last.run.plan.resources.threads,
+        device=device_name(last.run.plan.resources.device),
+        dense_ms=numbers["dense"],
+        budget_ms=step.budget_ms,
+        predicted_ms=step.predicted_ms,
+        measured_ms=step.measured_ms,
+        spread=timed["spread"],
+        corrections=step.corrections,
+        **numbers["table"],
+    )
 
 
 def group_results(rounds: list[RoundOutcome]) -> list[GroupResult]:
@@ -256,11 +289,3 @@ def _commit() -> str:
         return found.stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or os.uname().machine

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -89,10 +89,7 @@ def _solve_around(choices: Mapping[str, Choice], parts: Sequence[Part], referenc
     left = budget - fixed - sum(shifts.values())
     if left < 0:
         return {name: int(choices[name].widths[int(table.argmin())]) for name, table in tables.items()}
-    if solver is Solver.GREEDY:
-        found = knapsack.greedy(values, costs, left)
-    else:
-        found = knapsack.exact(values, costs, [left])[0]
+    found = knapsack.greedy(values, costs, left) if solver is Solver.GREEDY else knapsack.exact(values, costs, [left])[0]
     assert found is not None  # the least of each table fits
     return {name: int(choices[name].widths[index]) for name, index in zip(names, found, strict=True)}
 
@@ -108,7 +105,9 @@ def lines(choices: Mapping[str, Choice], parts: Sequence[Part], reference: Width
             read[name].append(part)
 
     def line(name: str) -> ndarray:
-        return np.array([sum(part.value(reference | {name: int(width)}) for part in read[name]) for width in choices[name].widths], dtype=float)
+        return np.array(
+            [sum(part.value(reference | {name: int(width)}) for part in read[name]) for width in choices[name].widths], dtype=float
+        )
 
     return {name: line(name) for name in choices}, rest
 
@@ -171,7 +170,7 @@ def _table(part: Part, choices: Mapping[str, Choice], names: Sequence[str], widt
 
 
 def choices_of(
-    importance: Mapping[str, ndarray], floors: Mapping[str, int], levels: Callable[[str], Sequence[int]]
+    importance: Mapping[str, Sequence[float]], floors: Mapping[str, int], levels: Mapping[str, Sequence[int]]
 ) -> dict[str, Choice]:
     """What each group may keep: ``levels`` of it that are at least its floor, and the floor itself.
 
@@ -181,6 +180,6 @@ def choices_of(
     found = {}
     for name, worth_U in importance.items():
         kept = np.concatenate([[0.0], np.cumsum(np.asarray(worth_U, dtype=float)[::-1])])
-        widths = np.array(sorted({floors[name], *(level for level in levels(name) if level >= floors[name])}), dtype=int)
+        widths = np.array(sorted({floors[name], *(level for level in levels[name] if level >= floors[name])}), dtype=int)
         found[name] = Choice(widths, kept[widths])
     return found

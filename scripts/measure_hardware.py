@@ -23,12 +23,11 @@ import yaml
 from stand_ins import images, model_file
 
 from kernels.statistics import SecondMoment
-from orchestrator.cluster.base import Hardware
+from orchestrator.cluster.base import Hardware, processor
 from orchestrator.config import Experiment, experiment_of
 from orchestrator.costs import CostModel, PlannedLayer, cost_model
 from orchestrator.launch import plan_experiment
 from orchestrator.plan import Plan
-from orchestrator.results import processor
 from workers import moments
 from workers.calibrate import GradientSum
 from workers.files import finish

@@ -104,7 +104,9 @@ def _session(module: nn.Module, inputs: tuple[Tensor, ...], threads: int) -> Cal
     return lambda: session.run(None, feeds)
 
 
-def clocked(run: Callable[[], object], device: torch.device, spread: float, seconds: float, between: Callable[[], object] | None = None) -> Timing:
+def clocked(
+    run: Callable[[], object], device: torch.device, spread: float, seconds: float, between: Callable[[], object] | None = None
+) -> Timing:
     """The median time of ``run``, after runs to warm up: until its standard error is below ``spread`` of it, or for ``seconds``.
 
     ``between`` is done before each run, outside of the time. On a GPU, its own events tell the time.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import platform
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from workers.checks import require
@@ -147,3 +149,20 @@ def memory_of_worker(cluster: Cluster, device: str, workers: int) -> int:
     import psutil
 
     return int(0.8 * psutil.virtual_memory().total / workers)
+
+
+def device_name(device: str) -> str:
+    """Which processor or GPU this machine has; workers of one run are taken to be alike."""
+    if device != "cuda":
+        return processor()
+    import torch
+
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else device
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or os.uname().machine

@@ -94,7 +94,9 @@ class Crew:
         self.seats = []
 
     def map(self, verb: str, tasks: Sequence[Any], done: Callable[[int, Any], None], alone: bool = False) -> list[Any]:
-        """As ``Cluster.map``; if ``alone``, one task at a time on each host. Raises: what a task raised; SecateurError if a task lost too many workers, or none is left."""
+        """As ``Cluster.map``; if ``alone``, one task at a time on each host.
+
+        Raises: what a task raised; SecateurError if a task lost too many workers, or none is left."""
         waiting = deque(range(len(tasks)))
         running: dict[Any, tuple[int, Seat]] = {}
         attempts = [0] * len(tasks)

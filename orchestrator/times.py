@@ -1,0 +1,70 @@
+"""Measuring the time of models and of their operations on the workers of a run."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+from orchestrator.choose import Times, dense_family
+from orchestrator.cluster.base import device_name
+from orchestrator.latency_table import TABLE, Cell, LatencyTable, build_table
+from orchestrator.run import Run
+from workers.latency import Latency, Runtime
+from workers.messages import Record, TimeModelTask, TimeOperationTask
+from workers.models.base import ModelFamily
+from workers.structure import find_groups
+from workers.worker import Worker
+
+
+def measure_times(run: Run, model: Record) -> Times:
+    """What a target of latency needs to know of a model; leaves the table in the run's directory."""
+    experiment, family = run.experiment, run.family_of(model)
+    dense_ms = time_model(run, dense_family(experiment.model)).numbers["ms"]
+    return Times(time_operations(run, family, experiment.unit_pruner.streams), dense_ms)
+
+
+def time_model(run: Run, family: ModelFamily) -> Record:
+    """A forward pass end to end."""
+    latency, input_shape = run.experiment.latency, run.experiment.data.input_shape
+    to = run.store.destination("time", model=family, input_shape=input_shape, **identity(run))
+    return run.map("time model", Worker.time_model, [TimeModelTask(family, input_shape, latency, to)], alone=True)[0]
+
+
+def time_operations(run: Run, family: ModelFamily, streams: bool) -> LatencyTable:
+    """The table of a model, as far as it is not in the store: what was measured for one model serves all that have the same operations."""
+    from workers.operations import find_operations
+
+    latency, input_shape, here = run.experiment.latency, run.experiment.data.input_shape, identity(run)
+    operations = find_operations(family, input_shape, latency.batch_size, find_groups(family, input_shape, streams))
+
+    def measure(asked: list[tuple[int, Cell]]) -> list[Record]:
+        tasks: dict[str, TimeOperationTask] = {}
+        for number, units in asked:
+            text = operations[number].at(units).text
+            to = run.store.destination("time", operation=text, **here)
+            tasks.setdefault(text, TimeOperationTask(family, input_shape, streams, latency, number, units, to))
+        records = dict(zip(tasks, run.map("time operations", Worker.time_operation, list(tasks.values()), alone=True), strict=True))
+        return [records[operations[number].at(units).text] for number, units in asked]
+
+    table = build_table(operations, latency.widths, time_model(run, family).numbers["ms"], measure)
+    table.write(run.directory / TABLE)
+    return table
+
+
+def identity(run: Run) -> dict[str, object]:
+    """What times depend on besides the operation: how they are measured, and on what."""
+    latency, here = run.experiment.latency, run.plan.resources
+    return {
+        "runtime": latency.runtime,
+        "batch_size": latency.batch_size,
+        "threads": latency.threads or here.threads,
+        "precision": [latency.spread, latency.seconds],
+        "device": device_name(here.device),
+        "versions": [version("torch"), _runtime_version(latency)],
+    }
+
+
+def _runtime_version(latency: Latency) -> str:
+    try:
+        return version("onnxruntime") if latency.runtime is Runtime.ONNXRUNTIME else ""
+    except PackageNotFoundError:
+        return ""
