@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.errors import HydraException, MissingConfigException
@@ -15,6 +16,9 @@ from rich.console import Console
 
 from orchestrator.config import CONF
 from workers.errors import ConfigError, SecateurError
+
+if TYPE_CHECKING:
+    from orchestrator.config import Experiment
 
 
 @hydra.main(config_path=CONF, config_name="config", version_base="1.3")
@@ -45,12 +49,28 @@ def carry_out(composed: DictConfig) -> float | None:
 
         console.print(structure_table(experiment.model, experiment.data.input_shape))
         return None
+    if experiment.mode is Mode.LATENCY:
+        print_latency(experiment, console)
+        return None
     from orchestrator.report import summary_table
 
     report, directory = run_experiment(experiment, plain(composed), command())
     console.print(summary_table(report))
     console.print(f"report: {directory / 'report.html'}\nmodel:  {directory / 'model.safetensors'}", soft_wrap=True)
     return report.metric(report.stages[-1].name, report.headline_metric) if report.headline_metric else None
+
+
+def print_latency(experiment: Experiment, console: Console) -> None:
+    """Measure the table of latencies, and print what it says and where it is."""
+    from orchestrator.latency_table import TABLE
+    from orchestrator.launch import measure_latency
+    from orchestrator.report_latency import setting
+    from orchestrator.report_staircases import latency_table, write_page
+
+    table, conditions, directory = measure_latency(experiment)
+    console.print(latency_table(table, setting(**conditions)))
+    page = write_page(table, setting(**conditions), directory)
+    console.print(f"picture: {page}\ntable:   {directory / TABLE}", soft_wrap=True)
 
 
 def command() -> str:

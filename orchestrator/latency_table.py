@@ -43,6 +43,16 @@ class OperationTable:
         return self.ms[tuple(bisect_left(levels, count) for levels, count in zip(self.levels, left, strict=True))]
 
     @property
+    def dense_ms(self) -> float:
+        """With all units."""
+        return self.ms[tuple(len(levels) - 1 for levels in self.levels)]
+
+    @property
+    def units(self) -> dict[str, int]:
+        """Of its groups; of several on one axis, each as if it were the only one."""
+        return {name: axis.units // len(axis.groups) for axis in self.operation.axes for name in axis.groups}
+
+    @property
     def groups(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(name for axis in self.operation.axes for name in axis.groups))
 
@@ -59,7 +69,7 @@ class LatencyTable:
     @property
     def total_ms(self) -> float:
         """Of all operations at their full widths."""
-        return sum(table.ms[tuple(len(levels) - 1 for levels in table.levels)] for table in self.operations)
+        return sum(table.dense_ms for table in self.operations)
 
     @property
     def scale(self) -> float:

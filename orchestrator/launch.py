@@ -19,9 +19,11 @@ from workers.checks import require
 from workers.errors import DamagedResult, SecateurError
 from workers.losses import Loss
 from workers.onnx_export import check_packages, export_onnx, first_images
+from workers.pruners.units import UnitPruner
 from workers.recovery import check
 
 if TYPE_CHECKING:
+    from orchestrator.latency_table import LatencyTable
     from orchestrator.outcome import Outcome
     from orchestrator.progress import Progress
     from orchestrator.run import Run
@@ -106,6 +108,31 @@ def run_experiment(experiment: Experiment, config: dict[str, Any], command: str)
         tracked.layers(report.layers)
         tracked.finish(report, [page, page.with_suffix(".json"), directory / MODEL], "finished")
     return report, directory
+
+
+def measure_latency(experiment: Experiment) -> tuple[LatencyTable, dict[str, Any], Path]:
+    """Time the model and its operations at all widths; returns the table, what it was measured with, and the directory that it is in.
+
+    Needs no weights and no data. What an earlier call measured is read from the store. Raises: SecateurError.
+    """
+    from orchestrator.progress import Progress
+    from orchestrator.run import Run
+    from orchestrator.times import conditions, time_operations
+    from orchestrator.track import FileRun
+
+    experiment.model.check()
+    plan, streams = plan_experiment(experiment), isinstance(experiment.pruner, UnitPruner) and experiment.pruner.streams
+    here = conditions(experiment.latency, plan.resources)
+    name = f"{experiment.name}-latency-{fingerprint(experiment.model, experiment.data.input_shape, here)[:8]}"
+    directory = Path(experiment.output).resolve() / name
+    with Progress() as progress:
+        tracked = FileRun(experiment.name, name, directory)
+        run = Run(experiment, plan, Store(Path(experiment.output) / "store"), directory, progress, tracked)
+        try:
+            experiment.cluster.start(1)
+            return time_operations(run, experiment.model, streams), here, directory
+        finally:
+            experiment.cluster.stop()
 
 
 def warn_of_a_full_disk(plan: Plan, directory: Path, progress: Progress) -> None:

@@ -161,8 +161,9 @@ class RoundResult:
 
     ``asked_of`` says what ``asked`` is a fraction of: of the prunable ``weights`` for a round that masks, of ``macs``, ``parameters``,
     ``structures`` or ``latency`` of the dense model for one that takes units out. ``sparsity`` is 0 for the latter. ``removed`` maps these
-    (``latency`` where it was a target) to the fractions of the dense model that are gone after this round, those of earlier rounds included; it is empty until a round takes units
-    out. ``loss_increase`` is the rise over the pruning of this round, from the model before it; ``seconds`` are those of all its stages.
+    (``latency`` where it was a target) to the fractions of the dense model that are gone after this round, those of earlier rounds
+    included; it is empty until a round takes units out. ``loss_increase`` is the rise over the pruning of this round, from the model
+    before it; ``seconds`` are those of all its stages.
     ``size`` is that of the model that the round leaves.
     """
 
@@ -254,7 +255,7 @@ class Report:
 
     @property
     def removed(self) -> dict[str, float]:
-        """Fractions of the dense model that were taken out: ``macs`` and ``parameters`` where sizes are known, ``structures``, ``latency``."""
+        """Fractions of the dense model that were taken out, where known: ``macs``, ``parameters``, ``structures``, ``latency``."""
         found: dict[str, float] = {}
         if self.dense_size is not None and self.final_size is not None:
             found["macs"] = 1 - self.final_size.macs / self.dense_size.macs

@@ -25,8 +25,9 @@ def _met(found: LatencyResult) -> str:
     off = found.measured_ms / found.budget_ms - 1
     held = "as asked" if abs(off) < MET else f"{percent(abs(off))} {'over' if off > 0 else 'under'} the budget"
     after = f", after {count(found.corrections, 'correction')} of the budget by what was measured" if found.corrections else ""
+    where = setting(found.runtime, found.batch_size, found.threads, found.device)
     return (
-        f"A forward pass takes {ms(found.measured_ms)} ± {percent(found.spread)} instead of {ms(found.dense_ms)} ({setting(found)}); "
+        f"A forward pass takes {ms(found.measured_ms)} ± {percent(found.spread)} instead of {ms(found.dense_ms)} ({where}); "
         f"{ms(found.budget_ms)} were asked for: {held}{after}."
     )
 
@@ -40,10 +41,10 @@ def _told(found: LatencyResult) -> str:
     )
 
 
-def setting(found: LatencyResult) -> str:
-    """What the times were measured with."""
-    threads = f", {count(found.threads, 'thread')}" if "cuda" not in found.device.lower() else ""
-    return f"{RUNTIMES[found.runtime]}, {count(found.batch_size, 'image')} at a time{threads}, {found.device}"
+def setting(runtime: str, batch_size: int, threads: int, device: str) -> str:
+    """What times were measured with."""
+    on = f"{count(threads, 'thread')} of {device}" if threads else device
+    return f"{RUNTIMES[runtime]}, {count(batch_size, 'image')} at a time, {on}"
 
 
 def latency_pairs(report: Report) -> list[tuple[str, str]]:

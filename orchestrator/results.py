@@ -11,7 +11,7 @@ from typing import Any
 
 from orchestrator.allocate import asked_sparsity
 from orchestrator.choose import dense_family, floors
-from orchestrator.cluster.base import cores_here, device_name, processor
+from orchestrator.cluster.base import cores_here, processor
 from orchestrator.config import Experiment
 from orchestrator.outcome import Outcome, RoundOutcome
 from orchestrator.plan import Plan
@@ -30,6 +30,7 @@ from orchestrator.run import Run
 from orchestrator.stages import whose
 from orchestrator.store import MODEL
 from orchestrator.structure_table import shapes_of, unit_weights
+from orchestrator.times import conditions
 from workers.messages import Record
 from workers.models.base import ModelFamily
 from workers.models.profile import ModelProfile, profile
@@ -144,20 +145,16 @@ def removed_of(rounds: list[RoundOutcome], dense: ModelSize, size: ModelSize) ->
 def latency_of(rounds: list[RoundOutcome]) -> LatencyResult | None:
     """How the last of ``rounds`` that took units out met its target of latency; None if it had another."""
     last = next((part for part in reversed(rounds) if not part.masks), None)
-    if last is None or last.unit_steps[-1].timed is None:
+    if last is None or (timed := last.unit_steps[-1].timed) is None:
         return None
-    step, latency = last.unit_steps[-1], last.run.experiment.latency
-    timed, numbers = step.timed.numbers, step.chosen.numbers
+    step, numbers = last.unit_steps[-1], last.unit_steps[-1].chosen.numbers
     return LatencyResult(
-        runtime=latency.runtime.value,
-        batch_size=latency.batch_size,
-        threads=latency.threads or last.run.plan.resources.threads,
-        device=device_name(last.run.plan.resources.device),
+        **conditions(last.run.experiment.latency, last.run.plan.resources),
         dense_ms=numbers["dense"],
         budget_ms=step.budget_ms,
         predicted_ms=step.predicted_ms,
         measured_ms=step.measured_ms,
-        spread=timed["spread"],
+        spread=timed.numbers["spread"],
         corrections=step.corrections,
         **numbers["table"],
     )

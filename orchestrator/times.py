@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from orchestrator.choose import Times, dense_family
-from orchestrator.cluster.base import device_name
+from orchestrator.cluster.base import Resources, device_name
 from orchestrator.latency_table import TABLE, Cell, LatencyTable, build_table
 from orchestrator.run import Run
 from workers.latency import Latency, Runtime
@@ -25,7 +26,7 @@ def measure_times(run: Run, model: Record) -> Times:
 def time_model(run: Run, family: ModelFamily) -> Record:
     """A forward pass end to end."""
     latency, input_shape = run.experiment.latency, run.experiment.data.input_shape
-    to = run.store.destination("time", model=family, input_shape=input_shape, **identity(run))
+    to = run.store.destination("time", model=family, input_shape=input_shape, **identity(latency, run.plan.resources))
     return run.map("time model", Worker.time_model, [TimeModelTask(family, input_shape, latency, to)], alone=True)[0]
 
 
@@ -33,7 +34,8 @@ def time_operations(run: Run, family: ModelFamily, streams: bool) -> LatencyTabl
     """The table of a model, as far as it is not in the store: what was measured for one model serves all that have the same operations."""
     from workers.operations import find_operations
 
-    latency, input_shape, here = run.experiment.latency, run.experiment.data.input_shape, identity(run)
+    latency, input_shape = run.experiment.latency, run.experiment.data.input_shape
+    here = identity(latency, run.plan.resources)
     operations = find_operations(family, input_shape, latency.batch_size, find_groups(family, input_shape, streams))
 
     def measure(asked: list[tuple[int, Cell]]) -> list[Record]:
@@ -50,17 +52,16 @@ def time_operations(run: Run, family: ModelFamily, streams: bool) -> LatencyTabl
     return table
 
 
-def identity(run: Run) -> dict[str, object]:
+def conditions(latency: Latency, here: Resources) -> dict[str, Any]:
+    """What times are measured with, for people."""
+    threads = 0 if here.device == "cuda" else latency.threads or here.threads
+    return {"runtime": latency.runtime.value, "batch_size": latency.batch_size, "threads": threads, "device": device_name(here.device)}
+
+
+def identity(latency: Latency, here: Resources) -> dict[str, Any]:
     """What times depend on besides the operation: how they are measured, and on what."""
-    latency, here = run.experiment.latency, run.plan.resources
-    return {
-        "runtime": latency.runtime,
-        "batch_size": latency.batch_size,
-        "threads": latency.threads or here.threads,
-        "precision": [latency.spread, latency.seconds],
-        "device": device_name(here.device),
-        "versions": [version("torch"), _runtime_version(latency)],
-    }
+    versions = [version("torch"), _runtime_version(latency)]
+    return conditions(latency, here) | {"precision": [latency.spread, latency.seconds], "versions": versions}
 
 
 def _runtime_version(latency: Latency) -> str:
