@@ -129,14 +129,18 @@ def answer(asked: Question, order_S: Sequence[int], score_S: Sequence[float], li
     """What stays when the cost may be at most each of ``limits`` (which fall)."""
     if asked.target.solver is Solver.RANKING:
         return choose(order_S, asked.groups, asked.cost, limits, asked.floors)
-    from orchestrator.widths import choices_of, choose_widths
+    from orchestrator.widths import Costs, choices_of, choose_widths
 
     going = going_order(order_S, asked.groups)
     worth = {name: [score_S[unit] for unit in units] for name, units in going.items()}
     levels = {group.name: asked.levels(group) for group in asked.groups}
-    choices, parts = choices_of(worth, asked.floors, levels), asked.cost.parts(asked.groups)
-    found = (choose_widths(choices, parts, cost, asked.target.solver) for cost in limits)
-    return [widest(asked.groups, going, widths) for widths in found]
+    choices = choices_of(worth, asked.floors, levels)
+    costs, found = Costs(choices, asked.cost.parts(asked.groups)), []
+    for most in limits:
+        at = choose_widths(costs, most, asked.target.solver)
+        widths = {name: int(choice.widths[index]) for (name, choice), index in zip(choices.items(), at, strict=True)}
+        found.append(widest(asked.groups, going, widths))
+    return found
 
 
 def going_order(order_S: Sequence[int], groups: Sequence[Group]) -> dict[str, list[int]]:
