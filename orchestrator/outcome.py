@@ -46,6 +46,11 @@ class UnitStep:
         assert self.timed is not None
         return self.timed.numbers["ms"]
 
+    @property
+    def off(self) -> float:
+        """How far the measured time is from the budget, as a fraction of it."""
+        return self.measured_ms / self.budget_ms - 1
+
 
 @dataclass(frozen=True)
 class RoundOutcome:

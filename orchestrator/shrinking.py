@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from orchestrator.outcome import UnitStep
 from orchestrator.run import Run, data_identity
 from orchestrator.store import MODEL, settings
 from orchestrator.times import measure_times, time_model
+from orchestrator.units import count
 from workers.files import finish, read_result, write_tensors
 from workers.messages import MeasureTask, RankTask, Record, ShrinkTask
 from workers.pruners.units import Of
@@ -19,6 +21,7 @@ from workers.worker import Worker
 MEASURED = ("calibration_batches", "calibration_batch_size", "shards")  # what of the data the sums depend on
 
 CORRECTIONS = 5
+LARGEST_CORRECTION = 1.5  # at a time
 SWEEP = tuple(step / 20 for step in range(1, 20))  # fractions of the dense model, to see which groups give least
 
 
@@ -33,31 +36,43 @@ def take_out(run: Run, model: Record) -> UnitStep:
 
 
 def within_time(run: Run, model: Record, sums: list[Record], ranking: Record) -> UnitStep:
-    """A step towards a target of latency: choose by the table, measure the smaller model, and if asked for correct the budget and choose
-    again, at most ``CORRECTIONS`` times. The last choice whose measured time is within the budget is taken, else the fastest.
+    """A step towards a target of latency: choose by the table, measure the smaller model, and if asked for correct the budget by that and
+    choose again, at most ``CORRECTIONS`` times. Of all choices, the slowest that is within the budget is taken, else the fastest.
     """
-    target, times = run.experiment.unit_pruner.target, measure_times(run, model)
-    tried: list[UnitStep] = []
+    within, times = run.experiment.unit_pruner.target.within, measure_times(run, model)
+    tried: dict[float, UnitStep] = {}  # by what the budget was multiplied with
     correction = 1.0
-    for _ in range(1 if target.within is None else CORRECTIONS):
+    for _ in range(1 if within is None else 1 + CORRECTIONS):
         chosen = choose_units(run, model, ranking, times, correction)
         smaller = shrink(run, model, chosen)
-        tried.append(UnitStep(sums, ranking, chosen, smaller, time_model(run, run.family_of(smaller))))
-        off = tried[-1].measured_ms / tried[-1].budget_ms - 1
-        if (
-            target.within is None
-            or abs(off) <= target.within
-            or (off < 0 and tried[-1].model.fingerprint in {step.model.fingerprint for step in tried[:-1]})
-        ):
+        step = UnitStep(sums, ranking, chosen, smaller, time_model(run, run.family_of(smaller)))
+        known = any(step.model.fingerprint == other.model.fingerprint for other in tried.values())
+        tried[correction] = step
+        if within is None or known or abs(step.off) <= within:
             break
-        correction /= 1 + off
-    if target.within is not None and abs(off) > target.within:
-        tried.sort(key=lambda step: (step.measured_ms > step.budget_ms, abs(step.measured_ms - step.budget_ms)), reverse=True)
+        correction = next_correction({factor: 1 + step.off for factor, step in tried.items()})
+    best = min(tried.values(), key=lambda step: (step.off > (within or 0), abs(step.off)))
+    if within is not None and abs(best.off) > within:
         run.warn(
-            f"{run.prefix}the measured time is {tried[-1].measured_ms:.3g} ms where {tried[-1].budget_ms:.3g} ms were asked for, more than "
-            f"{target.within:.0%} off, after {len(tried)} corrections of the budget; a table with more latency.widths is finer"
+            f"{run.prefix}{best.measured_ms:.3g} ms were measured where {best.budget_ms:.3g} ms were asked for, more than {within:.0%} off, "
+            f"after {count(len(tried) - 1, 'correction')}; more latency.widths make a finer table, and floors may be in the way"
         )
-    return replace(tried[-1], corrections=len(tried) - 1)
+    return replace(best, corrections=len(tried) - 1)
+
+
+def next_correction(ratios: Mapping[float, float]) -> float:
+    """What to multiply the budget with, from measured times over the budget by what it was multiplied with before.
+
+    Between a choice that was too slow and one that was fast enough, by the line through the two; else by the last one's ratio.
+    """
+    slow = [(factor, ratio) for factor, ratio in ratios.items() if ratio > 1]
+    fast = [(factor, ratio) for factor, ratio in ratios.items() if ratio <= 1]
+    last = list(ratios)[-1]
+    if slow and fast:
+        (high, above), (low, below) = min(slow), max(fast)
+        if low < high:
+            return low + (high - low) * (1 - below) / (above - below)
+    return last / min(max(ratios[last], 1 / LARGEST_CORRECTION), LARGEST_CORRECTION)
 
 
 def measure(run: Run, model: Record) -> list[Record]:

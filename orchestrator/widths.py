@@ -105,8 +105,9 @@ def choose_widths(costs: Costs, budget: float, solver: Solver) -> list[int]:
     if solver is Solver.JOINT:
         from orchestrator.joint import jointly
 
-        found, _ = jointly([choice.values for choice in costs.choices], costs.own, costs.pairs, budget - costs.fixed, JOINT_SECONDS)
-        return least if found is None else found.tolist()
+        values = [choice.values for choice in costs.choices]
+        together, _ = jointly(values, costs.own, costs.pairs, budget - costs.fixed, JOINT_SECONDS)
+        return least if together is None else together.tolist()
     best = reference = _evenly(costs, budget)
     allowed = budget
     for _ in range(ROUNDS):
