@@ -15,7 +15,7 @@ from workers.messages import Record
 from workers.models.structure_costs import Part
 
 if TYPE_CHECKING:
-    from workers.operations import Operation
+    from workers.models.operations import Operation
     from workers.structure import Group
 
 FLAT = 0.02  # times that differ by less, as a fraction, are one plateau of a staircase

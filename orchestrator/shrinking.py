@@ -54,7 +54,7 @@ def within_time(run: Run, model: Record, sums: list[Record], ranking: Record) ->
     best = min(tried.values(), key=lambda step: (step.off > (within or 0), abs(step.off)))
     if within is not None and abs(best.off) > within:
         run.warn(
-            f"{run.prefix}{best.measured_ms:.3g} ms were measured where {best.budget_ms:.3g} ms were asked for, more than {within:.0%} off, "
+            f"{run.prefix}{best.measured_ms:.3g} ms were measured where {best.budget_ms:.3g} ms were asked for, over {within:.0%} off, "
             f"after {count(len(tried) - 1, 'correction')}; more latency.widths make a finer table, and floors may be in the way"
         )
     return replace(best, corrections=len(tried) - 1)

@@ -71,7 +71,7 @@ CODE = {
         "workers/models/structure_costs.py",
         *STRUCTURE,
     ),
-    "time": ("workers/timing.py", "workers/operations.py", "workers/models/resize.py"),
+    "time": ("workers/timing.py", "workers/models/operations.py", "workers/models/resize.py"),
     "shrink": (WORKER, "workers/export.py", *STRUCTURE),
     "recover": ("workers/recovery*.py", "workers/data/*.py"),
 }

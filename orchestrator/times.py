@@ -32,7 +32,7 @@ def time_model(run: Run, family: ModelFamily) -> Record:
 
 def time_operations(run: Run, family: ModelFamily, streams: bool) -> LatencyTable:
     """The table of a model, as far as it is not in the store: what was measured for one model serves all that have the same operations."""
-    from workers.operations import find_operations
+    from workers.models.operations import find_operations
 
     latency, input_shape = run.experiment.latency, run.experiment.data.input_shape
     here = identity(latency, run.plan.resources)

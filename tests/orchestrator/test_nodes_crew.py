@@ -78,9 +78,11 @@ class Nodes(Actors):
         found = next(r for r in self.references if id(r) == reference)
         if found.actor.dead:
             raise WorkerDied("its node has died")
-        if found.value in range(len(self.actors)) and self.boot(found.value) < 0:
-            found.actor.dead = True
-            raise WorkerDied("it could not be made")
+        if found.value in range(len(self.actors)):
+            if self.boot(found.value) < 0:
+                found.actor.dead = True
+                raise WorkerDied("it could not be made")
+            return {"host": found.actor.node}
         self.done_by.setdefault(found.value, []).append(found.actor.index)
         return found.value * 2
 
@@ -132,6 +134,26 @@ def test_all_workers_share_the_tasks(clock: list[Nodes]) -> None:
     assert nodes.now == BOOT
     assert found.map("verb", TASKS, lambda index, result: None) == [2 * task for task in TASKS]
     assert not warnings and nodes.now == BOOT + TASKS[2] + TASKS[5] + TASKS[8], "three rounds of three, the last worker's are the longest"
+
+
+def test_what_is_timed_has_a_node_for_itself(clock: list[Nodes]) -> None:
+    """Of two workers on one node only one works at a time; the other node's works beside it."""
+    nodes = Nodes({"a": 2, "b": 1})
+    found, _ = crew(clock, nodes, 3)
+    found.ready()
+    at_once: list[set[str]] = []
+    ask = nodes.ask
+
+    def watched(actor: Any, verb: str, task: Any) -> Any:
+        reference = ask(actor, verb, task)
+        busy = [r.actor.node for r in nodes.references if r.value in TASKS and r.at is not None and r.at > nodes.now]
+        assert len(busy) == len(set(busy)), "two tasks at a time on a node"
+        at_once.append(set(busy))
+        return reference
+
+    nodes.ask = watched  # type: ignore[method-assign]
+    assert found.map("verb", TASKS, lambda index, result: None, alone=True) == [2 * task for task in TASKS]
+    assert {"a", "b"} in at_once
 
 
 def test_a_lost_node_is_done_without(clock: list[Nodes]) -> None:

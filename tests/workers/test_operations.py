@@ -1,0 +1,104 @@
+"""Operations of a forward pass: they cover the model, and at fewer units they are those of the shrunk model."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from workers.latency import Latency, Runtime
+from workers.models.operations import find_operations
+from workers.models.shrunk import shrunk
+from workers.models.timm import TimmModel
+from workers.structure import find_groups, take
+from workers.timing import relative_error, time_model, time_operation
+
+FAMILIES = {
+    "resnet18": ({"num_classes": 10}, 32),
+    "resnet50": ({"num_classes": 10}, 32),
+    "mobilenetv2_050": ({"num_classes": 10}, 32),
+    "efficientnet_lite0": ({"num_classes": 10}, 32),
+    "convnext_atto": ({"num_classes": 10}, 32),
+    "vit_tiny_patch16_224": ({"num_classes": 10, "img_size": 32, "depth": 2}, 32),
+}
+
+
+def made(name):
+    arguments, size = FAMILIES[name]
+    return TimmModel(checkpoint=None, name=name, arguments=arguments, include=["*"], exclude=[]), (3, size, size)
+
+
+def flops(module, *inputs):
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(*inputs)
+    return counter.get_total_flops()
+
+
+def flops_of(operations, units):
+    total = 0
+    for operation in operations:
+        case = operation.at([sum(units[name] for name in axis.groups) for axis in operation.axes])
+        total += flops(case.module.to_empty(device="meta"), *(torch.empty(shape, device="meta") for shape in case.inputs))
+    return total
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_operations_do_all_the_arithmetic_of_the_model_whole_and_shrunk(name):
+    """By torch's counter: the sum over operations is the model's, with all units and with half of them."""
+    family, shape = made(name)
+    groups = find_groups(family, shape, streams=False)
+    operations = find_operations(family, shape, 1, groups)
+    with torch.device("meta"):
+        model, image_1CHW = family.build().eval(), torch.empty(1, *shape)
+    assert flops_of(operations, {group.name: group.units for group in groups}) == flops(model, image_1CHW)
+    half = {group.name: max(1, group.units // 2) for group in groups}
+    kept = {group.name: torch.arange(group.units) < half[group.name] for group in groups}
+    state = model.state_dict()
+    smaller = shrunk(family, state, take(state, groups, kept))
+    with torch.device("meta"):
+        model = smaller.build().eval()
+    assert flops_of(operations, half) == flops(model, image_1CHW)
+
+
+def test_equal_layers_have_equal_texts_and_narrower_ones_others():
+    family, shape = made("vit_tiny_patch16_224")
+    operations = find_operations(family, shape, 1, find_groups(family, shape, streams=False))
+    attention = [operation for operation in operations if operation.name.endswith("attn")]
+    assert attention[0].at([3]).text == attention[1].at([3]).text != attention[0].at([2]).text
+    assert "heads=2" in attention[0].at([2]).text
+
+
+def settings(runtime=Runtime.EAGER, **others):
+    return Latency(**({"runtime": runtime, "batch_size": 1, "threads": 1, "widths": 4, "spread": 0.05, "seconds": 0.02} | others))
+
+
+def test_a_layer_of_a_thousand_times_the_work_takes_longer():
+    cpu = torch.device("cpu")
+    small, large = (time_operation(nn.Linear(size, size, device="meta"), [(64, size)], settings(), cpu) for size in (32, 1024))
+    assert large.ms > small.ms > 0 and large.repeats >= 7
+
+
+@pytest.mark.parametrize("runtime", [Runtime.EAGER, Runtime.ONNXRUNTIME])
+def test_runtimes_time_the_same_model(runtime):
+    if runtime is Runtime.ONNXRUNTIME:
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+    before, model = torch.get_num_threads(), nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4)).eval()
+    assert time_model(model, torch.randn(2, 3, 8, 8), settings(runtime)).ms > 0
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.slow
+def test_a_compiled_operation_is_timed():
+    found = time_operation(
+        nn.Sequential(nn.Linear(8, 8, device="meta"), nn.ReLU()), [(4, 8)], settings(Runtime.COMPILE), torch.device("cpu")
+    )
+    assert found.repeats >= 7
+
+
+def test_the_error_of_a_median_is_that_of_normal_noise():
+    """Against its spread over many repetitions: 1.2533 sigma / sqrt(n)."""
+    torch.manual_seed(0)
+    draws = 10 + torch.randn(400, 101).double()
+    true = float(draws.median(1).values.std() / 10)
+    told = sum(relative_error(row.tolist()) for row in draws) / 400
+    assert told == pytest.approx(true, rel=0.15)
