@@ -17,9 +17,9 @@ from workers.structure import find_groups
 
 HALP = (
     "pruner=halp",
-    "pruner.target.removed=0.3",
+    "pruner.target.removed=0.2",
     "latency.widths=4",
-    "latency.batch_size=32",
+    "latency.batch_size=256",
     "latency.seconds=0.02",
     "latency.spread=0.05",
 )
@@ -41,7 +41,7 @@ def test_what_was_predicted_is_the_sum_of_the_table_and_within_the_budget(halved
     (chosen,), (dense,) = stored(halved, "choose"), stored(halved, "import")
     kept = {name: int(stays.sum()) for name, stays in read_tensors(chosen / "kept.safetensors").items()}
     family = load_family(dense / "model.safetensors")
-    operations = find_operations(family, (1, 16, 16), 32, find_groups(family, (1, 16, 16), streams=False))
+    operations = find_operations(family, (1, 16, 16), 256, find_groups(family, (1, 16, 16), streams=False))
     rows = pyarrow.parquet.read_table(directory(halved) / "latency.parquet").to_pylist()
     ms = {row["operation"]: row["ms"] for row in rows}
 
@@ -55,7 +55,7 @@ def test_what_was_predicted_is_the_sum_of_the_table_and_within_the_budget(halved
 
     assert said["scale"] == pytest.approx(said["dense_ms"] / total(None))
     assert said["predicted_ms"] == pytest.approx(said["scale"] * total(kept))
-    assert said["predicted_ms"] <= said["budget_ms"] == pytest.approx(0.7 * said["dense_ms"])
+    assert said["predicted_ms"] <= said["budget_ms"] == pytest.approx(0.8 * said["dense_ms"])
     assert len(rows) == said["measured_sizes"] < said["table_sizes"]
     assert {row["threads"] for row in rows} == {"1"} and all(row["repeats"] >= 7 for row in rows)
 
@@ -87,9 +87,9 @@ def test_another_budget_measures_no_operation_again(halved: Path, tmp_path: Path
     """The table of one run answers the next one with the same model and settings."""
     shutil.copytree(halved / "runs" / "store", tmp_path / "runs" / "store")
     before = timed_operations(tmp_path)
-    run(tmp_path, *HALP, WITHIN.format("null"), "pruner.target.removed=0.5")
+    run(tmp_path, *HALP, WITHIN.format("null"), "pruner.target.removed=0.3")
     assert timed_operations(tmp_path) == before > 5
-    assert report_of(tmp_path)["latency"]["budget_ms"] == pytest.approx(0.5 * report_of(tmp_path)["latency"]["dense_ms"])
+    assert report_of(tmp_path)["latency"]["budget_ms"] == pytest.approx(0.7 * report_of(tmp_path)["latency"]["dense_ms"])
 
 
 def test_a_budget_is_corrected_by_what_was_measured(tmp_path: Path) -> None:
