@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Ways to a latency budget on one case: HALP's importance and SOSP-H, by an exact knapsack over measured tables, by HALP's own, down the
+# ranking, and by multiply-adds instead of time; 30, 50 and 70 % of the time taken out, one-shot; with RECOVER=1 also recovered at 50 and 70 %.
+#     bash scripts/compare_budgets.sh [EXPERIMENT]          (default: fashion_resnet; needs `make cases`)
+# SEEDS=0,1,2 for more than one; SETTINGS="latency.batch_size=1 …" for all runs. What was interrupted goes on where it was.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-.venv/bin/python}
+output=${OUTPUT:-runs/budgets}
+case=${1:-fashion_resnet}
+# shellcheck disable=SC2206
+common=(+experiment="$case" cluster=local cluster.threads="${THREADS:-1}" output="$output" seed="${SEEDS:-0}" compare=false ${SETTINGS:-})
+
+sweep() {
+    "$python" -m orchestrator --multirun "${common[@]}" pruner=taylor,sosp_h ++pruner.target.of=latency ++pruner.target.solver=exact,greedy,ranking "$@"
+    "$python" -m orchestrator --multirun "${common[@]}" pruner=taylor,sosp_h ++pruner.target.of=macs ++pruner.target.solver=exact,ranking "$@"
+    "$python" -m orchestrator --multirun "${common[@]}" pruner=unit_random ++pruner.target.of=macs "$@"
+}
+sweep recovery=none pruner.target.removed=0.3,0.5,0.7
+[ -z "${RECOVER:-}" ] || sweep pruner.target.removed=0.5,0.7
