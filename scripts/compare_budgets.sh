@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Ways to a latency budget on one case: HALP's importance and SOSP-H, by an exact knapsack over measured tables, by HALP's own, down the
-# ranking, and by multiply-adds instead of time; 30, 50 and 70 % of the time taken out, one-shot; with RECOVER=1 also recovered at 50 and 70 %.
+# Ways to a latency budget on one case: HALP's importance and SOSP-H, by an exact knapsack over measured tables, by HALP's own, down
+# the ranking, and by multiply-adds instead of time; 30, 50 and 70 % of it taken out, one-shot; with RECOVER=1 50 and 70 % also recovered.
 #     bash scripts/compare_budgets.sh [EXPERIMENT]          (default: fashion_resnet; needs `make cases`)
 # SEEDS=0,1,2 for more than one; SETTINGS="latency.batch_size=1 …" for all runs. What was interrupted goes on where it was.
 set -euo pipefail
@@ -12,9 +12,10 @@ case=${1:-fashion_resnet}
 common=(+experiment="$case" cluster=local cluster.threads="${THREADS:-1}" output="$output" seed="${SEEDS:-0}" compare=false ${SETTINGS:-})
 
 sweep() {
-    "$python" -m orchestrator --multirun "${common[@]}" pruner=taylor,sosp_h ++pruner.target.of=latency ++pruner.target.solver=exact,greedy,ranking "$@"
-    "$python" -m orchestrator --multirun "${common[@]}" pruner=taylor,sosp_h ++pruner.target.of=macs ++pruner.target.solver=exact,ranking "$@"
-    "$python" -m orchestrator --multirun "${common[@]}" pruner=unit_random ++pruner.target.of=macs "$@"
+    local run=("$python" -m orchestrator --multirun "${common[@]}" "$@")
+    "${run[@]}" pruner=taylor,sosp_h ++pruner.target.of=latency ++pruner.target.solver=exact,greedy,ranking
+    "${run[@]}" pruner=taylor,sosp_h ++pruner.target.of=macs ++pruner.target.solver=exact,ranking
+    "${run[@]}" pruner=unit_random ++pruner.target.of=macs
 }
 sweep recovery=none pruner.target.removed=0.3,0.5,0.7
 [ -z "${RECOVER:-}" ] || sweep pruner.target.removed=0.5,0.7

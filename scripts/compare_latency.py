@@ -1,6 +1,6 @@
 """Accuracy against measured time: the models of finished runs, timed one after the other in this process, as a table and a picture.
 
-    python scripts/compare_latency.py runs/fashion_resnet-*/ --shape 1 32 32 [--batch-size 32] [--threads 1] [--runtime eager] [--page pareto.html]
+    python scripts/compare_latency.py runs/budgets/fashion_resnet-*/ --shape 1 32 32 [--batch-size 32] [--threads 1] [--page pareto.html]
 
 A line for each run: what it was asked for, its accuracy one-shot and after recovery, and milliseconds of a forward pass. All models are
 timed three times in turn and the median counts, so that a disturbance falls on no one alone. A line is marked when no other run is both
