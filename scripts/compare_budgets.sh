@@ -8,12 +8,14 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 output=${OUTPUT:-runs/budgets}
 case=${1:-fashion_resnet}
+common=(+experiment="$case" cluster=local cluster.threads="${THREADS:-1}" output="$output" seed="${SEEDS:-0}" compare=false)
 # shellcheck disable=SC2206
-common=(+experiment="$case" cluster=local cluster.threads="${THREADS:-1}" output="$output" seed="${SEEDS:-0}" compare=false pruner.streams=true ${SETTINGS:-})
+common+=(pruner.streams=true ${SETTINGS:-})
 
 sweep() {
     local run=("$python" -m orchestrator --multirun "${common[@]}" "$@")
-    "${run[@]}" pruner=taylor,sosp_h ++pruner.target.of=latency ++pruner.target.solver=exact,greedy,ranking ++pruner.target.within="${WITHIN:-0.03}"
+    "${run[@]}" pruner=taylor,sosp_h ++pruner.target.of=latency ++pruner.target.solver=exact,greedy,ranking \
+        ++pruner.target.within="${WITHIN:-0.03}"
     "${run[@]}" pruner=taylor,sosp_h ++pruner.target.of=macs ++pruner.target.solver=exact,ranking
     "${run[@]}" pruner=unit_random ++pruner.target.of=macs
 }
