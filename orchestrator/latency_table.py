@@ -148,9 +148,8 @@ def build_table(
 
     Operations that are equal at their full widths, and lose the same with each unit, share what is measured.
     """
-    alike: dict[object, int] = {}
-    same = [alike.setdefault(_kind(operation), number) for number, operation in enumerate(operations)]
-    levels = {number: tuple(evenly_spaced(axis.units, widths) for axis in operations[number].axes) for number in alike.values()}
+    same = _first_alike(operations)
+    levels = {number: tuple(evenly_spaced(axis.units, widths) for axis in operations[number].axes) for number in same}
     ms_at: dict[int, dict[Cell, float]] = {number: {} for number in levels}
     filled: dict[int, dict[Cell, float]] = {}
     measured: dict[str, Record] = {}
@@ -168,6 +167,18 @@ def build_table(
             measured[record.fingerprint] = record
     tables = tuple(OperationTable(operations[number], levels[first], filled[first]) for number, first in enumerate(same))
     return LatencyTable(tables, model_ms, tuple(measured.values()), sum(prod(len(of) for of in levels[number]) for number in same))
+
+
+def sizes(operations: Sequence[Operation], widths: int) -> int:
+    """How many sizes are measured at most."""
+    first = set(_first_alike(operations))
+    return sum(prod(len(evenly_spaced(axis.units, widths)) for axis in operations[number].axes) for number in first)
+
+
+def _first_alike(operations: Sequence[Operation]) -> list[int]:
+    """For each operation, the number of the first that is like it."""
+    alike: dict[object, int] = {}
+    return [alike.setdefault(_kind(operation), number) for number, operation in enumerate(operations)]
 
 
 def _kind(operation: Operation) -> object:

@@ -12,12 +12,16 @@ from orchestrator.config import Experiment
 from orchestrator.costs import SCORED_BYTES, SOLVED_BYTES, CostModel, PlannedLayer, cost_model
 from orchestrator.footprint import Footprint, check_memory, footprint
 from orchestrator.grid import makespan, portions
+from orchestrator.latency_table import sizes
 from workers.data.base import TASK_SAMPLES
+from workers.latency import MODEL_PATIENCE
 from workers.models.base import ModelFamily
+from workers.models.operations import find_operations
 from workers.models.profile import ModelProfile
 from workers.models.profile import profile as model_profile
 from workers.models.shrunk import shrunk
 from workers.pruners.base import WeightPruner
+from workers.pruners.units import Of
 from workers.recovery import Distill, Recovery
 from workers.structure import find_groups, take
 
@@ -225,7 +229,18 @@ def _shrinking(experiment: Experiment, profile: ModelProfile, resources: Resourc
     shards = experiment.data.shards if pruner.reads_data else 1
     measured = [costs.load() + costs.measure(experiment.loss) for _ in range(shards)]
     seconds = {"measure": measured, "rank": [0.0], "choose": [0.0], "shrink": [costs.read(model) + costs.write(model)]}
-    return {stage: _mapped(found, resources) for stage, found in seconds.items()}
+    return {stage: _mapped(found, resources) for stage, found in seconds.items()} | _timing(experiment)
+
+
+def _timing(experiment: Experiment) -> dict[str, Estimate]:
+    """Stages that measure time, at their longest: no plateau is found and nothing is in the store. One task at a time, on one machine."""
+    if experiment.unit_pruner.target.of is not Of.LATENCY:
+        return {}
+    latency, input_shape = experiment.latency, experiment.data.input_shape
+    groups = find_groups(experiment.model, input_shape, experiment.unit_pruner.streams)
+    count = sizes(find_operations(experiment.model, input_shape, latency.batch_size, groups), latency.widths)
+    found = {"time operations": [latency.seconds] * count, "time model": [MODEL_PATIENCE * latency.seconds] * 2}
+    return {stage: Estimate(len(seconds), sum(seconds), sum(seconds), tuple(seconds)) for stage, seconds in found.items()}
 
 
 def _stages(

@@ -46,7 +46,7 @@ def within_time(run: Run, model: Record, sums: list[Record], ranking: Record) ->
         chosen = choose_units(run, model, ranking, times, correction)
         smaller = shrink(run, model, chosen)
         step = UnitStep(sums, ranking, chosen, smaller, time_model(run, run.family_of(smaller)))
-        known = any(step.model.fingerprint == other.model.fingerprint for other in tried.values())
+        known = any(chosen.numbers["kept"] == other.chosen.numbers["kept"] for other in tried.values())
         tried[correction] = step
         if within is None or known or abs(step.off) <= within:
             break

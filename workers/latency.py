@@ -7,6 +7,8 @@ from enum import Enum
 
 from workers.checks import require
 
+MODEL_PATIENCE = 10  # a whole model is timed so many times longer than an operation
+
 
 class Runtime(Enum):
     """What carries out the model where it is deployed."""

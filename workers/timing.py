@@ -15,11 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from workers.errors import ConfigError
-from workers.latency import Latency, Runtime, Timing
+from workers.latency import MODEL_PATIENCE, Latency, Runtime, Timing
 
 WARM_UPS = 3
 FEWEST, MOST = 7, 1000  # runs
-MODEL_PATIENCE = 10  # a whole model is timed so many times longer than an operation
 CACHE_BYTES = 4 << 20  # read between two runs of an operation: inside a model, others have used the caches since its last run
 MEDIAN_ERROR = 1.4826 * 1.2533  # standard error of a median, in median absolute deviations over the root of the runs (for normal noise)
 
