@@ -76,7 +76,8 @@ def write_page(table: LatencyTable, setting: str, directory: Path) -> Path:
     figure.update_xaxes(rangemode="tozero", title_text="units")
     figure.update_annotations(font_size=12)
     path = directory / PAGE
-    words = "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences(table))
+    told = [*sentences(table), "Of a layer with two widths, lines are some widths of the other one, the wider the slower."]
+    words = "".join(f"<p>{escape(sentence)}</p>" for sentence in told)
     style = "<style>body{font-family:sans-serif;margin:2em;max-width:75em}</style>"
     head = f"<!doctype html><meta charset=utf-8><title>Latency</title>{style}<h1>Latency</h1><p>{escape(setting)}</p>"
     path.write_text(head + words + figure.to_html(full_html=False, include_plotlyjs=True), encoding="utf-8")
