@@ -2,7 +2,7 @@
 # All saliencies of whole units on the real cases: a quarter, half and three quarters of the multiply-adds, one-shot, three seeds; with
 # RECOVER=1 also after recovery, at half. Prints one table per case.
 #     bash scripts/compare_saliencies.sh [CASE ...]          (default: all; needs `make cases`)
-# What was interrupted goes on where it was. SEEDS=0 for one seed; THREADS=1 beside other work; more settings of all runs:
+# What was interrupted goes on where it was. SEEDS=0 for one seed; REMOVED=0.1,0.2; THREADS=1 beside other work; more settings of all runs:
 # SETTINGS="data.train_size=20000 …".
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -19,10 +19,13 @@ for case in "${cases[@]}"; do
         dinov2_vits) chosen=unit_random,unit_magnitude,taylor,sosp_h ;; # sosp_i needs a classifier
         *) chosen=$pruners ;;
     esac
+    case "$case" in # their experiments set a target of single weights
+        efficientnet_lite0 | dinov2_vits) common+=("~pruner.target.sparsity") ;;
+    esac
     # Dense models are trained first, with the default threads: a training gang brings its own processes.
     "$python" -m orchestrator --multirun "${common[@]}" recovery=none cluster.threads=null pruner=unit_random pruner.target.removed=0.5
     "$python" -m orchestrator --multirun "${common[@]}" recovery=none cluster.threads="${THREADS:-$(nproc)}" pruner="$chosen" \
-        pruner.target.removed=0.25,0.5,0.75
+        pruner.target.removed="${REMOVED:-0.25,0.5,0.75}"
     if [ -n "${RECOVER:-}" ]; then
         "$python" -m orchestrator --multirun "${common[@]}" cluster.threads=null pruner="$chosen" pruner.target.removed=0.5
     fi
