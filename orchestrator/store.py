@@ -21,6 +21,7 @@ WORKER = "workers/worker.py"
 STATISTICS = (
     "workers/calibrate.py",
     "workers/layer_inputs.py",
+    "workers/products.py",
     "workers/moments.py",
     "workers/pruners/statistics.py",
     "workers/pruners/layout.py",

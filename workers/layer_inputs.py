@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from kernels.linalg import full_precision
 from kernels.statistics import SecondMoment, zeros
 from workers.calibrate import finite
 from workers.data.base import Batch
 from workers.models.base import Layer
+from workers.products import Products
 from workers.pruners.statistics import PATCH_BYTES, Collected
 
 
@@ -59,35 +59,22 @@ def layer_hessian(model: nn.Module, layers: list[Layer], batches: Iterator[Batch
     row. Inputs are seen where the layer's weight meets them, after any padding that the layer does itself. A batch whose inputs to a layer
     are not finite is skipped for that layer.
     """
-    sums = {id(model.get_parameter(f"{layer.name}.weight")): InputSum(layer, _device(model)) for layer in layers}
+    sums = {layer.name: InputSum(layer, _device(model)) for layer in layers}
+
+    def add(name: str, given: dict[str, Any]) -> None:
+        total = sums[name]
+        if not finite(given["input"]):
+            total.skipped += 1
+        elif given["weight"].ndim == 2:
+            total.add_linear(given["input"])
+        else:
+            total.add_convolution(given["input"], given["weight"], given["stride"], given["padding"], given["dilation"])
+
     for batch in batches:
-        with torch.no_grad(), _Seeing(sums):
+        with torch.no_grad(), Products(model, layers, add):
             model(batch.images_NCHW.to(_device(model)))
-    found = {total.layer.name: total for total in sums.values()}
-    moments = {name: SecondMoment(total.sum_GCC, total.count) for name, total in found.items()}
-    return Collected(moments, {name: total.skipped for name, total in found.items()})
-
-
-class _Seeing(TorchFunctionMode):
-    """Adds the inputs of every product with one of the weights (by ``id``)."""
-
-    def __init__(self, sums: dict[int, InputSum]) -> None:
-        super().__init__()
-        self.sums = sums
-
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
-        kwargs = kwargs or {}
-        if func in (functional.linear, functional.conv2d):
-            names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-            given = {"stride": 1, "padding": 0, "dilation": 1} | dict(zip(names, args, strict=False)) | kwargs
-            total = self.sums.get(id(given["weight"]))
-            if total is not None and not finite(given["input"]):
-                total.skipped += 1
-            elif total is not None and func is functional.linear:
-                total.add_linear(given["input"])
-            elif total is not None:
-                total.add_convolution(given["input"], given["weight"], given["stride"], given["padding"], given["dilation"])
-        return func(*args, **kwargs)
+    moments = {name: SecondMoment(total.sum_GCC, total.count) for name, total in sums.items()}
+    return Collected(moments, {name: total.skipped for name, total in sums.items()})
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -104,6 +104,8 @@ class _Flops:
         import torch
         from torch.utils.flop_counter import FlopCounterMode
 
+        from workers.products import Products
+
         self.own = {layer.name: 0 for layer in layers}
         self._before: dict[str, tuple[int, int]] = {}
         counter = FlopCounterMode(display=False)
@@ -113,22 +115,14 @@ class _Flops:
             weighted = sum(count for op, count in counts.items() if op in WEIGHTED)
             return weighted, sum(counts.values()) - weighted
 
-        def enter(name: str) -> Any:
-            def note(*_: object) -> None:
-                self._before.setdefault(name, now())
+        def enter(name: str, _: object) -> None:
+            self._started = now()
+            self._before.setdefault(name, self._started)
 
-            return note
+        def leave(name: str) -> None:
+            self.own[name] += now()[0] - self._started[0]
 
-        def leave(name: str) -> Any:
-            def note(*_: object) -> None:
-                self.own[name] = now()[0] - self._before[name][0]
-
-            return note
-
-        modules = [(layer.name, model.get_submodule(layer.name)) for layer in layers]
-        hooks = [module.register_forward_pre_hook(enter(name)) for name, module in modules]
-        hooks += [module.register_forward_hook(leave(name)) for name, module in modules]
-        with torch.no_grad(), counter, _removing(hooks):
+        with torch.no_grad(), counter, Products(model, layers, enter, leave):
             self.output = model(image_1CHW)
         self.total = now()
 
@@ -141,25 +135,23 @@ class _Kept:
     """Bytes that autograd keeps: for gradients of activations everywhere, for a layer's own weight, and when all weights are trained."""
 
     def __init__(self, model: nn.Module, layers: list[Layer], image_1CHW: Tensor) -> None:
+        from workers.products import Products
+
         self.largest = 0
         self._clock = 0
         self._entered: dict[str, int] = {}
         self._input: dict[str, Any] = {}
 
-        def enter(name: str) -> Any:
-            def note(_: object, inputs: tuple[Tensor, ...]) -> None:
-                self._clock += 1
-                self._entered.setdefault(name, self._clock)
-                self._input.setdefault(name, inputs[0].untyped_storage())
-
-            return note
+        def enter(name: str, given: dict[str, Any]) -> None:
+            self._clock += 1
+            self._entered.setdefault(name, self._clock)
+            self._input.setdefault(name, given["input"].untyped_storage())
 
         def measure(_: object, __: object, output: object) -> None:
             self.largest = max(self.largest, getattr(output, "nbytes", 0))
 
-        hooks = [model.get_submodule(layer.name).register_forward_pre_hook(enter(layer.name)) for layer in layers]
-        hooks += [module.register_forward_hook(measure) for module in model.modules() if not any(True for _ in module.children())]
-        with _removing(hooks):
+        hooks = [module.register_forward_hook(measure) for module in model.modules() if not any(True for _ in module.children())]
+        with _removing(hooks), Products(model, layers, enter):
             self._saved = self._forward(model.requires_grad_(False), image_1CHW.clone().requires_grad_(True))
         self.everything = sum(storage.nbytes() for storage, _ in self._forward(model.requires_grad_(True), image_1CHW).values())
 

@@ -24,8 +24,7 @@ class TorchvisionModel(ModelFamily):
 
     **Which layers are prunable.** As in ``TimmModel``; stem and head are the first convolution and the last ``Linear`` or ``Conv2d``. The
     attention of ``vit_*`` stays dense: ``nn.MultiheadAttention`` holds its weights as raw parameters and hands them to a fused kernel.
-    timm's ViTs have them in ``Linear`` layers. Attention layers of ``swin_*`` are pruned, but not called as modules: the plan takes them to
-    stand at the end of the network, and counts too little for them.
+    timm's ViTs have them in ``Linear`` layers.
 
     **Differs from torchvision.** GoogLeNet and Inception are built without their auxiliary classifiers, whose tensors in a checkpoint are
     ignored. Their released weights also want ``transform_input: true``, which torchvision sets by itself when it downloads them.
