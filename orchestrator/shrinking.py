@@ -22,6 +22,7 @@ MEASURED = ("calibration_batches", "calibration_batch_size", "shards")  # what o
 
 CORRECTIONS = 5
 LARGEST_CORRECTION = 1.5  # at a time
+DISTURBED = 2.0  # a model and its operations are seldom farther apart on an idle machine
 SWEEP = tuple(step / 20 for step in range(1, 20))  # fractions of the dense model, to see which groups give least
 
 
@@ -40,6 +41,11 @@ def within_time(run: Run, model: Record, sums: list[Record], ranking: Record) ->
     choose again, at most ``CORRECTIONS`` times. Of all choices, the slowest that is within the budget is taken, else the fastest.
     """
     within, times = run.experiment.unit_pruner.target.within, measure_times(run, model)
+    if not 1 / DISTURBED < times.table.scale < DISTURBED:
+        run.warn(
+            f"{run.prefix}the model took {times.table.scale:.2f} times what its operations take by themselves, so something else was likely at "
+            f"work while one of them was timed; for times to trust, delete {run.store.root / 'time'} and run again on an idle machine"
+        )
     tried: dict[float, UnitStep] = {}  # by what the budget was multiplied with
     correction = 1.0
     for _ in range(1 if within is None else 1 + CORRECTIONS):
