@@ -43,8 +43,8 @@ def within_time(run: Run, model: Record, sums: list[Record], ranking: Record) ->
     within, times = run.experiment.unit_pruner.target.within, measure_times(run, model)
     if not 1 / DISTURBED < times.table.scale < DISTURBED:
         run.warn(
-            f"{run.prefix}the model took {times.table.scale:.2f} times what its operations take by themselves, so something else was likely at "
-            f"work while one of them was timed; for times to trust, delete {run.store.root / 'time'} and run again on an idle machine"
+            f"{run.prefix}the model took {times.table.scale:.2f} times what its operations take by themselves, so something else was at "
+            f"work when one of them was timed; for times to trust, delete {run.store.root / 'time'} and run again on an idle machine"
         )
     tried: dict[float, UnitStep] = {}  # by what the budget was multiplied with
     correction = 1.0
