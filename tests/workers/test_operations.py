@@ -59,6 +59,19 @@ def test_operations_do_all_the_arithmetic_of_the_model_whole_and_shrunk(name):
     assert flops_of(operations, half) == flops(model, image_1CHW)
 
 
+def test_attention_that_takes_query_key_and_value_is_timed_with_all_three():
+    """torchvision's ViT, whose nn.MultiheadAttention stays whole: every operation runs on inputs of its shapes."""
+    from workers.models.torchvision import TorchvisionModel
+
+    family = TorchvisionModel(checkpoint=None, name="vit_b_16", arguments={"num_classes": 10, "image_size": 32}, include=["*"], exclude=[])
+    groups, cpu = find_groups(family, (3, 32, 32), streams=False), torch.device("cpu")
+    operations = find_operations(family, (3, 32, 32), 1, groups)
+    attention = next(operation for operation in operations if operation.name.endswith("self_attention"))
+    assert len(attention.inputs) == 3
+    case = attention.at([])
+    assert time_operation(case.module, case.inputs, settings(), cpu).ms > 0
+
+
 def test_equal_layers_have_equal_texts_and_narrower_ones_others():
     family, shape = made("vit_tiny_patch16_224")
     operations = find_operations(family, shape, 1, find_groups(family, shape, streams=False))

@@ -58,8 +58,9 @@ class Operation:
         shapes = self._shapes(units)
         named = {f"{index}.{leaf}": shape for index, (name, _) in enumerate(self.modules) for leaf, shape in _below(name, shapes)}
         resize_(module, named)
-        first = self.modules[0][1]
-        return Case(module, (_input_shape(module[0], self.inputs[0]) if shapes else self.inputs[0],) if first is not None else self.inputs)
+        if len(module) == 1:  # attention may take several inputs, which a sequence of modules cannot
+            return Case(module[0], (_input_shape(module[0], self.inputs[0]) if shapes else self.inputs[0], *self.inputs[1:]))
+        return Case(module, (_input_shape(module[0], self.inputs[0]) if shapes else self.inputs[0],))
 
     def _shapes(self, units: Sequence[int]) -> dict[str, list[int]]:
         tensors = {f"{name}.{leaf}": tensor for name, module in self.modules for leaf, tensor in _tensors(module)}
