@@ -38,7 +38,8 @@ def take_out(run: Run, model: Record) -> UnitStep:
 
 def within_time(run: Run, model: Record, sums: list[Record], ranking: Record) -> UnitStep:
     """A step towards a target of latency: choose by the table, measure the smaller model, and if asked for correct the budget by that and
-    choose again, at most ``CORRECTIONS`` times. Of all choices, the slowest that is within the budget is taken, else the fastest.
+    choose again, at most ``CORRECTIONS`` times. Of all choices that are at most ``within`` over the budget the nearest to it is
+    taken, else the nearest of all. It ends with the first reading that fits, so that reading is no independent check.
     """
     within, times = run.experiment.unit_pruner.target.within, measure_times(run, model)
     if not 1 / DISTURBED < times.table.scale < DISTURBED:
