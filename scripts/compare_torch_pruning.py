@@ -1,38 +1,47 @@
-"""torch-pruning's own importances on the groups of a CNN, one-shot, beside the runs of scripts/compare_saliencies.sh.
+"""torch-pruning's own importances on the groups of a CNN, beside the runs of scripts/compare_saliencies.sh.
 
-    python scripts/compare_torch_pruning.py +experiment=NAME [overrides] --seeds 0 1 2 --removed 0.25 0.5 0.75 [--of macs]
+    python scripts/compare_torch_pruning.py +experiment=NAME [overrides] --seeds 0 1 2 --removed 0.25 0.5 0.75 [--of macs] [--recover 0.5]
 
 Same dense models (those that a run of the experiment left in its store), same groups, same calibration batches, same choice down the
-ranking, same test images: only the scores are torch-pruning's. Prints accuracy (agreement with the dense model on small test sets).
+ranking, same test images, and with ``--recover`` the experiment's recovery: only the scores are torch-pruning's, as it gives them by
+default (divided by the mean of their group), and as they are. Prints accuracy (agreement with the dense model on small test sets).
+What is trained is kept in ``<output>/torch_pruning`` and not trained again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, pstdev
 
 import torch
 import torch_pruning as tp
+from rich.console import Console
 from torch import Tensor, nn
 
 from orchestrator.choose import choose_for, question
 from orchestrator.config import Experiment, experiment_of
+from orchestrator.store import MODEL
 from workers.calibrate import derived_seed
 from workers.evaluation import agreement, classification
-from workers.export import load_family, load_pruned
+from workers.export import load_family, load_pruned, load_state, save_model
+from workers.files import digest, read_record
 from workers.losses import calibration_loss, forward
-from workers.models.base import ModelFamily
+from workers.messages import Destination, RecoverTask
 from workers.models.shrunk import shrunk
 from workers.pruners.unit_baselines import UnitRandom
 from workers.pruners.units import Of, UnitTarget
 from workers.structure import Group, find_groups, take
 
-IMPORTANCES = {
-    "GroupMagnitudeImportance": lambda: tp.importance.GroupMagnitudeImportance(),
-    "GroupTaylorImportance": lambda: tp.importance.GroupTaylorImportance(),
-    "GroupHessianImportance": lambda: tp.importance.GroupHessianImportance(),
+IMPORTANCES: dict[str, Callable[[], tp.importance.Importance]] = {
+    "GroupMagnitude": tp.importance.GroupMagnitudeImportance,
+    "GroupMagnitude, as it is": lambda: tp.importance.GroupMagnitudeImportance(normalizer=None),
+    "GroupTaylor": tp.importance.GroupTaylorImportance,
+    "GroupTaylor, as it is": lambda: tp.importance.GroupTaylorImportance(normalizer=None),
+    "GroupHessian": tp.importance.GroupHessianImportance,
+    "GroupHessian, as it is": lambda: tp.importance.GroupHessianImportance(normalizer=None),
 }
 
 
@@ -50,21 +59,20 @@ def dense_file(experiment: Experiment) -> Path:
 
 def scores(name: str, model: nn.Module, groups: list[Group], experiment: Experiment) -> Tensor:
     """torch-pruning's importance of every unit, all groups one after another: float64 (S,)."""
-    importance = IMPORTANCES[name]()
+    importance, hessian = IMPORTANCES[name](), name.startswith("GroupHessian")
     model.requires_grad_(True).zero_grad()
-    if name == "GroupHessianImportance":
+    if hessian:
         importance.zero_grad()
-    batches = () if name == "GroupMagnitudeImportance" else experiment.data.calibration(0, 1)
+    batches = () if name.startswith("GroupMagnitude") else experiment.data.calibration(0, 1)
     for number, batch in enumerate(batches, 1):
         loss = calibration_loss(
             experiment.loss, forward(experiment.loss, model, batch.images_NCHW), batch.labels_N, derived_seed(0, number)
         )
-        if name == "GroupHessianImportance":  # it wants a gradient per accumulation, and keeps the last one only
+        if hessian:  # it wants a gradient per accumulation, and keeps the last one only
             model.zero_grad()
-            loss.backward()
+        loss.backward()
+        if hessian:
             importance.accumulate_grad(model)
-        else:
-            loss.backward()
     graph = tp.DependencyGraph().build_dependency(model, torch.zeros(1, *experiment.data.input_shape), verbose=False)
     found = []
     for group in groups:
@@ -82,12 +90,24 @@ def judged(model: nn.Module, dense: nn.Module, experiment: Experiment) -> float:
     return classification(outputs, labels)["top1"] if len(labels) >= 100 else agreement(outputs, before, True)["agreement"]
 
 
-def without(family: ModelFamily, dense: nn.Module, groups: list[Group], kept: dict[str, Tensor]) -> nn.Module:
-    state = dense.state_dict()
+def without(dense: Path, groups: list[Group], kept: dict[str, Tensor], to: Path) -> Path:
+    """The file of the model without the units that go."""
+    family, (state, _) = load_family(dense), load_state(dense)
     smaller = take(state, groups, kept)
-    model = shrunk(family, state, smaller).build()
-    model.load_state_dict(smaller)
-    return model.eval()
+    save_model(to, shrunk(family, state, smaller), smaller, {})
+    return to
+
+
+def recovered(file: Path, dense: Path, experiment: Experiment) -> Path:
+    """The file of the model after the experiment's recovery, as a run would train it."""
+    if experiment.recovery is None:
+        raise SystemExit("--recover: the experiment has no recovery; choose one (recovery=adamw, for example)")
+    directory = file.parent / "recovered"
+    if read_record(directory) is None:
+        to = Destination(f"{digest(file)}-{experiment.seed}", directory)
+        progress = directory / "progress.jsonl"
+        experiment.cluster.gang(RecoverTask(file, dense, experiment.data, experiment.recovery, experiment.seed, progress, to))
+    return directory / MODEL
 
 
 def main() -> None:
@@ -95,22 +115,31 @@ def main() -> None:
     parser.add_argument("overrides", nargs="+")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--removed", nargs="+", type=float, default=[0.25, 0.5, 0.75])
+    parser.add_argument("--recover", nargs="*", type=float, default=[], help="fractions of --removed that are recovered, too")
     parser.add_argument("--of", default="macs")
     options = parser.parse_args()
-    table: dict[str, dict[float, list[float]]] = {name: {removed: [] for removed in options.removed} for name in IMPORTANCES}
+    columns = [f"{removed:.0%} of {options.of}" for removed in options.removed]
+    columns += [f"{removed:.0%}, recovered" for removed in options.recover]
+    table: dict[str, dict[str, list[float]]] = {name: {column: [] for column in columns} for name in IMPORTANCES}
+    told = Console(stderr=True)
     for seed in options.seeds:
-        experiment = experiment_of([*options.overrides, f"seed={seed}"])
+        experiment = experiment_of([*options.overrides, "cluster=local", f"seed={seed}"])
         path = dense_file(experiment)
         family, dense = load_family(path), load_pruned(path)
         groups = find_groups(family, experiment.data.input_shape, streams=False)
         for name, row in table.items():
             order_S = scores(name, load_pruned(path), groups, experiment).argsort(stable=True).tolist()
-            for removed, found in row.items():
+            for removed in options.removed:
                 pruner = UnitRandom(UnitTarget(removed, Of(options.of), 1, 0.0), streams=False, seed=0)  # for its target alone
                 kept = choose_for(question(pruner, family, experiment.data.input_shape), order_S, [])
-                found.append(judged(without(family, dense, groups, kept), dense, experiment))
-    print("| torch-pruning " + tp.__version__ + " | " + " | ".join(f"{removed:.0%} of {options.of}" for removed in options.removed) + " |")
-    print("|---" * (len(options.removed) + 1) + "|")
+                place = Path(experiment.output) / "torch_pruning" / experiment.name / f"{name}-{removed:g}-{options.of}-{seed}"
+                file = without(path, groups, kept, place / MODEL)
+                row[f"{removed:.0%} of {options.of}"].append(judged(load_pruned(file), dense, experiment))
+                if removed in options.recover:
+                    row[f"{removed:.0%}, recovered"].append(judged(load_pruned(recovered(file, path, experiment)), dense, experiment))
+            told.print(f"seed {seed}, {name}: " + ", ".join(f"{column} {100 * found[-1]:.1f}" for column, found in row.items() if found))
+    print(f"| torch-pruning {tp.__version__} | " + " | ".join(columns) + " |")
+    print("|---" * (len(columns) + 1) + "|")
     for name, row in table.items():
         cells = [f"{100 * mean(found):.1f} ± {100 * pstdev(found):.1f} ({len(found)})" for found in row.values()]
         print(f"| {name} | " + " | ".join(cells) + " |")

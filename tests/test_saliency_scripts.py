@@ -132,14 +132,20 @@ def test_the_bench_measures_the_time_and_the_memory_of_the_work() -> None:
 def test_torch_pruning_is_compared_on_the_dense_model_of_a_run_and_its_images(tmp_path: Path) -> None:
     """With nothing taken out every row is the accuracy in the report; with more gone it is another model."""
     pytest.importorskip("torch_pruning")
+    import compare_torch_pruning
+
     run(tmp_path, *CONVNEXT)
-    settings = [o for o in tiny_overrides(tmp_path) if not o.startswith(("model.", "pruner."))]
-    output = called("compare_torch_pruning.py", *settings, *CONVNEXT, "--removed", "0", "0.5", folder=tmp_path)
-    rows = {name: cells for name, *cells in re.findall(r"^\| (Group\w+) \| ([\d.]+) .*? \| ([\d.]+) ", output, flags=re.MULTILINE)}
+    settings = [o for o in tiny_overrides(tmp_path) if not o.startswith(("model.", "pruner.", "recovery="))]
+    recovery = ["recovery=adamw", "recovery.epochs=1", "recovery.batch_size=32", "recovery.ranks=1"]
+    output = called(
+        "compare_torch_pruning.py", *settings, *CONVNEXT, *recovery, "--removed", "0", "0.5", "--recover", "0.5", folder=tmp_path
+    )
+    rows = {name: re.findall(r"\| ([\d.]+) ", cells) for name, cells in re.findall(r"^\| (Group.*?) (\|.*)$", output, flags=re.MULTILINE)}
     dense = report_of(tmp_path)["stages"][0]["metrics"]["top1"]
-    assert list(rows) == ["GroupMagnitudeImportance", "GroupTaylorImportance", "GroupHessianImportance"]
+    assert list(rows) == list(compare_torch_pruning.IMPORTANCES)
     assert {cells[0] for cells in rows.values()} == {f"{100 * dense:.1f}"}
     assert any(float(cells[1]) < 100 * dense - 1 for cells in rows.values())
+    assert any(float(cells[2]) > float(cells[1]) for cells in rows.values()) and all(len(cells) == 3 for cells in rows.values())
 
 
 def test_units_that_do_nothing_are_worth_nothing_to_torch_pruning(tmp_path: Path) -> None:
@@ -154,6 +160,7 @@ def test_units_that_do_nothing_are_worth_nothing_to_torch_pruning(tmp_path: Path
     kept = {group.name: torch.arange(group.units) >= 2 for group in groups}
     dead = ~torch.cat(list(kept.values()))
     mask_(dict(model.named_parameters()), groups, kept)
-    for name in ("GroupTaylorImportance", "GroupHessianImportance"):  # magnitude also counts the columns that read a unit
+    reading = [name for name in compare_torch_pruning.IMPORTANCES if "Magnitude" not in name]  # it also counts columns that read a unit
+    for name in reading:
         score_S = compare_torch_pruning.scores(name, model, groups, experiment)
         assert not score_S[dead].any() and (score_S[~dead] > 0).all(), name
