@@ -117,7 +117,7 @@ def measure_latency(experiment: Experiment) -> tuple[LatencyTable, dict[str, Any
     """
     from orchestrator.progress import Progress
     from orchestrator.run import Run
-    from orchestrator.times import conditions, time_operations
+    from orchestrator.times import conditions, time_model, time_operations
     from orchestrator.track import FileRun
 
     experiment.model.check()
@@ -130,7 +130,8 @@ def measure_latency(experiment: Experiment) -> tuple[LatencyTable, dict[str, Any
         run = Run(experiment, plan, Store(Path(experiment.output) / "store"), directory, progress, tracked)
         try:
             experiment.cluster.start(1)
-            return time_operations(run, experiment.model, streams), here, directory
+            model_ms = time_model(run, experiment.model).numbers["ms"]
+            return time_operations(run, experiment.model, streams, model_ms), here, directory
         finally:
             experiment.cluster.stop()
 

@@ -23,7 +23,8 @@ class Step:
 class UnitStep:
     """What one pass from measuring units to a smaller model left: records by shard, the ranking, which units stayed, and the model.
 
-    For a target of latency also how long the smaller model was measured to take, and how often the budget was corrected by that.
+    For a target of latency also the time of the smaller model, in turn with the dense one, and how often the budget was corrected by that.
+    Milliseconds are those of the machine in these turns: what was asked for and predicted counts as a fraction of the dense model's time.
     """
 
     sums: list[Record]
@@ -34,17 +35,22 @@ class UnitStep:
     corrections: int = 0
 
     @property
+    def dense_ms(self) -> float:
+        assert self.timed is not None
+        return self.timed.numbers["beside_ms"]
+
+    @property
     def budget_ms(self) -> float:
-        return self.chosen.numbers["budget"]
+        return self.dense_ms * self.chosen.numbers["budget"] / self.chosen.numbers["dense"]
 
     @property
     def predicted_ms(self) -> float:
-        return self.chosen.numbers["predicted"]
+        return self.dense_ms * self.chosen.numbers["predicted"] / self.chosen.numbers["dense"]
 
     @property
     def measured_ms(self) -> float:
         assert self.timed is not None
-        return self.timed.numbers["ms"]
+        return self.dense_ms * self.timed.numbers["ratio"]
 
     @property
     def off(self) -> float:

@@ -128,7 +128,7 @@ class LossIncrease:
 
 @dataclass(frozen=True)
 class LatencyResult:
-    """A target of latency and how it was met: milliseconds of a forward pass of ``batch_size`` images, each the median of several.
+    """A target of latency and how it was met: milliseconds of a forward pass of ``batch_size`` images, in turn with the dense model.
 
     ``predicted_ms`` is the sum over the table of operations, of which ``measured_sizes`` were measured of ``table_sizes`` that it tells of;
     the dense model took ``scale`` times what its operations take by themselves. ``spread`` is the standard error of ``measured_ms``, as a

@@ -150,7 +150,7 @@ def latency_of(rounds: list[RoundOutcome]) -> LatencyResult | None:
     step, numbers = last.unit_steps[-1], last.unit_steps[-1].chosen.numbers
     return LatencyResult(
         **conditions(last.run.experiment.latency, last.run.plan.resources),
-        dense_ms=numbers["dense"],
+        dense_ms=step.dense_ms,
         budget_ms=step.budget_ms,
         predicted_ms=step.predicted_ms,
         measured_ms=step.measured_ms,

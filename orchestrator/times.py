@@ -10,7 +10,7 @@ from orchestrator.cluster.base import Resources, device_name
 from orchestrator.latency_table import TABLE, Cell, LatencyTable, build_table
 from orchestrator.run import Run
 from workers.latency import Latency, Runtime
-from workers.messages import Record, TimeModelTask, TimeOperationTask
+from workers.messages import CompareTimeTask, Record, TimeModelTask, TimeOperationTask
 from workers.models.base import ModelFamily
 from workers.structure import find_groups
 from workers.worker import Worker
@@ -18,9 +18,10 @@ from workers.worker import Worker
 
 def measure_times(run: Run, model: Record) -> Times:
     """What a target of latency needs to know of a model; leaves the table in the run's directory."""
-    experiment, family = run.experiment, run.family_of(model)
-    dense_ms = time_model(run, dense_family(experiment.model)).numbers["ms"]
-    return Times(time_operations(run, family, experiment.unit_pruner.streams), dense_ms)
+    family, dense = run.family_of(model), dense_family(run.experiment.model)
+    dense_ms = time_model(run, dense).numbers["ms"]
+    model_ms = dense_ms if family == dense else dense_ms * time_beside_dense(run, family).numbers["ratio"]
+    return Times(time_operations(run, family, run.experiment.unit_pruner.streams, model_ms), dense_ms)
 
 
 def time_model(run: Run, family: ModelFamily) -> Record:
@@ -30,8 +31,17 @@ def time_model(run: Run, family: ModelFamily) -> Record:
     return run.map("time model", Worker.time_model, [TimeModelTask(family, input_shape, latency, to)], alone=True)[0]
 
 
-def time_operations(run: Run, family: ModelFamily, streams: bool) -> LatencyTable:
-    """The table of a model, as far as it is not in the store: what was measured for one model serves all that have the same operations."""
+def time_beside_dense(run: Run, family: ModelFamily, reading: int = 1) -> Record:
+    """A forward pass end to end, in turn with that of the dense model, since the speed of a machine drifts."""
+    latency, input_shape, dense = run.experiment.latency, run.experiment.data.input_shape, dense_family(run.experiment.model)
+    here = identity(latency, run.plan.resources)
+    to = run.store.destination("time", model=family, beside=dense, reading=reading, input_shape=input_shape, **here)
+    task = CompareTimeTask(family, dense, input_shape, latency, reading, to)
+    return run.map("time model", Worker.compare_time, [task], alone=True)[0]
+
+
+def time_operations(run: Run, family: ModelFamily, streams: bool, model_ms: float) -> LatencyTable:
+    """The table of a model that takes ``model_ms``: what was measured for one model serves all that have the same operations."""
     from workers.models.operations import find_operations
 
     latency, input_shape = run.experiment.latency, run.experiment.data.input_shape
@@ -47,7 +57,7 @@ def time_operations(run: Run, family: ModelFamily, streams: bool) -> LatencyTabl
         records = dict(zip(tasks, run.map("time operations", Worker.time_operation, list(tasks.values()), alone=True), strict=True))
         return [records[operations[number].at(units).text] for number, units in asked]
 
-    table = build_table(operations, latency.widths, time_model(run, family).numbers["ms"], measure)
+    table = build_table(operations, latency.widths, model_ms, measure)
     table.write(run.directory / TABLE)
     return table
 

@@ -95,7 +95,8 @@ def choose_widths(costs: Costs, budget: float, solver: Solver) -> list[int]:
     A part T_k that reads one group is a table of its width, and the problem a multiple-choice knapsack. One that reads two (a
     convolution whose inputs and outputs may go) is taken for a sum of two tables around the widths of the last solution, at which that
     is exact, and the knapsack is solved again, until nothing better is found; what is left of the budget is spent on what is worth most.
-    ``joint`` puts the tables of two groups into the problem itself. The result never costs more than the budget, by the parts as they are.
+    ``joint`` puts the tables of two groups into the problem itself; ``uniform`` looks at no importance. The result never costs more than
+    the budget, by the parts as they are.
     Source: Shen et al. 2022 (arXiv 2210.06659), who solve once with the input widths of the model as it is.
     Raises: ConfigError if a part reads more than two groups, or a package is missing.
     """
@@ -109,6 +110,8 @@ def choose_widths(costs: Costs, budget: float, solver: Solver) -> list[int]:
         together, _ = jointly(values, costs.own, costs.pairs, budget - costs.fixed, JOINT_SECONDS)
         return least if together is None else together.tolist()
     best = reference = _evenly(costs, budget)
+    if solver is Solver.UNIFORM:
+        return best
     allowed = budget
     for _ in range(ROUNDS):
         found = _solve_around(costs, reference, allowed, solver)

@@ -1,30 +1,77 @@
-"""Accuracy against measured time: the models of finished runs, timed one after the other in this process, as a table and a picture.
+"""Accuracy against measured time: models of finished runs, timed in turn with the dense model, as a table and a picture.
 
     python scripts/compare_latency.py runs/budgets/fashion_resnet-*/ --shape 1 32 32 [--batch-size 32] [--threads 1] [--page pareto.html]
 
-A line for each run: what it was asked for, its accuracy one-shot and after recovery, and milliseconds of a forward pass. All models are
-timed three times in turn and the median counts, so that a disturbance falls on no one alone. A line is marked when no other run is both
-faster and more accurate.
+A line for each method and target: accuracy one-shot and after recovery, and the time of a forward pass as a fraction of the dense model's,
+mean and spread over the seeds. All models take turns of a few runs, so that a machine whose speed drifts drifts for all of them. A line is
+marked when no other one is both faster and more accurate. Also reads what scripts/compare_torch_pruning.py leaves.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from statistics import median
+from statistics import mean, pstdev
 from typing import Any
 
 import torch
 
+from orchestrator.choose import dense_family
 from orchestrator.cluster.base import processor
-from workers.export import load_pruned
+from workers.export import load_family, load_pruned
 from workers.latency import Latency, Runtime
 from workers.memory import keep_freed_memory
-from workers.timing import time_model
+from workers.timing import time_in_turn
 
-TURNS = 3
 METRICS = ("top1", "knn", "agreement")
+STAGES = ("one_shot", "recovered")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of a run: who chose its units, what was asked for, and what it reached (fractions)."""
+
+    file: Path
+    method: str
+    asked: str
+    macs: float  # taken out
+    one_shot: float | None
+    recovered: float | None
+
+
+@dataclass(frozen=True)
+class Line:
+    """Models that differ in the seed alone; times are fractions of the dense model's."""
+
+    method: str
+    asked: str
+    models: list[Model]
+    times: list[float]
+
+    @property
+    def time(self) -> float:
+        return mean(self.times)
+
+    def accuracies(self, stage: str) -> list[float]:
+        return [found for model in self.models if (found := getattr(model, stage)) is not None]
+
+
+def told(folder: Path) -> Model | None:
+    """What a run, or a script, says of the model that it left in a folder."""
+    file = folder / "model.safetensors"
+    if (folder / "result.json").exists():
+        return Model(file, **json.loads((folder / "result.json").read_text(encoding="utf-8")))
+    if not (folder / "report.json").exists():
+        return None
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    macs = 1 - report["final_size"]["macs"] / report["dense_size"]["macs"]
+    removed = report["asked"].get("removed")
+    asked = "–" if removed is None else f"{removed:.0%} of {report['experiment']['pruner']['target']['of']}"
+    return Model(file, method(report), asked, macs, *(accuracy(report, stage) for stage in STAGES))
 
 
 def method(report: dict[str, Any]) -> str:
@@ -41,29 +88,57 @@ def accuracy(report: dict[str, Any], stage: str) -> float | None:
 
 
 def front(points: list[tuple[float, float]]) -> list[bool]:
-    """Of (milliseconds, accuracy), those that no other point beats in one without losing in the other."""
-    return [not any((a <= ms and b >= found and (a, b) != (ms, found)) for a, b in points) for ms, found in points]
+    """Of (time, accuracy), those that no other point beats in one without losing in the other."""
+    return [not any((a <= time and b >= found and (a, b) != (time, found)) for a, b in points) for time, found in points]
 
 
-def timed(folders: list[Path], settings: Latency, shape: list[int]) -> list[float]:
-    """Median milliseconds of each folder's model over several turns."""
-    models = [load_pruned(folder / "model.safetensors") for folder in folders]
-    images_NCHW = torch.randn(settings.batch_size, *shape)
-    turns = [[time_model(model, images_NCHW, settings).ms for model in models] for _ in range(TURNS)]
-    return [median(times) for times in zip(*turns, strict=True)]
+def lines_of(models: Iterable[Model], ratios: Iterable[float]) -> list[Line]:
+    """Seeds together, fastest last."""
+    ordered = sorted(zip(models, ratios, strict=True), key=lambda pair: (pair[0].method, pair[0].asked))
+    found = []
+    for (name, asked), pairs in groupby(ordered, key=lambda pair: (pair[0].method, pair[0].asked)):
+        together = list(pairs)
+        found.append(Line(name, asked, [model for model, _ in together], [ratio for _, ratio in together]))
+    return sorted(found, key=lambda line: (line.method, -line.time))
 
 
-def page(rows: list[dict[str, Any]], column: str, path: Path) -> None:
-    """Accuracy over milliseconds, a line for each method, as a page that loads nothing."""
+def over_seeds(values: list[float]) -> str:
+    spread = f" ± {100 * pstdev(values):.1f} ({len(values)})" if len(values) > 1 else ""
+    return f"{100 * mean(values):.1f}{spread}" if values else "–"
+
+
+def table(lines: list[Line]) -> str:
+    on_front = {
+        stage: front([(line.time, mean(found) if (found := line.accuracies(stage)) else -1.0) for line in lines]) for stage in STAGES
+    }
+    rows = ["| method | asked | multiply-adds taken out, % | time, % of dense | one-shot | recovered |", "|---" * 6 + "|"]
+    for index, line in enumerate(lines):
+        found = {stage: line.accuracies(stage) for stage in STAGES}
+        cells = [over_seeds(found[stage]) + (" *" if found[stage] and on_front[stage][index] else "") for stage in STAGES]
+        macs, times = over_seeds([model.macs for model in line.models]), over_seeds(line.times)
+        rows.append(f"| {line.method} | {line.asked} | {macs} | {times} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def page(lines: list[Line], stage: str, path: Path) -> None:
+    """Accuracy over time, a curve for each method, as a page that loads nothing."""
     from plotly.graph_objects import Figure, Scatter
 
     figure = Figure()
-    for name in dict.fromkeys(row["method"] for row in rows):
-        points = sorted((row["ms"], 100 * row[column]) for row in rows if row["method"] == name and row[column] is not None)
-        figure.add_trace(Scatter(x=[ms for ms, _ in points], y=[found for _, found in points], name=name, mode="lines+markers"))
-    figure.update_layout(template="plotly_white", width=900, height=500, legend={"orientation": "h", "y": -0.2})
-    figure.update_xaxes(title_text="measured milliseconds of a forward pass")
-    figure.update_yaxes(title_text=f"accuracy {column.replace('_', '-')}, %")
+    for name, of in groupby((line for line in lines if line.accuracies(stage)), key=lambda line: line.method):
+        points = [(100 * line.time, [100 * found for found in line.accuracies(stage)]) for line in of]
+        figure.add_trace(
+            Scatter(
+                x=[time for time, _ in points],
+                y=[mean(found) for _, found in points],
+                error_y={"array": [pstdev(found) for _, found in points], "thickness": 1},
+                name=name,
+                mode="lines+markers",
+            )
+        )
+    figure.update_layout(template="plotly_white", width=900, height=560, legend={"orientation": "h", "y": -0.15})
+    figure.update_xaxes(title_text="measured time of a forward pass, % of the dense model's")
+    figure.update_yaxes(title_text=f"accuracy {stage.replace('_', '-')}, %")
     figure.write_html(path)
 
 
@@ -74,33 +149,22 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runtime", choices=[runtime.value for runtime in Runtime], default="eager")
+    parser.add_argument("--stage", choices=STAGES, default="recovered", help="of the picture")
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()
     keep_freed_memory()
     settings = Latency(Runtime(options.runtime), options.batch_size, options.threads, 2, 0.005, 0.1)
-    folders = [folder for folder in options.runs if (folder / "report.json").exists()]
-    reports = [json.loads((folder / "report.json").read_text(encoding="utf-8")) for folder in folders]
-    rows = [
-        {
-            "method": method(report),
-            "asked": report["asked"].get("removed"),
-            "macs": 1 - report["final_size"]["macs"] / report["dense_size"]["macs"],
-            "ms": ms,
-            "one_shot": accuracy(report, "one_shot"),
-            "recovered": accuracy(report, "recovered"),
-        }
-        for report, ms in zip(reports, timed(folders, settings, options.shape), strict=True)
-    ]
-    print(f"{options.runtime}, batch {options.batch_size}, {options.threads} thread(s) of {processor()}, torch {torch.__version__}; ")
-    print(f"dense {100 * (accuracy(reports[0], 'dense') or 0):.1f} %\n")
-    print("| method | asked | multiply-adds taken out | measured ms | one-shot | recovered |\n|---|---|---|---|---|---|")
-    on_front = {column: front([(row["ms"], row[column] or 0.0) for row in rows]) for column in ("one_shot", "recovered")}
-    for index, row in sorted(enumerate(rows), key=lambda entry: (entry[1]["method"], -entry[1]["ms"])):
-        cells = ["–" if row[key] is None else f"{100 * row[key]:.1f}{' *' if on_front[key][index] else ''}" for key in on_front]
-        asked = "–" if row["asked"] is None else f"{row['asked']:.0%}"
-        print(f"| {row['method']} | {asked} | {row['macs']:.0%} | {row['ms']:.3f} | {' | '.join(cells)} |")
+    models = [model for folder in options.runs if (model := told(folder)) is not None]
+    dense = dense_family(load_family(models[0].file)).build().eval()
+    images_NCHW = torch.randn(options.batch_size, *options.shape)
+    timed = time_in_turn([load_pruned(model.file) for model in models], dense, images_NCHW, settings)
+    lines = lines_of(models, [found.ratio for found in timed])
+    print(f"{options.runtime}, {options.batch_size} images, {options.threads} thread(s) of {processor()}, torch {torch.__version__};")
+    worst = max(found.spread for found in timed)
+    print(f"dense {timed[0].beside_ms:.3g} ms, {timed[0].repeats} turns, standard error of a time at most {worst:.1%} of it\n")
+    print(table(lines))
     if options.page is not None:
-        page(rows, "recovered" if all(row["recovered"] is not None for row in rows) else "one_shot", options.page)
+        page(lines, options.stage, options.page)
 
 
 if __name__ == "__main__":

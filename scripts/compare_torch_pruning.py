@@ -21,15 +21,16 @@ import torch_pruning as tp
 from rich.console import Console
 from torch import Tensor, nn
 
-from orchestrator.choose import choose_for, question
+from orchestrator.choose import choose_for, cost_of, question
 from orchestrator.config import Experiment, experiment_of
 from orchestrator.store import MODEL
 from workers.calibrate import derived_seed
 from workers.evaluation import agreement, classification
 from workers.export import load_family, load_pruned, load_state, save_model
-from workers.files import digest, read_record
+from workers.files import digest, read_record, write_text
 from workers.losses import calibration_loss, forward
 from workers.messages import Destination, RecoverTask
+from workers.models.base import ModelFamily
 from workers.models.shrunk import shrunk
 from workers.pruners.unit_baselines import UnitRandom
 from workers.pruners.units import Of, UnitTarget
@@ -98,6 +99,10 @@ def without(dense: Path, groups: list[Group], kept: dict[str, Tensor], to: Path)
     return to
 
 
+def macs_of(family: ModelFamily, experiment: Experiment) -> float:
+    return cost_of(Of.MACS, family, [], experiment.data.input_shape).total
+
+
 def recovered(file: Path, dense: Path, experiment: Experiment) -> Path:
     """The file of the model after the experiment's recovery, as a run would train it."""
     if experiment.recovery is None:
@@ -134,9 +139,19 @@ def main() -> None:
                 kept = choose_for(question(pruner, family, experiment.data.input_shape), order_S, [])
                 place = Path(experiment.output) / "torch_pruning" / experiment.name / f"{name}-{removed:g}-{options.of}-{seed}"
                 file = without(path, groups, kept, place / MODEL)
-                row[f"{removed:.0%} of {options.of}"].append(judged(load_pruned(file), dense, experiment))
+                one_shot, later = judged(load_pruned(file), dense, experiment), None
+                row[f"{removed:.0%} of {options.of}"].append(one_shot)
                 if removed in options.recover:
-                    row[f"{removed:.0%}, recovered"].append(judged(load_pruned(recovered(file, path, experiment)), dense, experiment))
+                    later = judged(load_pruned(recovered(file, path, experiment)), dense, experiment)
+                    row[f"{removed:.0%}, recovered"].append(later)
+                result = {
+                    "method": f"torch-pruning {name}",
+                    "asked": f"{removed:.0%} of {options.of}",
+                    "macs": 1 - macs_of(load_family(file), experiment) / macs_of(family, experiment),
+                    "one_shot": one_shot,
+                    "recovered": later,
+                }
+                write_text(place / "result.json", json.dumps(result))
             told.print(f"seed {seed}, {name}: " + ", ".join(f"{column} {100 * found[-1]:.1f}" for column, found in row.items() if found))
     print(f"| torch-pruning {tp.__version__} | " + " | ".join(columns) + " |")
     print("|---" * (len(columns) + 1) + "|")

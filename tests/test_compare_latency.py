@@ -10,7 +10,7 @@ from test_end_to_end import directory, run
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from compare_latency import front  # noqa: E402
+from compare_latency import Model, front, lines_of, table  # noqa: E402
 
 
 def test_on_the_front_is_what_nothing_else_beats() -> None:
@@ -18,10 +18,37 @@ def test_on_the_front_is_what_nothing_else_beats() -> None:
     assert front(points) == [True, True, False, False]
 
 
+def test_seeds_are_one_line_with_their_mean_and_spread() -> None:
+    """Of two seeds of one method and one of another, which is slower and worse, and was not recovered."""
+    models = [
+        Model(Path(), "a", "50%", 0.5, 0.8, 0.9),
+        Model(Path(), "b", "50%", 0.4, 0.7, None),
+        Model(Path(), "a", "50%", 0.6, 0.6, 0.94),
+    ]
+    _, _, first, second = table(lines_of(models, [0.4, 0.6, 0.8])).splitlines()
+    assert first == "| a | 50% | 55.0 ± 5.0 (2) | 50.0 ± 10.0 (2) | 70.0 ± 10.0 (2) * | 92.0 ± 2.0 (2) * |"
+    assert second == "| b | 50% | 40.0 | 80.0 | 70.0 | – |"
+
+
 @pytest.mark.slow
 def test_models_of_runs_are_timed_and_told_with_their_accuracy(tmp_path: Path) -> None:
+    """One that a run left, and one that another script did."""
     run(tmp_path, "pruner=taylor", "pruner.target.removed=0.5")
-    command = [sys.executable, str(ROOT / "scripts" / "compare_latency.py"), str(directory(tmp_path)), "--shape", "1", "16", "16"]
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "model.safetensors").write_bytes((directory(tmp_path) / "model.safetensors").read_bytes())
+    (other / "result.json").write_text('{"method": "theirs", "asked": "50% of macs", "macs": 0.5, "one_shot": 0.25, "recovered": null}')
+    command = [
+        sys.executable,
+        str(ROOT / "scripts" / "compare_latency.py"),
+        str(directory(tmp_path)),
+        str(other),
+        "--shape",
+        "1",
+        "16",
+        "16",
+    ]
     shown = subprocess.run([*command, "--page", str(tmp_path / "page.html")], capture_output=True, text=True, check=True).stdout
-    (line,) = [line for line in shown.splitlines() if line.startswith("| UnitTaylor by macs, ranking | 50% |")]
-    assert float(line.split("|")[4]) > 0 and (tmp_path / "page.html").exists()
+    (ours,) = [line for line in shown.splitlines() if line.startswith("| UnitTaylor by macs, ranking | 50% of macs |")]
+    (theirs,) = [line for line in shown.splitlines() if line.startswith("| theirs | 50% of macs | 50.0 |")]
+    assert float(ours.split("|")[4]) > 0 and theirs.split("|")[5].strip(" *") == "25.0" and (tmp_path / "page.html").exists()

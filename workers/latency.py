@@ -38,6 +38,19 @@ class Latency:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """A model timed in turn with another, ``repeats`` times: the median of its time over that of the other, which took ``beside_ms``.
+
+    ``spread`` is the standard error of ``ratio``, as a fraction of it.
+    """
+
+    ratio: float
+    beside_ms: float
+    spread: float
+    repeats: int
+
+
+@dataclass(frozen=True)
 class Timing:
     """The median of ``repeats`` runs, and its standard error as a fraction of it."""
 

@@ -163,6 +163,18 @@ class TimeModelTask:
 
 
 @dataclass(frozen=True)
+class CompareTimeTask:
+    """Time a forward pass of a model in turn with that of another, ``beside``. Weights do not matter. Of the same, several ``reading``s."""
+
+    family: ModelFamily
+    beside: ModelFamily
+    input_shape: tuple[int, int, int]
+    latency: Latency
+    reading: int
+    to: Destination
+
+
+@dataclass(frozen=True)
 class JoinTask:
     """Put solved layers into a model."""
 

@@ -6,7 +6,7 @@ import copy
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cache
 from statistics import median
@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from workers.errors import ConfigError
-from workers.latency import MODEL_PATIENCE, Latency, Runtime, Timing
+from workers.latency import MODEL_PATIENCE, Comparison, Latency, Runtime, Timing
 
 WARM_UPS = 3
 FEWEST, MOST = 7, 1000  # runs
+BURST = 4  # runs of a model in its turn; the first finds the caches full of another model, so it is not counted
 CACHE_BYTES = 4 << 20  # read between two runs of an operation: inside a model, others have used the caches since its last run
 MEDIAN_ERROR = 1.4826 * 1.2533  # standard error of a median, in median absolute deviations over the root of the runs (for normal noise)
 
@@ -27,6 +28,31 @@ def time_model(model: nn.Module, images_NCHW: Tensor, settings: Latency) -> Timi
     """A forward pass of a whole model, which is left as it was found."""
     with prepared(model, (images_NCHW,), settings) as run:
         return clocked(run, images_NCHW.device, settings.spread, MODEL_PATIENCE * settings.seconds)
+
+
+def time_in_turn(models: Sequence[nn.Module], beside: nn.Module, images_NCHW: Tensor, settings: Latency) -> list[Comparison]:
+    """Each of ``models`` against ``beside``, a few runs of each at a time, so that a machine whose speed drifts drifts for all of them.
+
+    A turn counts with the median of its runs; turns go on until the standard errors of all ratios are below ``settings.spread`` of them.
+    """
+    device, ratios, beside_ms = images_NCHW.device, [[] for _ in models], []  # type: tuple[torch.device, list[list[float]], list[float]]
+    with ExitStack() as stack:
+        runs = [stack.enter_context(prepared(model, (images_NCHW,), settings)) for model in (*models, beside)]
+        begun = time.perf_counter()
+        while True:
+            *found, reference = [_burst(run, device) for run in runs]
+            beside_ms.append(reference)
+            for of, ms in zip(ratios, found, strict=True):
+                of.append(ms / reference)
+            over = time.perf_counter() - begun > len(runs) * MODEL_PATIENCE * settings.seconds or len(beside_ms) >= MOST
+            if len(beside_ms) >= FEWEST and (over or all(relative_error(of) < settings.spread for of in ratios)):
+                break
+    return [Comparison(median(of), median(beside_ms), relative_error(of), len(beside_ms)) for of in ratios]
+
+
+def _burst(run: Callable[[], object], device: torch.device) -> float:
+    measure = _by_events if device.type == "cuda" else _by_clock
+    return median([measure(run) for _ in range(BURST)][1:])
 
 
 def time_operation(module: nn.Module, shapes: Sequence[tuple[int, ...]], settings: Latency, device: torch.device) -> Timing:

@@ -24,6 +24,7 @@ from workers.messages import (
     AssessTask,
     CollectTask,
     CompareTask,
+    CompareTimeTask,
     CountTask,
     EvaluateTask,
     ImportTask,
@@ -190,6 +191,14 @@ class Worker:
         model = timing.realised(task.family.build(), self.device)
         images_NCHW = torch.randn(task.latency.batch_size, *task.input_shape, device=self.device)
         found = timing.time_model(model, images_NCHW, task.latency)
+        return finish(task.to, "time", {}, {**vars(found), **self.describe()}, started)
+
+    def compare_time(self, task: CompareTimeTask) -> Record:
+        """How long a forward pass takes against that of another model."""
+        started = time.time()
+        model, beside = (timing.realised(family.build(), self.device) for family in (task.family, task.beside))
+        images_NCHW = torch.randn(task.latency.batch_size, *task.input_shape, device=self.device)
+        (found,) = timing.time_in_turn([model], beside, images_NCHW, task.latency)
         return finish(task.to, "time", {}, {**vars(found), **self.describe()}, started)
 
     def _operation(self, task: TimeOperationTask) -> Operation:

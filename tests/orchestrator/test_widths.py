@@ -63,6 +63,15 @@ def test_constraint_programming_finds_the_best_of_all_choices():
         assert value_of(choices, at) == pytest.approx(best_of_all(choices, parts, budget), rel=1e-4)
 
 
+def test_uniform_keeps_the_largest_fraction_of_every_group_that_is_within_the_budget():
+    """By trying all 64 fractions of six units each: no fraction of a unit is kept, and one unit at least."""
+    choices, costs, parts = chain(3)
+    tried = [[max(6 * part // 64, 1) - 1] * 4 for part in range(1, 65)]
+    for budget in (0.3 * costs.total([5] * 4), 0.6 * costs.total([5] * 4), costs.total([5] * 4)):
+        largest = [at for at in tried if cost_of(choices, parts, at) <= budget][-1]
+        assert choose_widths(costs, budget, Solver.UNIFORM) == largest
+
+
 @pytest.mark.parametrize("solver", [Solver.EXACT, Solver.GREEDY])
 def test_more_budget_keeps_no_less_and_all_of_it_keeps_everything(solver):
     choices, costs, _ = chain(0)

@@ -5,12 +5,13 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from workers import timing
 from workers.latency import Latency, Runtime
 from workers.models.operations import find_operations
 from workers.models.shrunk import shrunk
 from workers.models.timm import TimmModel
 from workers.structure import find_groups, take
-from workers.timing import relative_error, time_model, time_operation
+from workers.timing import relative_error, time_in_turn, time_model, time_operation
 
 FAMILIES = {
     "resnet18": ({"num_classes": 10}, 32),
@@ -98,6 +99,24 @@ def test_runtimes_time_the_same_model(runtime):
     before, model = torch.get_num_threads(), nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4)).eval()
     assert time_model(model, torch.randn(2, 3, 8, 8), settings(runtime)).ms > 0
     assert torch.get_num_threads() == before
+
+
+def test_a_machine_that_slows_down_slows_a_model_and_the_one_beside_it(monkeypatch):
+    """On a clock that runs twice as fast from its 20th reading on: half the work is half the time, whenever it was done."""
+    readings = iter(range(10**6))
+    monkeypatch.setattr(timing, "_by_clock", lambda run: run() * (1 + (next(readings) >= 20)))
+
+    class Work(nn.Module):
+        def __init__(self, ms: float) -> None:
+            super().__init__()
+            self.ms = ms
+
+        def forward(self, images_NCHW: torch.Tensor) -> float:
+            return self.ms * len(images_NCHW)
+
+    half, same = time_in_turn([Work(1.0), Work(2.0)], Work(2.0), torch.randn(3, 1), settings())
+    assert (half.ratio, same.ratio) == (0.5, 1.0) and half.spread == 0
+    assert half.beside_ms in (6.0, 12.0) and half.repeats == timing.FEWEST
 
 
 @pytest.mark.slow

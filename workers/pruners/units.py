@@ -35,6 +35,7 @@ class Solver(Enum):
     RANKING = "ranking"  # down the ranking of all units, until the target is reached
     EXACT = "exact"  # the widths that keep most importance at this cost: a knapsack, solved exactly where widths do not meet in a product
     GREEDY = "greedy"  # the knapsack as the HALP paper solves it, item by item
+    UNIFORM = "uniform"  # the same fraction of every group: a narrower model, to compare with
     JOINT = "joint"  # the knapsack with the products of widths in it, by constraint programming; for small models
 
 
