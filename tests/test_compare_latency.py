@@ -25,7 +25,7 @@ def test_seeds_are_one_line_with_their_mean_and_spread() -> None:
         Model(Path(), "b", "50%", 0.4, 0.7, None),
         Model(Path(), "a", "50%", 0.6, 0.6, 0.94),
     ]
-    _, _, first, second = table(lines_of(models, [0.4, 0.6, 0.8])).splitlines()
+    _, _, first, second = table(lines_of(models, [0.4, 0.8, 0.6])).splitlines()
     assert first == "| a | 50% | 55.0 ± 5.0 (2) | 50.0 ± 10.0 (2) | 70.0 ± 10.0 (2) * | 92.0 ± 2.0 (2) * |"
     assert second == "| b | 50% | 40.0 | 80.0 | 70.0 | – |"
 
