@@ -63,6 +63,7 @@ class Experiment:
     steps: int
     recovery: Recovery | None
     onnx: bool
+    int8: bool
     latency: Latency  # how time is measured, for targets of latency and mode=latency
     rounds: dict[str, Round]  # in order; empty: one round of the pruner, steps and recovery above
     cluster: Cluster
@@ -98,6 +99,7 @@ class Scalars:
     compare: bool
     steps: int
     onnx: bool
+    int8: bool
     latency: Latency
 
 

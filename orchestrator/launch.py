@@ -18,7 +18,7 @@ from orchestrator.units import size
 from workers.checks import require
 from workers.errors import DamagedResult, SecateurError
 from workers.losses import Loss
-from workers.onnx_export import check_packages, export_onnx, first_images
+from workers.onnx_export import ONE_FILE_BYTES, check_packages, export_onnx, first_images
 from workers.pruners.units import UnitPruner
 from workers.recovery import check
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from orchestrator.run import Run
     from workers.models.profile import ModelProfile
 
-ONNX = "model.onnx"
+ONNX, INT8 = "model.onnx", "model.int8.onnx"
 DAMAGED_RESULTS = 20  # after that many in one run, the disk is the problem
 
 
@@ -83,9 +83,11 @@ def run_experiment(experiment: Experiment, config: dict[str, Any], command: str)
         "a checkpoint, or a recipe to train the dense model (recovery@training=NAME)",
         None,
     )
-    if experiment.onnx:
+    if experiment.onnx or experiment.int8:
         check_packages()
     plan = plan_experiment(experiment)
+    bytes_ = plan.profile.model_bytes
+    require(not experiment.int8 or bytes_ < ONE_FILE_BYTES, "int8", f"false for a model of {size(bytes_)}, whose ONNX is no one file", True)
     identity = run_fingerprint(experiment)
     directory = Path(experiment.output).resolve() / f"{experiment.name}-{identity[:8]}"
     directory.mkdir(parents=True, exist_ok=True)
@@ -180,7 +182,10 @@ def export(outcome: Outcome, directory: Path, experiment: Experiment) -> dict[st
     target = directory / MODEL
     shutil.copyfile(outcome.model.path(MODEL), target)
     write_text(directory / "model.json", json.dumps(read_spec(target), indent=1))
-    for former in directory.glob(f"{ONNX}*"):
+    for former in (*directory.glob(f"{ONNX}*"), *directory.glob(INT8)):
         former.unlink()
     files: dict[str, Any] = {"model": MODEL, "spec": "model.json"}
+    if outcome.quantised is not None:
+        shutil.copyfile(outcome.quantised.path(INT8), directory / INT8)
+        files["int8"] = INT8
     return files | ({"onnx": export_onnx(target, directory / ONNX, first_images(experiment.data))} if experiment.onnx else {})

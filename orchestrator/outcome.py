@@ -97,6 +97,7 @@ class Outcome:
     trained: Record | None  # the training of the dense model, if it was trained here
     assessed: Record  # metrics of the dense model
     rounds: list[RoundOutcome]
+    quantised: Record | None = None  # the model that the run leaves in 8 bits
 
     @property
     def model(self) -> Record:

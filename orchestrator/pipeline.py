@@ -14,6 +14,8 @@ from orchestrator.rounds import toward
 from orchestrator.run import Run, data_identity
 from orchestrator.shrinking import take_out
 from orchestrator.store import MODEL, settings
+from orchestrator.times import identity as timing_identity
+from orchestrator.times import on_onnxruntime
 from workers.files import finish
 from workers.losses import Loss
 from workers.messages import (
@@ -25,6 +27,7 @@ from workers.messages import (
     EvaluateTask,
     ImportTask,
     JoinTask,
+    QuantiseTask,
     Record,
     RecoverTask,
     ScoreTask,
@@ -51,7 +54,8 @@ def prune(run: Run, imported: Record) -> Outcome:
     for part in run.rounds():
         before = rounds[-1].model if rounds else dense
         rounds.append(prune_and_recover(part.on(before), before, dense, outputs))
-    return Outcome(dense, trained, assessed, rounds)
+    quantised = quantise(run, rounds[-1].model, outputs["test"]) if experiment.int8 else None
+    return Outcome(dense, trained, assessed, rounds, quantised)
 
 
 def prune_and_recover(run: Run, before: Record, dense: Record, outputs: dict[str, list[Record]]) -> RoundOutcome:
@@ -138,6 +142,14 @@ def assess(run: Run, name: str, outputs: dict[str, list[Record]], dense: dict[st
     record = run.map(f"assess {name}", Worker.assess, [task])[0]
     run.tracked.log(f"{run.round}/{name}" if run.round else name, record.numbers["metrics"])
     return record
+
+
+def quantise(run: Run, model: Record, dense: list[Record]) -> Record:
+    """The model in 8 bits, judged on the test split and timed, on a machine that does nothing else."""
+    data, latency = run.experiment.data, run.experiment.latency
+    identity = data_identity(run, (*CALIBRATION, *EVALUATION, *data.evaluation_only))
+    to = run.store.destination("quantise", model=model, data=identity, dense=dense, **timing_identity(*on_onnxruntime(run)))
+    return run.map("quantise", Worker.quantise, [QuantiseTask(model.path(MODEL), data, latency, tuple(dense), to)], alone=True)[0]
 
 
 def collect(run: Run, model: Record) -> dict[str, list[Record]]:

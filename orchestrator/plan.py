@@ -14,6 +14,7 @@ from orchestrator.footprint import Footprint, check_memory, footprint
 from orchestrator.grid import makespan, portions
 from orchestrator.latency_table import sizes
 from workers.data.base import TASK_SAMPLES
+from workers.int8 import RANGE_IMAGES
 from workers.latency import MODEL_PATIENCE
 from workers.models.base import ModelFamily
 from workers.models.operations import find_operations
@@ -26,6 +27,7 @@ from workers.recovery import Distill, Recovery
 from workers.structure import find_groups, take
 
 HOST_FLOPS = 2e11  # of the CPU beside a GPU, where metrics are computed
+RANGE_PASSES = 4  # what it takes to make 8 bits, in forward passes over the images that the ranges are taken from, about
 HISTOGRAM_READS = 2  # of all scores, to find one threshold exactly
 
 
@@ -276,4 +278,7 @@ def _stages(
     if recovery is not None:
         stages["recover"] = gang(recovery, then)
         stages |= {"evaluate recovered": evaluation(then), "assess recovered": metrics}
+    if experiment.int8:
+        images, patience = min(compared, RANGE_IMAGES), 2 * MODEL_PATIENCE * experiment.latency.seconds
+        stages["quantise"] = _mapped([RANGE_PASSES * then.network(images) + then.network(data.size("test")) + patience], resources)
     return stages | {"export": _mapped([then.write(after.model_bytes)], resources)}

@@ -19,6 +19,7 @@ __all__ = [
     "REPORT_FILES",
     "FileSizes",
     "GroupResult",
+    "Int8Result",
     "LatencyResult",
     "LayerResult",
     "LossIncrease",
@@ -156,6 +157,22 @@ class LatencyResult:
 
 
 @dataclass(frozen=True)
+class Int8Result:
+    """The exported model in 8 bits, against itself in 32 bits, both in onnxruntime on the CPU: metrics, bytes, and time in turn."""
+
+    runtime: str
+    batch_size: int
+    threads: int
+    device: str
+    metrics: dict[str, float]
+    bytes: int
+    float_bytes: int
+    ms: float
+    float_ms: float
+    spread: float
+
+
+@dataclass(frozen=True)
 class RoundResult:
     """One of several rounds: what was ``asked`` for and reached, the model after pruning (in ``steps``) and after ``epochs`` of training.
 
@@ -242,6 +259,7 @@ class Report:
     dense_size: ModelSize | None = None
     final_size: ModelSize | None = None
     latency: LatencyResult | None = None  # of the last round that took units out, if it had a target of latency
+    int8: Int8Result | None = None
 
     @property
     def took_units(self) -> bool:

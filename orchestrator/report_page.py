@@ -11,6 +11,7 @@ from orchestrator.report_bottlenecks import sweep
 from orchestrator.report_figures import Figure, accuracy, loss_increase, seconds, timeline, training
 from orchestrator.report_groups import group_section, kept_units
 from orchestrator.report_html import bullets, pairs, place, section, table
+from orchestrator.report_int8 import int8_row
 from orchestrator.report_layer_figures import loss_curves, sparsity
 from orchestrator.report_metrics import ACCURACIES, METRICS, measured_metrics, metric_text, stage_name
 from orchestrator.report_rounds import joined_curves, round_columns, round_rows, round_sizes, rounds
@@ -107,6 +108,7 @@ def _result(report: Report, drawn: dict[str, Any]) -> str:
         return "–" if value is None and key == "agreement" and stage_name == "dense" else metric_text(key, value)
 
     rows = [[stage_name(report, stage.name), *(cell(key, stage.name) for key in keys), duration(stage.seconds)] for stage in report.stages]
+    rows += int8_row(report, keys)
     numbers = table(["model", *(METRICS[key] for key in keys), "evaluated in"], rows)
     samples = next((stage.metrics["test_samples"] for stage in report.stages if stage.metrics.get("test_samples")), None)
     note = f"Measured on {samples:,.0f} test images." if samples else ""

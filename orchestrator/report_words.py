@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.report_bottlenecks import on_bottlenecks
 from orchestrator.report_groups import on_groups
+from orchestrator.report_int8 import on_int8
 from orchestrator.report_latency import on_latency
 from orchestrator.report_metrics import ACCURACIES, METRICS, STAGE_NAMES, measured_metrics, metric_text, stage_name
 from orchestrator.report_rounds import on_rounds, round_table
@@ -75,6 +76,7 @@ def sentences(report: Report) -> list[str]:
         _on_loss,
         on_latency,
         on_size_and_speed,
+        on_int8,
         _on_missing_measurements,
         _on_numerics,
         _on_store,

@@ -18,6 +18,7 @@ from orchestrator.plan import Plan
 from orchestrator.report import (
     FileSizes,
     GroupResult,
+    Int8Result,
     LatencyResult,
     LayerResult,
     LossIncrease,
@@ -30,7 +31,7 @@ from orchestrator.run import Run
 from orchestrator.stages import whose
 from orchestrator.store import MODEL
 from orchestrator.structure_table import shapes_of, unit_weights
-from orchestrator.times import conditions
+from orchestrator.times import conditions, on_onnxruntime
 from workers.messages import Record
 from workers.models.base import ModelFamily
 from workers.models.profile import ModelProfile, profile
@@ -59,6 +60,7 @@ def make_report(run: Run, outcome: Outcome, config: dict[str, Any], command: str
         dense_size=model_size(dense),
         final_size=model_size(final),
         latency=latency_of(outcome.rounds),
+        int8=int8_of(run, outcome.quantised),
         loss_increase=LossIncrease(_predicted(layers), last.measured, last.measured_unit),
         rounds=[round_result(run, outcome, part) for part in outcome.rounds if part.run.round],
         sizes=FileSizes(outcome.dense.path(MODEL).stat().st_size, outcome.model.path(MODEL).stat().st_size),
@@ -157,6 +159,21 @@ def latency_of(rounds: list[RoundOutcome]) -> LatencyResult | None:
         spread=timed.numbers["spread"],
         corrections=step.corrections,
         **numbers["table"],
+    )
+
+
+def int8_of(run: Run, quantised: Record | None) -> Int8Result | None:
+    if quantised is None:
+        return None
+    numbers = quantised.numbers
+    return Int8Result(
+        **conditions(*on_onnxruntime(run)),
+        metrics=numbers["metrics"],
+        bytes=numbers["bytes"],
+        float_bytes=numbers["float_bytes"],
+        ms=numbers["ratio"] * numbers["beside_ms"],
+        float_ms=numbers["beside_ms"],
+        spread=numbers["spread"],
     )
 
 

@@ -17,8 +17,9 @@ from workers.models.profile import ModelProfile
 from workers.pruners.base import Pruner, Scope, Target, WeightPruner
 from workers.pruners.units import UnitPruner
 
-ONCE = ("import", "train dense", "start workers", "evaluate dense", "assess dense", "export")  # stages of the run; of a round are
-EACH_ROUND = (  # these; all others belong to its steps
+# Stages of the run; EACH_ROUND are those of a round, all others belong to its steps.
+ONCE = ("import", "train dense", "start workers", "evaluate dense", "assess dense", "quantise", "export")
+EACH_ROUND = (
     "compare",
     "evaluate one-shot",
     "assess one_shot",
@@ -106,7 +107,7 @@ def plan_rounds(experiment: Experiment, profile: ModelProfile, resources: Resour
             stages |= {prefix(name, step, steps) + stage: found for stage, found in own.items()}
         stages |= {prefix(name) + stage: found for stage, found in plan.stages.items() if stage in EACH_ROUND}
     trainings = sum(part.recovery is not None for part in parts.values())
-    stages["export"] = stages.pop("export")  # last of all
+    stages |= {last: stages.pop(last) for last in ("quantise", "export") if last in stages}  # last of all
     start, starts = stages["start workers"], max(1, trainings)  # a gang takes the devices of the workers
     seconds, device_seconds = starts * start.seconds, starts * start.device_seconds
     stages["start workers"] = replace(start, tasks=starts * start.tasks, seconds=seconds, device_seconds=device_seconds)

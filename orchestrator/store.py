@@ -73,6 +73,7 @@ CODE = {
         *STRUCTURE,
     ),
     "time": ("workers/timing.py", "workers/models/operations.py", "workers/models/resize.py"),
+    "quantise": ("workers/int8.py", "workers/onnx_export.py", "workers/evaluation.py", "workers/timing.py", "workers/data/*.py"),
     "shrink": (WORKER, "workers/export.py", *STRUCTURE),
     "recover": ("workers/recovery*.py", "workers/data/*.py"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -66,6 +67,11 @@ def conditions(latency: Latency, here: Resources) -> dict[str, Any]:
     """What times are measured with, for people."""
     threads = 0 if here.device == "cuda" else latency.threads or here.threads
     return {"runtime": latency.runtime.value, "batch_size": latency.batch_size, "threads": threads, "device": device_name(here.device)}
+
+
+def on_onnxruntime(run: Run) -> tuple[Latency, Resources]:
+    """What times in onnxruntime are measured with, whatever the run's own runtime: its CPU."""
+    return replace(run.experiment.latency, runtime=Runtime.ONNXRUNTIME), replace(run.plan.resources, device="cpu")
 
 
 def identity(latency: Latency, here: Resources) -> dict[str, Any]:

@@ -19,7 +19,7 @@ DOORS = {
     "timm": ("workers/models/", "workers/data/"),
     "torchvision": ("workers/models/", "workers/data/"),
     "onnx": ("workers/models/", "workers/onnx_export.py"),
-    "onnxruntime": ("workers/onnx_export.py",),
+    "onnxruntime": ("workers/onnx_export.py", "workers/int8.py"),
     "onnxscript": ("workers/onnx_export.py",),
     "ortools": ("orchestrator/joint.py",),
     "pyarrow": ("orchestrator/latency_table.py",),

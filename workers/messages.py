@@ -175,6 +175,17 @@ class CompareTimeTask:
 
 
 @dataclass(frozen=True)
+class QuantiseTask:
+    """Make 8 bits of a model for onnxruntime, judge it on the test split, and time it."""
+
+    model: Path
+    data: Dataset
+    latency: Latency
+    dense_outputs: tuple[Record, ...]
+    to: Destination
+
+
+@dataclass(frozen=True)
 class JoinTask:
     """Put solved layers into a model."""
 

@@ -65,7 +65,7 @@ def export_onnx(model_path: Path, onnx_path: Path, images_NCHW: Tensor) -> dict[
     without_empty_attention_(model)
     files = [onnx_path, *([onnx_path.with_name(onnx_path.name + ".data")] if _bytes(model) > ONE_FILE_BYTES else [])]
     try:
-        _write(model, files, images_NCHW)
+        write_onnx(model, files, images_NCHW)
         found = _run(onnx_path, batches)
         difference = max(_difference(ours_ND, theirs_ND, classifier) for ours_ND, theirs_ND in zip(expected, found, strict=True))
     except BaseException:
@@ -85,7 +85,8 @@ def _bytes(model: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in model.state_dict().values())
 
 
-def _write(model: nn.Module, files: list[Path], images_NCHW: Tensor) -> None:
+def write_onnx(model: nn.Module, files: list[Path], images_NCHW: Tensor) -> None:
+    """Of one file, or of one and another for its weights. Raises: SecateurError if torch cannot export the model."""
     import torch
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -113,11 +114,21 @@ def _run(path: Path, batches: Sequence[Tensor]) -> list[Tensor]:
     import torch
 
     try:
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        session = open_session(path)
         return [torch.from_numpy(session.run(["outputs"], {"images": batch.numpy()})[0]) for batch in batches]
     except Exception as error:  # onnxruntime's errors have no class in common
         reason = " ".join(str(error).split())[:300]
         raise SecateurError(f"onnx: onnxruntime {onnxruntime.__version__} cannot run the model: {reason}; {REMEDY}") from error
+
+
+def open_session(model: Path | bytes, threads: int = 0) -> Any:
+    """A session on the CPU (0 threads: as many as there are cores), whose threads rest between two runs, so that it disturbs no other."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def _difference(expected_ND: Tensor, found_ND: Tensor, classifier: bool) -> float:
@@ -137,17 +148,14 @@ def in_memory(module: nn.Module, inputs: tuple[Tensor, ...], threads: int) -> tu
 
     Raises: SecateurError if torch cannot export it, or onnxruntime does not take it.
     """
-    import onnxruntime
     import torch
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
     names = [f"input_{index}" for index in range(len(inputs))]
     try:
         program = torch.onnx.export(module, inputs, input_names=names, verbose=False)
         model = cast("Any", program).model_proto.SerializeToString()
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        session = open_session(model, threads)
     except Exception as error:  # of either library; they have no class in common
         reason = " ".join(str(error.__cause__ or error).split())[:300]
         raise SecateurError(f"latency: onnxruntime cannot run {type(module).__name__}: {reason}; use latency.runtime=eager") from error

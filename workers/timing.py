@@ -31,23 +31,28 @@ def time_model(model: nn.Module, images_NCHW: Tensor, settings: Latency) -> Timi
 
 
 def time_in_turn(models: Sequence[nn.Module], beside: nn.Module, images_NCHW: Tensor, settings: Latency) -> list[Comparison]:
-    """Each of ``models`` against ``beside``, a few runs of each at a time, so that a machine whose speed drifts drifts for all of them.
+    """Forward passes of each of ``models`` against ``beside``."""
+    with ExitStack() as stack:
+        runs = [stack.enter_context(prepared(model, (images_NCHW,), settings)) for model in (*models, beside)]
+        return in_turn(runs, images_NCHW.device, settings)
+
+
+def in_turn(runs: Sequence[Callable[[], object]], device: torch.device, settings: Latency) -> list[Comparison]:
+    """All but the last of ``runs`` against the last, a few of each at a time, so that a machine whose speed drifts drifts for all of them.
 
     A turn counts with the median of its runs; turns go on until the standard errors of all ratios are below ``settings.spread`` of them.
     """
-    device, ratios, beside_ms = images_NCHW.device, [[] for _ in models], []  # type: tuple[torch.device, list[list[float]], list[float]]
-    with ExitStack() as stack:
-        runs = [stack.enter_context(prepared(model, (images_NCHW,), settings)) for model in (*models, beside)]
-        begun = time.perf_counter()
-        while True:
-            *found, reference = [_burst(run, device) for run in runs]
-            beside_ms.append(reference)
-            for of, ms in zip(ratios, found, strict=True):
-                of.append(ms / reference)
-            over = time.perf_counter() - begun > len(runs) * MODEL_PATIENCE * settings.seconds or len(beside_ms) >= MOST
-            if len(beside_ms) >= FEWEST and (over or all(relative_error(of) < settings.spread for of in ratios)):
-                break
-    return [Comparison(median(of), median(beside_ms), relative_error(of), len(beside_ms)) for of in ratios]
+    ratios: list[list[float]] = [[] for _ in runs[1:]]
+    beside_ms: list[float] = []
+    begun = time.perf_counter()
+    while True:
+        *found, reference = [_burst(run, device) for run in runs]
+        beside_ms.append(reference)
+        for of, ms in zip(ratios, found, strict=True):
+            of.append(ms / reference)
+        over = time.perf_counter() - begun > len(runs) * MODEL_PATIENCE * settings.seconds or len(beside_ms) >= MOST
+        if len(beside_ms) >= FEWEST and (over or all(relative_error(of) < settings.spread for of in ratios)):
+            return [Comparison(median(of), median(beside_ms), relative_error(of), len(beside_ms)) for of in ratios]
 
 
 def _burst(run: Callable[[], object], device: torch.device) -> float:

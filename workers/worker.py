@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels import masks, select
-from workers import evaluation, moments, timing
+from workers import evaluation, int8, moments, timing
 from workers.calibrate import derived_seed
 from workers.data.base import Batch
 from workers.errors import SecateurError
@@ -30,6 +30,7 @@ from workers.messages import (
     ImportTask,
     JoinTask,
     MeasureTask,
+    QuantiseTask,
     RankTask,
     Record,
     ScoreTask,
@@ -220,6 +221,11 @@ class Worker:
             keeps[name] = masks.unpack_bits(solution["keep"], tuple(shape))
         written = save_model(task.to.directory / "model.safetensors", load_family(task.model), state, keeps)
         return finish(task.to, "join", {"model.safetensors": written}, {}, started)
+
+    @watched
+    def quantise(self, task: QuantiseTask) -> Record:
+        """The model in 8 bits."""
+        return int8.quantise(task)
 
     @watched
     def evaluate(self, task: EvaluateTask) -> Record:

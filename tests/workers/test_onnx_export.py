@@ -32,7 +32,7 @@ def written(path, name="vit_tiny_patch16_224", arguments=VIT, keep=half, sparsit
     if keep is not None:
         groups = on_meta(made, 32, channels=1)
         state = take(state, groups, {group.name: keep(group.units) for group in groups})
-        family = shrunk(made, model, state)
+        family = shrunk(made, model.state_dict(), state)
     masks = {layer.name: torch.rand(state[f"{layer.name}.weight"].shape) >= sparsity for layer in family.layers(family.build())}
     save_model(path, family, state | {f"{name}.weight": state[f"{name}.weight"] * mask for name, mask in masks.items()}, masks)
     return path
@@ -93,14 +93,14 @@ def test_attention_without_heads_and_weights_beside_the_file(tmp_path, monkeypat
 
 @pytest.mark.usefixtures("packages")
 def test_a_file_that_does_not_agree_is_refused_and_not_kept(tmp_path, monkeypatch):
-    model, write = written(tmp_path / "model.safetensors", keep=None), onnx_export._write
+    model, write = written(tmp_path / "model.safetensors", keep=None), onnx_export.write_onnx
 
     def damaged(module, files, images_NCHW):
         with torch.no_grad():
             module.blocks[1].mlp.fc2.weight[3] += 1e-2
         write(module, files, images_NCHW)
 
-    monkeypatch.setattr(onnx_export, "_write", damaged)
+    monkeypatch.setattr(onnx_export, "write_onnx", damaged)
     with pytest.raises(SecateurError, match=r"differ by .* of the largest \(allowed is 1e-04\).*no ONNX file was kept"):
         export_onnx(model, tmp_path / "model.onnx", first_images(digits()))
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]

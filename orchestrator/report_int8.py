@@ -1,0 +1,38 @@
+"""The model in 8 bits, in the report."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from orchestrator.report_latency import ms, setting
+from orchestrator.report_metrics import ACCURACIES, metric_text
+from orchestrator.units import percent, size
+
+if TYPE_CHECKING:
+    from orchestrator.report import Report
+
+NAME = "in 8 bits"
+
+
+def on_int8(report: Report) -> list[str]:
+    """What 8 bits cost and bring."""
+    found = report.int8
+    if found is None:
+        return []
+    known = [key for key in ACCURACIES if found.metrics.get(key) is not None]
+    reached = f"{ACCURACIES[known[0]]} is {percent(found.metrics[known[0]])}" if known else "accuracy was not measured"
+    before = report.stages[-1].metrics.get(known[0]) if known and report.stages else None
+    instead = "" if before is None else f" instead of {percent(before)}"
+    where = setting(found.runtime, found.batch_size, found.threads, found.device)
+    return [
+        f"In 8 bits {reached}{instead}, the ONNX file has {size(found.bytes)} instead of {size(found.float_bytes)} in 32 bits, and a "
+        f"forward pass takes {ms(found.ms)} ± {percent(found.spread)} instead of {ms(found.float_ms)} ({where})."
+    ]
+
+
+def int8_row(report: Report, keys: list[str]) -> list[list[str]]:
+    """A line of the table of models; none if there is no such model. Speed is not that of the other lines, so it is told elsewhere."""
+    if report.int8 is None:
+        return []
+    metrics = report.int8.metrics
+    return [[NAME, *("–" if key not in metrics else metric_text(key, metrics[key]) for key in keys), ""]]

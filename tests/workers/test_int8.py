@@ -1,0 +1,80 @@
+"""Models in 8 bits: the file itself holds what is told of it."""
+
+import numpy as np
+import pytest
+import torch
+from test_onnx_export import digits, through_onnxruntime, written
+
+from workers import int8
+from workers.errors import SecateurError
+from workers.evaluation import agreement, classification
+from workers.export import load_masks, load_pruned
+from workers.files import read_record, write_tensors
+from workers.latency import Latency, Runtime
+from workers.messages import Destination, QuantiseTask, Record
+
+
+def dense_outputs(folder, outputs_ND):
+    written_as = write_tensors(folder / "outputs.safetensors", {"outputs_ND": outputs_ND})
+    return (Record("evaluate", "", folder, {"outputs.safetensors": written_as}, {}, "", 0.0, 0.0, None),)
+
+
+@pytest.fixture
+def task(tmp_path):
+    """Of half a ViT, half of whose weights are pruned."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    model = written(tmp_path / "model.safetensors")
+    with torch.no_grad():
+        expected_ND = torch.cat([load_pruned(model)(batch.images_NCHW) for batch in digits().evaluation("test", 0, 1)])
+    latency = Latency(Runtime.EAGER, 4, 1, 2, 0.2, 0.001)
+    return QuantiseTask(model, digits(), latency, dense_outputs(tmp_path, expected_ND), Destination("key", tmp_path / "result"))
+
+
+def integers(path):
+    """Weights in 8 bits and their scales, by name."""
+    import onnx
+    from onnx.numpy_helper import to_array
+
+    graph = onnx.load(path).graph
+    values = {entry.name: to_array(entry) for entry in graph.initializer}
+    read = [node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in values]
+    return {node.input[0]: (values[node.input[0]], values[node.input[1]]) for node in read if values[node.input[0]].dtype == np.int8}
+
+
+def test_accuracy_is_that_of_the_file_and_near_that_of_the_model_in_32_bits(task):
+    found = int8.quantise(task)
+    batches = list(task.data.evaluation("test", 0, 1))
+    outputs_ND = torch.cat([through_onnxruntime(found.path(int8.INT8), batch.images_NCHW) for batch in batches])
+    expected = classification(outputs_ND, torch.cat([batch.labels_N for batch in batches]))
+    with torch.no_grad():
+        dense_ND = torch.cat([load_pruned(task.model)(batch.images_NCHW) for batch in batches])
+    assert found.numbers["metrics"] == expected | agreement(outputs_ND, dense_ND, True)
+    assert found.numbers["metrics"]["agreement"] > 0.7  # with random weights, which decide by little
+    assert found.numbers["bytes"] == found.path(int8.INT8).stat().st_size
+    assert found.numbers["ratio"] > 0 and found.numbers["repeats"] >= 7
+    assert read_record(task.to.directory).fingerprint == "key"
+
+
+def test_pruned_weights_are_zero_and_others_at_most_half_a_step_from_theirs(task):
+    """Every layer's weights in the file, whichever way round, with a step for each output."""
+    found = integers(int8.quantise(task).path(int8.INT8))
+    model, masks, matched = load_pruned(task.model), load_masks(task.model), 0
+    for name, keep in masks.items():
+        weight = model.get_parameter(f"{name}.weight").detach()
+        for entries, scale in found.values():
+            values = torch.from_numpy(entries.astype(np.float32))
+            for stored, steps in ((values, torch.as_tensor(scale)), (values.T, torch.as_tensor(scale))):
+                if stored.shape == weight.shape and steps.ndim == 1 and len(steps) == len(weight):
+                    steps = steps.reshape(-1, *[1] * (weight.ndim - 1))
+                    if ((stored * steps - weight).abs() <= 0.501 * steps).all():
+                        assert not stored[~keep].any()
+                        matched += 1
+    assert matched == len(masks) > 0
+
+
+def test_a_model_that_cannot_be_made_8_bits_leaves_no_file(task, monkeypatch):
+    monkeypatch.setattr(int8, "write_onnx", lambda model, files, images: files[0].write_bytes(b"not a model"))
+    with pytest.raises(SecateurError, match=r"^int8: onnxruntime cannot make 8 bits of the model: .*int8=false leaves this out$"):
+        int8.quantise(task)
+    assert list(task.to.directory.iterdir()) == []
