@@ -1,10 +1,12 @@
 """What saliencies of whole units take as a model grows: seconds and memory beside a first-order pass over the same images.
 
     python scripts/bench_saliency.py [--widths 48 96 192 384] [--classes 10] [--threads 2] [--device cpu] [--json bench_saliency.json]
+        [--page saliencies.html]
 
 Vision transformers of growing width, so that heads and hidden neurons grow in number and the images do not. SOSP-H is to stay within three
 first-order passes whatever their number; SOSP-I takes a backward pass for each class and sample, and memory in their square. Times are the
-best of several runs after one that is not counted; memory is the peak above what the process, or on a GPU torch, held before.
+best of several runs after one that is not counted; memory is the peak above what the process, or on a GPU torch, held before. ``--page``
+draws both as a page for the browser.
 """
 
 from __future__ import annotations
@@ -17,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from one_figure import curve, page
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.report_figures import PALETTE, layout_of
 from orchestrator.units import size
 from workers import saliency
 from workers.data.base import Batch
@@ -110,6 +114,26 @@ def table(found: list[dict[str, Any]]) -> Table:
     return lines
 
 
+def figure(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Seconds above and memory below against units, all logarithmic."""
+    data: list[dict[str, Any]] = []
+    for method, colour in zip(METHODS, PALETTE, strict=False):
+        rows = [row for row in found if row["method"] == method]
+        units = [row["units"] for row in rows]
+        data.append(curve(method, units, [row["seconds"] for row in rows], colour))
+        memory = curve(method, units, [row["bytes"] / 1e6 for row in rows], colour)
+        data.append(memory | {"yaxis": "y2", "showlegend": False})
+    units = sorted({row["units"] for row in found})
+    across = {"type": "log", "tickvals": units, "ticktext": [f"{count:,}" for count in units]}
+    layout = layout_of(
+        640,
+        xaxis={"title": "units", "anchor": "y2", **across},
+        yaxis={"title": "seconds", "type": "log", "dtick": "D2", "domain": [0.54, 1]},
+        yaxis2={"title": "MB beside the model", "type": "log", "dtick": "D2", "domain": [0, 0.46]},
+    )
+    return {"data": data, "layout": layout}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--widths", type=int, nargs="+", default=[48, 96, 192, 384])
@@ -122,6 +146,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--most-units", type=int, default=10_000, help="of a model that SOSP-I is measured on")
     parser.add_argument("--json", type=Path, default=Path("bench_saliency.json"))
+    parser.add_argument("--page", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     found = [row for width in options.widths for row in rows(width, options)]
@@ -131,6 +156,9 @@ def main() -> None:
     console.print(table(found))
     worst = max(row["times_seconds"] for row in found if row["method"] == "SOSP-H")
     console.print(f"SOSP-H takes at most {worst:.2f} first-order passes: {'within' if worst <= LIMIT else 'MORE than'} {LIMIT:.0f}.")
+    if options.page is not None:
+        title = f"Saliencies of all units: time and memory on {machine}, {options.batches * options.batch_size} images"
+        options.page.write_text(page(title, figure(found)), encoding="utf-8")
     options.json.write_text(
         json.dumps({"machine": machine, "torch": torch.__version__, "settings": vars(options), "rows": found}, indent=1, default=str)
     )

@@ -13,15 +13,17 @@ import argparse
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import cycle, groupby
 from pathlib import Path
 from statistics import mean, pstdev
 from typing import Any
 
 import torch
+from one_figure import curve, page
 
 from orchestrator.choose import dense_family
 from orchestrator.cluster.base import processor
+from orchestrator.report_figures import PALETTE, layout_of
 from workers.export import load_family, load_pruned
 from workers.latency import Latency, Runtime
 from workers.memory import keep_freed_memory
@@ -120,26 +122,20 @@ def table(lines: list[Line]) -> str:
     return "\n".join(rows)
 
 
-def page(lines: list[Line], stage: str, path: Path) -> None:
-    """Accuracy over time, a curve for each method, as a page that loads nothing."""
-    from plotly.graph_objects import Figure, Scatter
-
-    figure = Figure()
-    for name, of in groupby((line for line in lines if line.accuracies(stage)), key=lambda line: line.method):
-        points = [(100 * line.time, [100 * found for found in line.accuracies(stage)]) for line in of]
-        figure.add_trace(
-            Scatter(
-                x=[time for time, _ in points],
-                y=[mean(found) for _, found in points],
-                error_y={"array": [pstdev(found) for _, found in points], "thickness": 1},
-                name=name,
-                mode="lines+markers",
-            )
-        )
-    figure.update_layout(template="plotly_white", width=900, height=560, legend={"orientation": "h", "y": -0.15})
-    figure.update_xaxes(title_text="measured time of a forward pass, % of the dense model's")
-    figure.update_yaxes(title_text=f"accuracy {stage.replace('_', '-')}, %")
-    figure.write_html(path)
+def figure(lines: list[Line], stage: str) -> dict[str, Any]:
+    """Accuracy over time, a curve for each method."""
+    data: list[dict[str, Any]] = []
+    by_method = groupby((found for found in lines if found.accuracies(stage)), key=lambda found: found.method)
+    for (name, of), colour in zip(by_method, cycle(PALETTE), strict=False):
+        points = [(100 * found.time, [100 * reached for reached in found.accuracies(stage)]) for found in of]
+        drawn = curve(name, [time for time, _ in points], [mean(reached) for _, reached in points], colour)
+        data.append(drawn | {"error_y": {"array": [pstdev(reached) for _, reached in points], "thickness": 1}})
+    layout = layout_of(
+        520,
+        xaxis={"title": "measured time of a forward pass, % of the dense model's"},
+        yaxis={"title": f"accuracy {stage.replace('_', '-')}, %"},
+    )
+    return {"data": data, "layout": layout}
 
 
 def main() -> None:
@@ -164,7 +160,8 @@ def main() -> None:
     print(f"dense {timed[0].beside_ms:.3g} ms, {timed[0].repeats} turns, standard error of a time at most {worst:.1%} of it\n")
     print(table(lines))
     if options.page is not None:
-        page(lines, options.stage, options.page)
+        title = f"Accuracy against measured time ({options.runtime}, {options.batch_size} images, {options.threads} threads)"
+        options.page.write_text(page(title, figure(lines, options.stage)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -9,12 +9,11 @@ timed: durations rest on the rates of ``cluster.hardware``. ``--page`` draws the
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plotly.offline import get_plotlyjs
+from one_figure import page
 from rich.console import Console
 from rich.table import Table
 
@@ -22,7 +21,6 @@ from orchestrator.config import experiment_of
 from orchestrator.launch import plan_experiment
 from orchestrator.plan import Plan
 from orchestrator.report_figures import FAINT, INK, OTHER, PALETTE, layout_of
-from orchestrator.report_style import STYLE
 from orchestrator.simulate import Simulation, simulate
 from orchestrator.stages import kind
 from orchestrator.units import duration, size
@@ -126,16 +124,6 @@ def _line(name: str, x: list[int], y: list[float], line: dict[str, Any]) -> dict
     return {"type": "scatter", "mode": "lines", "name": name, "x": x, "y": y, "line": line}
 
 
-def page(points: list[Point], title: str) -> str:
-    drawn = json.dumps(figure(points))
-    draw = 'Plotly.newPlot("scaling", drawn.data, drawn.layout, {displayModeBar: false});'
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style></head><body><main>'
-        f'<section><h2>{title}</h2><div class="figure" id="scaling"></div></section></main><script>{get_plotlyjs()}</script>'
-        f"<script>const drawn = {drawn}; {draw}</script></body></html>"
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*")
@@ -148,7 +136,7 @@ def main() -> None:
     Console().print(table(points), f"Predicted, with the rates of: {rates.name}.")
     if options.page is not None:
         title = f"{' '.join(options.overrides)}: predicted hours by stage"
-        options.page.write_text(page(points, title), encoding="utf-8")
+        options.page.write_text(page(title, figure(points)), encoding="utf-8")
 
 
 if __name__ == "__main__":
