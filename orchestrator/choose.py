@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import TYPE_CHECKING, Protocol
@@ -29,7 +29,7 @@ class Cost(Protocol):
 
     def take(self, group: Group) -> None: ...
 
-    def parts(self, groups: Iterable[Group]) -> list[Part]: ...
+    def parts(self, groups: Sequence[Group]) -> list[Part]: ...
 
 
 @dataclass(frozen=True)
@@ -175,9 +175,12 @@ def cost_of(of: Of, family: ModelFamily, groups: Sequence[Group], input_shape: t
     import torch
 
     from workers.models import structure_costs
+    from workers.models.memory_costs import Memory
 
     if of is Of.STRUCTURES:
         return structure_costs.Count(groups)
+    if of is Of.MEMORY:
+        return Memory(family, groups, input_shape)
     with torch.device("meta"):
         model, image_1CHW = family.build().eval(), torch.empty(1, *input_shape)
     return structure_costs.parameters(model) if of is Of.PARAMETERS else structure_costs.macs(model, image_1CHW)

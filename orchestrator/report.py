@@ -260,6 +260,7 @@ class Report:
     final_size: ModelSize | None = None
     latency: LatencyResult | None = None  # of the last round that took units out, if it had a target of latency
     int8: Int8Result | None = None
+    memory_removed: float | None = None  # of the dense model's, if the last round that took units out had a target of it
 
     @property
     def took_units(self) -> bool:
@@ -273,7 +274,7 @@ class Report:
 
     @property
     def removed(self) -> dict[str, float]:
-        """Fractions of the dense model that were taken out, where known: ``macs``, ``parameters``, ``structures``, ``latency``."""
+        """Fractions of the dense model that are gone, where known: ``macs``, ``parameters``, ``structures``, ``latency``, ``memory``."""
         found: dict[str, float] = {}
         if self.dense_size is not None and self.final_size is not None:
             found["macs"] = 1 - self.final_size.macs / self.dense_size.macs
@@ -282,6 +283,8 @@ class Report:
             found["structures"] = 1 - sum(group.kept for group in self.groups) / sum(group.units for group in self.groups)
         if self.latency is not None:
             found["latency"] = self.latency.removed
+        if self.memory_removed is not None:
+            found["memory"] = self.memory_removed
         return found
 
     @property

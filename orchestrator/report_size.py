@@ -14,6 +14,7 @@ OF = {  # as in RoundResult.asked_of
     "macs": "multiply-adds",
     "parameters": "parameters",
     "structures": "units",
+    "memory": "memory",
     "latency": "latency",
     "weights": "weights",
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.allocate import asked_sparsity
-from orchestrator.choose import dense_family, floors
+from orchestrator.choose import cost_of, dense_family, floors
 from orchestrator.cluster.base import cores_here, processor
 from orchestrator.config import Experiment
 from orchestrator.outcome import Outcome, RoundOutcome
@@ -36,7 +36,7 @@ from workers.messages import Record
 from workers.models.base import ModelFamily
 from workers.models.profile import ModelProfile, profile
 from workers.pruners.base import WeightPruner
-from workers.pruners.units import UnitPruner
+from workers.pruners.units import Of, UnitPruner
 from workers.structure import find_groups
 
 
@@ -61,6 +61,7 @@ def make_report(run: Run, outcome: Outcome, config: dict[str, Any], command: str
         final_size=model_size(final),
         latency=latency_of(outcome.rounds),
         int8=int8_of(run, outcome.quantised),
+        memory_removed=memory_of(outcome.rounds).get("memory"),
         loss_increase=LossIncrease(_predicted(layers), last.measured, last.measured_unit),
         rounds=[round_result(run, outcome, part) for part in outcome.rounds if part.run.round],
         sizes=FileSizes(outcome.dense.path(MODEL).stat().st_size, outcome.model.path(MODEL).stat().st_size),
@@ -141,7 +142,17 @@ def removed_of(rounds: list[RoundOutcome], dense: ModelSize, size: ModelSize) ->
         return {}
     kept, timed = sum(group.kept for group in groups) / sum(group.units for group in groups), latency_of(rounds)
     found = {"macs": 1 - size.macs / dense.macs, "parameters": 1 - size.parameters / dense.parameters, "structures": 1 - kept}
-    return found | ({} if timed is None else {"latency": timed.removed})
+    return found | ({} if timed is None else {"latency": timed.removed}) | memory_of(rounds)
+
+
+def memory_of(rounds: list[RoundOutcome]) -> dict[str, float]:
+    """The fraction of the memory that is gone, if the last of ``rounds`` that took units out had a target of it."""
+    last = next((part.run for part in reversed(rounds) if not part.masks), None)
+    if last is None or last.experiment.unit_pruner.target.of is not Of.MEMORY:
+        return {}
+    dense, input_shape = dense_family(last.experiment.model), last.experiment.data.input_shape
+    before, after = (cost_of(Of.MEMORY, family, [], input_shape).total for family in (dense, last.family_of(rounds[-1].model)))
+    return {"memory": 1 - after / before}
 
 
 def latency_of(rounds: list[RoundOutcome]) -> LatencyResult | None:

@@ -69,7 +69,7 @@ CODE = {
         "orchestrator/widths.py",
         "orchestrator/latency_table.py",
         "kernels/knapsack.py",
-        "workers/models/structure_costs.py",
+        "workers/models/*_costs.py",
         *STRUCTURE,
     ),
     "time": ("workers/timing.py", "workers/models/operations.py", "workers/models/resize.py"),

@@ -26,6 +26,7 @@ class Of(Enum):
     STRUCTURES = "structures"  # units of the kinds that may go
     PARAMETERS = "parameters"
     MACS = "macs"  # multiply-adds of a forward pass
+    MEMORY = "memory"  # bytes of parameters and of all that a forward pass of one sample writes
     LATENCY = "latency"  # measured milliseconds of a forward pass, as the settings of latency say
 
 
