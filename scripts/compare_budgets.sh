@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Ways to a latency budget on one case: HALP's importance and SOSP-H, by an exact knapsack over measured tables, by HALP's own, down
-# the ranking, and by multiply-adds instead of time; with RECOVER=1 also recovered. Residual streams may be narrowed too.
+# Ways to a latency budget on one case: HALP's importance and SOSP-H, by an exact knapsack over measured tables, by HALP's own, all groups
+# narrowed alike, and by multiply-adds instead of time; with RECOVER=1 also recovered. Residual streams may be narrowed too.
 #     bash scripts/compare_budgets.sh [EXPERIMENT]          (default: fashion_resnet; needs `make cases`)
-# SEEDS=0,1,2 for more than one; SETTINGS="latency.batch_size=1 …" for all runs. What was interrupted goes on where it was.
+# SEEDS=0,1,2 for more than one; REMOVED, MACS: fractions of the time, of the multiply-adds; 
+# SETTINGS="latency.batch_size=1 …" for all runs. What was interrupted goes on where it was. Timing wants an idle machine.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
@@ -14,10 +15,11 @@ common+=(pruner.streams=true ${SETTINGS:-})
 
 sweep() {
     local run=("$python" -m orchestrator --multirun "${common[@]}" "$@")
-    "${run[@]}" pruner=taylor,sosp_h ++pruner.target.of=latency ++pruner.target.solver=exact,greedy,ranking \
-        ++pruner.target.within="${WITHIN:-0.03}"
-    "${run[@]}" pruner=taylor,sosp_h ++pruner.target.of=macs ++pruner.target.solver=exact,ranking
-    "${run[@]}" pruner=unit_random ++pruner.target.of=macs
+    "${run[@]}" pruner=taylor ++pruner.target.of=latency ++pruner.target.solver=exact,greedy,uniform ++pruner.target.within="${WITHIN:-0.03}" \
+        pruner.target.removed="${REMOVED:-0.2,0.35,0.5}"
+    "${run[@]}" pruner=sosp_h ++pruner.target.of=latency ++pruner.target.solver=exact ++pruner.target.within="${WITHIN:-0.03}" \
+        pruner.target.removed="${REMOVED:-0.2,0.35,0.5}"
+    "${run[@]}" pruner=taylor ++pruner.target.of=macs ++pruner.target.solver=exact,ranking pruner.target.removed="${MACS:-0.6,0.8,0.9}"
 }
-sweep recovery=none pruner.target.removed="${REMOVED:-0.2,0.35,0.5}"
-[ -z "${RECOVER:-}" ] || sweep pruner.target.removed="${REMOVED:-0.2,0.35,0.5}"
+sweep recovery=none
+[ -z "${RECOVER:-}" ] || sweep
