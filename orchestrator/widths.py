@@ -45,7 +45,10 @@ def choices_of(
 
 
 class Costs:
-    """Parts as tables over what groups may choose: positions of choices take the place of widths from here on."""
+    """Parts as tables over what groups may choose: positions of choices take the place of widths from here on.
+
+    Parts of one and of two groups are tables; those of more (layers that read concatenated channels) are asked where they are needed.
+    """
 
     def __init__(self, choices: Mapping[str, Choice], parts: Sequence[Part]) -> None:
         self.choices, self._names = list(choices.values()), list(choices)
@@ -53,29 +56,36 @@ class Costs:
         self.fixed = 0.0
         self.own = [np.zeros(len(choice.widths)) for choice in self.choices]
         self.pairs: dict[tuple[int, int], ndarray] = {}
+        self.many: list[tuple[tuple[int, ...], Part]] = []
         at = {name: index for index, name in enumerate(choices)}
         for part in parts:
             groups = tuple(sorted(at[name] for name in part.groups if name in at))
+            if len(groups) > 2:
+                self.many.append((groups, part))
+                continue
             table = self._table(part, groups)
             if not groups:
                 self.fixed += float(table)
             elif len(groups) == 1:
                 self.own[groups[0]] += table
-            elif len(groups) == 2:
+            else:
                 self.pairs[groups[0], groups[1]] = self.pairs.get((groups[0], groups[1]), 0.0) + table
 
     def _table(self, part: Part, groups: Sequence[int]) -> ndarray:
-        names = "several groups that lie side by side" if len(groups) > 2 else ""
-        require(not names, "pruner.target.solver", "ranking, since a layer reads more than two groups", names)
         table = np.empty(tuple(len(self.choices[group].widths) for group in groups))
         for cell in np.ndindex(*table.shape):
             chosen = {self._names[group]: int(self.choices[group].widths[at]) for group, at in zip(groups, cell, strict=True)}
             table[cell] = part.value(self._least | chosen)
         return table
 
+    def _widths(self, at: Sequence[int]) -> dict[str, int]:
+        return {name: int(of.widths[index]) for name, of, index in zip(self._names, self.choices, at, strict=True)}
+
     def total(self, at: Sequence[int]) -> float:
         found = self.fixed + sum(own[index] for own, index in zip(self.own, at, strict=True))
-        return float(found + sum(table[at[first], at[second]] for (first, second), table in self.pairs.items()))
+        found += sum(table[at[first], at[second]] for (first, second), table in self.pairs.items())
+        widths = self._widths(at) if self.many else {}
+        return float(found + sum(part.value(widths) for _, part in self.many))
 
     def around(self, at: Sequence[int]) -> tuple[list[ndarray], float]:
         """By group, what its choices cost while all others stay ``at`` theirs, and a rest: together they are exact there."""
@@ -84,6 +94,12 @@ class Costs:
             lines[first] += table[:, at[second]]
             lines[second] += table[at[first], :]
             rest -= float(table[at[first], at[second]])
+        widths = self._widths(at) if self.many else {}
+        for groups, part in self.many:
+            rest -= (len(groups) - 1) * part.value(widths)
+            for group in groups:
+                name = self._names[group]
+                lines[group] += [part.value(widths | {name: int(width)}) for width in self.choices[group].widths]
         return lines, rest
 
 
@@ -93,17 +109,19 @@ def choose_widths(costs: Costs, budget: float, solver: Solver) -> list[int]:
         max_p  sum_g I_g(p_g)     s.t.  sum_k T_k(p) <= budget
 
     A part T_k that reads one group is a table of its width, and the problem a multiple-choice knapsack. One that reads two (a
-    convolution whose inputs and outputs may go) is taken for a sum of two tables around the widths of the last solution, at which that
+    convolution whose inputs and outputs may go) or more is taken for a sum of tables around the widths of the last solution, at which that
     is exact, and the knapsack is solved again, until nothing better is found; what is left of the budget is spent on what is worth most.
     ``joint`` puts the tables of two groups into the problem itself; ``uniform`` looks at no importance. The result never costs more than
     the budget, by the parts as they are.
     Source: Shen et al. 2022 (arXiv 2210.06659), who solve once with the input widths of the model as it is.
-    Raises: ConfigError if a part reads more than two groups, or a package is missing.
+    Raises: ConfigError for ``joint`` if a part reads more than two groups, or a package is missing.
     """
     least = [0] * len(costs.choices)
     if costs.total(least) > budget:
         return least
     if solver is Solver.JOINT:
+        joint = f"exact, since {len(costs.many)} layers read more than two groups"
+        require(not costs.many, "pruner.target.solver", joint, solver.value)
         from orchestrator.joint import jointly
 
         values = [choice.values for choice in costs.choices]

@@ -94,7 +94,43 @@ def test_tables_around_a_choice_are_exact_there_and_for_a_change_of_one_group():
     assert rest + lines[0][2] + lines[1][0] + lines[2][1] + lines[3][3] == pytest.approx(costs.total([2, 0, 1, 3]))
 
 
-def test_a_layer_that_reads_three_groups_is_refused_by_name():
-    choices, _, _ = chain(0, groups=3)
-    with pytest.raises(ConfigError, match="solver"):
-        Costs(choices, [Part(("g0", "g1", "g2"), lambda units: 1.0)])
+def concatenated(seed, groups=4, units=6):
+    """Layers each of which reads the channels of all before it, side by side, as in a DenseNet."""
+    choices, _, _ = chain(seed, groups, units)
+    names, random = list(choices), np.random.default_rng(seed)
+    parts = [Part((), lambda _: 3.0)]
+    for last in range(1, groups):
+        reads, scale = names[:last], random.uniform(0.5, 2)
+
+        def value(left, reads=reads, writes=names[last], scale=scale):
+            return scale * sum(left[name] for name in reads) * left[writes]
+
+        parts.append(Part((*reads, names[last]), value))
+    return choices, Costs(choices, parts), parts
+
+
+@pytest.mark.parametrize("part", [0.3, 0.5, 0.7])
+def test_layers_that_read_several_groups_are_solved_almost_as_well_as_by_trying_all_choices(part):
+    """Never over budget, on average within 2 % of the best of 1,296 choices, at worst within 15 %."""
+    gaps = []
+    for seed in range(12):
+        choices, costs, parts = concatenated(seed)
+        assert costs.total([2, 4, 1, 3]) == pytest.approx(cost_of(choices, parts, [2, 4, 1, 3]))
+        budget = part * costs.total([5] * 4)
+        at = choose_widths(costs, budget, Solver.EXACT)
+        assert cost_of(choices, parts, at) == pytest.approx(costs.total(at)) and costs.total(at) <= budget
+        gaps.append(1 - value_of(choices, at) / best_of_all(choices, parts, budget))
+    assert np.mean(gaps) < 0.02 and max(gaps) < 0.15
+
+
+def test_around_a_choice_they_are_exact_there_and_for_a_change_of_one_group():
+    _, costs, _ = concatenated(3)
+    lines, rest = costs.around([2, 4, 1, 3])
+    assert rest + lines[0][2] + lines[1][4] + lines[2][1] + lines[3][3] == pytest.approx(costs.total([2, 4, 1, 3]))
+    assert rest + lines[0][2] + lines[1][0] + lines[2][1] + lines[3][3] == pytest.approx(costs.total([2, 0, 1, 3]))
+
+
+def test_constraint_programming_refuses_layers_that_read_more_than_two_groups():
+    _, costs, _ = concatenated(0)
+    with pytest.raises(ConfigError, match=r"solver.*exact, since 2 layers read more than two groups"):
+        choose_widths(costs, 0.5 * costs.total([5] * 4), Solver.JOINT)
