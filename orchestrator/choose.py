@@ -41,15 +41,17 @@ class Times:
 
 
 def choose(
-    order_S: Sequence[int], groups: Sequence[Group], cost: Cost, limits: Sequence[float], floors: Mapping[str, int]
+    order_S: Sequence[int], groups: Sequence[Group], cost: Cost, limits: Sequence[float], floors: Mapping[str, int], round_to: int = 1
 ) -> list[dict[str, Tensor]]:
     """Units that stay, bool (U,) by group, when ``cost.total`` is first at most each of ``limits`` (which fall), or when no more may go.
 
-    Units go in ``order_S`` (positions in all groups one after another); those of a group that is at its floor are passed over.
+    Units go in ``order_S`` (positions in all groups one after another); those of a group that is at its floor are passed over. With
+    ``round_to`` they wait until as many of their group have come up that a multiple of it stays, and go together.
     """
     import torch
 
     starts, kept, left = [], {}, {}
+    waiting: dict[str, list[int]] = {group.name: [] for group in groups}
     owner: list[int] = []
     for index, group in enumerate(groups):
         starts.append(len(owner))
@@ -65,11 +67,15 @@ def choose(
     for unit in order_S:
         if len(found) == len(limits):
             break
-        group = groups[owner[unit]]
-        if left[group.name] > floors[group.name]:
-            kept[group.name][unit - starts[owner[unit]]] = False
-            left[group.name] -= 1
-            cost.take(group)
+        group, step = groups[owner[unit]], step_of(groups[owner[unit]], round_to)
+        going = waiting[group.name]
+        going.append(unit - starts[owner[unit]])
+        if len(going) == (left[group.name] % step or step) and left[group.name] - len(going) >= floors[group.name]:
+            kept[group.name][going] = False
+            left[group.name] -= len(going)
+            for _ in range(len(going)):
+                cost.take(group)
+            going.clear()
             stop()
     return found + [kept] * (len(limits) - len(found))
 
@@ -128,12 +134,12 @@ def sweep(asked: Question, order_S: Sequence[int], score_S: Sequence[float], rem
 def answer(asked: Question, order_S: Sequence[int], score_S: Sequence[float], limits: Sequence[float]) -> list[dict[str, Tensor]]:
     """What stays when the cost may be at most each of ``limits`` (which fall)."""
     if asked.target.solver is Solver.RANKING:
-        return choose(order_S, asked.groups, asked.cost, limits, asked.floors)
+        return choose(order_S, asked.groups, asked.cost, limits, asked.floors, asked.target.round_to)
     from orchestrator.widths import Costs, choices_of, choose_widths
 
     going = going_order(order_S, asked.groups)
     worth = {name: [score_S[unit] for unit in units] for name, units in going.items()}
-    levels = {group.name: asked.levels(group) for group in asked.groups}
+    levels = {group.name: rounded(asked.levels(group), step_of(group, asked.target.round_to)) for group in asked.groups}
     choices = choices_of(worth, asked.floors, levels)
     costs, found = Costs(choices, asked.cost.parts(asked.groups)), []
     for most in limits:
@@ -141,6 +147,18 @@ def answer(asked: Question, order_S: Sequence[int], score_S: Sequence[float], li
         widths = {name: int(choice.widths[index]) for (name, choice), index in zip(choices.items(), at, strict=True)}
         found.append(widest(asked.groups, going, widths))
     return found
+
+
+def step_of(group: Group, round_to: int) -> int:
+    """What numbers of units of a group are multiples of: a head is channels enough by itself."""
+    from workers.structure import Kind
+
+    return 1 if group.kind is Kind.HEAD else round_to
+
+
+def rounded(levels: Sequence[int], step: int) -> list[int]:
+    """Rising numbers of units, each down to a multiple of ``step``, but all units, which are as many as they are."""
+    return sorted({*(level - level % step for level in levels), max(levels)} - {0})
 
 
 def going_order(order_S: Sequence[int], groups: Sequence[Group]) -> dict[str, list[int]]:
@@ -192,7 +210,8 @@ def floors(target: UnitTarget, groups: Sequence[Group], dense_units: Mapping[str
 
     def least(group: Group) -> int:
         asked = max(target.min_units, ceil(target.min_fraction * dense_units[group.name] - 1e-9))
-        return max(asked, 0 if group.kind in (Kind.HEAD, Kind.NEURON) else 1)
+        step = step_of(group, target.round_to)
+        return min(-(-max(asked, 0 if group.kind in (Kind.HEAD, Kind.NEURON) else 1) // step) * step, group.units)
 
     return {group.name: least(group) for group in groups}
 

@@ -98,6 +98,8 @@ def asked_units(pruner: UnitPruner) -> dict[str, Any]:
     asked: dict[str, Any] = {"removed": target.removed, "of": target.of.value, "min_units": target.min_units}
     if target.min_fraction:
         asked["min_fraction"] = target.min_fraction
+    if target.round_to > 1:
+        asked["round_to"] = target.round_to
     return asked | ({"streams": True} if pruner.streams else {})
 
 

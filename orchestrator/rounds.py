@@ -58,7 +58,10 @@ def _between(now: float, final: float, left: int) -> float:
 
 
 def check_targets(experiment: Experiment, layers: Sequence[Layer]) -> None:
-    """Raises: ConfigError if a target names no layer, or asks for less than a round before: what is pruned does not come back."""
+    """Raises: ConfigError if a target names no layer, asks for less than a round before (what is pruned does not come back), or for a
+    pattern that the widths which a round before leaves need not fit.
+    """
+    narrowed: dict[str, int] = {}  # by round: what the widths that it leaves are multiples of
     reached: dict[str, tuple[str, float]] = {}  # of what: by which round, how much
     for name, part in experiment.schedule.items():
         where = f"rounds.{name}.pruner" if name else "pruner"
@@ -73,9 +76,24 @@ def check_targets(experiment: Experiment, layers: Sequence[Layer]) -> None:
             asked,
             f"the order of rounds is {', '.join(experiment.schedule)} (those that a defaults list names come first)",
         )
+        if isinstance(part.pruner, UnitPruner):
+            narrowed[name] = part.pruner.target.round_to
+        elif isinstance(part.pruner, WeightPruner):
+            _check_widths(part.pruner, name, narrowed)
         if of != "weights":
             reached.pop("weights", None)  # zeros go with the units that they are in
         reached[of] = (name, asked)
+
+
+def _check_widths(pruner: WeightPruner, name: str, narrowed: Mapping[str, int]) -> None:
+    length = pruner.pattern.length
+    for before, multiple in narrowed.items():
+        require(
+            multiple % length == 0,
+            f"rounds.{before}.pruner.target.round_to",
+            f"a multiple of {length}, since round {name} prunes {pruner.target.pattern} in what is left",
+            multiple,
+        )
 
 
 def _asked(pruner: Pruner, layers: Sequence[Layer]) -> tuple[str, str, float]:

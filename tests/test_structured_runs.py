@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_end_to_end import computed, directory, kill_at, model_bytes, run
+from test_end_to_end import computed, directory, kill_at, model_bytes, run, start
 from test_gradual_runs import report_of
 from tiny import TINY_MODEL, tiny_overrides
 from torch.utils.flop_counter import FlopCounterMode
@@ -102,6 +102,30 @@ def test_units_go_first_and_weights_inside_what_survives_after_them(tmp_path: Pa
     weights = [model.get_parameter(f"{name}.weight") for name in names]
     assert sum(int((weight == 0).sum()) for weight in weights) == said["pruned_weights"]
     assert sum(weight.numel() for weight in weights) == said["prunable_weights"]
+
+
+def test_a_pattern_inside_what_is_left_needs_widths_that_fit_it(tmp_path: Path) -> None:
+    """2:4 after units went: refused before any work where widths may be odd, and carried out where they are multiples of four."""
+    (tmp_path / "my" / "experiment").mkdir(parents=True)
+
+    def experiment(round_to: int) -> None:
+        (tmp_path / "my" / "experiment" / "both.yaml").write_text(
+            "# @package _global_\n"
+            "defaults:\n  - /pruner@rounds.shrink.pruner: unit_magnitude\n  - /pruner@rounds.mask.pruner: magnitude\n"
+            "rounds:\n"
+            f"  shrink: {{pruner: {{target: {{removed: 0.3, of: macs, round_to: {round_to}}}}}}}\n"
+            '  mask: {pruner: {target: {sparsity: 0.5, pattern: "2:4"}}}\n'
+        )
+
+    experiment(2)
+    refused = start(tmp_path, "--config-dir=my", "+experiment=both")
+    told, _ = refused.communicate(timeout=300)
+    assert refused.returncode == 2
+    assert "rounds.shrink.pruner.target.round_to: expected a multiple of 4, since round mask prunes 2:4 in what is left, got 2" in told
+    assert not (tmp_path / "runs").exists()
+    experiment(4)
+    run(tmp_path, "--config-dir=my", "+experiment=both")
+    assert report_of(tmp_path)["rounds"][1]["sparsity"] == pytest.approx(0.5)
 
 
 def test_a_model_without_units_is_refused_before_any_work(tmp_path: Path) -> None:

@@ -53,6 +53,42 @@ def test_the_shortest_prefix_of_the_ranking_that_costs_no_more_than_it_may_goes(
     assert gone == set(order[:expected])
 
 
+def test_units_wait_until_a_multiple_stays():
+    """Of ten units in multiples of four: two go together, then four; the third of another group waits, and heads wait for nobody."""
+    groups = [group("mlp", 10), group("conv", 8, Kind.CHANNEL), group("attn", 3, Kind.HEAD)]
+    order = [18, 0, 10, 11, 1, 2, 12, 3, 4, 5, 13]
+    prices = {"mlp": 1, "conv": 1, "attn": 1}
+    found = choose(order, groups, Priced(prices, groups), [20, 18, 14, 10], dict.fromkeys(prices, 0), round_to=4)
+    assert [{name: int(stays.sum()) for name, stays in kept.items()} for kept in found] == [
+        {"mlp": 10, "conv": 8, "attn": 2},
+        {"mlp": 8, "conv": 8, "attn": 2},
+        {"mlp": 4, "conv": 8, "attn": 2},
+        {"mlp": 4, "conv": 4, "attn": 2},
+    ]
+    assert found[3]["mlp"].tolist() == [False] * 6 + [True] * 4
+
+
+@pytest.mark.parametrize("solver", list(Solver))
+@pytest.mark.parametrize("round_to", [4, 8])
+def test_every_solver_leaves_multiples_and_keeps_the_target(solver, round_to):
+    """Of 64 neurons and 4 heads in each block; floors are multiples, too."""
+    if solver is Solver.JOINT:
+        pytest.importorskip("ortools")
+    made = vit()
+    groups = find_groups(made, SHAPE, streams=False)
+    asked = UnitTarget(0.4, Of.MACS, 3, 0.0, round_to, solver)
+    dense = cost_of(Of.MACS, made, groups, SHAPE).total
+    units = sum(of.units for of in groups)
+    torch.manual_seed(0)
+    score_S = torch.rand(units).double()
+    pruner = UnitRandom(asked, streams=False, seed=0)
+    kept = choose_for(question(pruner, made, SHAPE), score_S.argsort().tolist(), score_S.tolist())
+    left = {of.name: int(kept[of.name].sum()) for of in groups}
+    assert all(left[of.name] % round_to == 0 and left[of.name] >= round_to for of in groups if of.kind is Kind.NEURON)
+    parts = cost_of(Of.MACS, made, groups, SHAPE).parts(groups)
+    assert sum(part.value(left) for part in parts) <= 0.6 * dense
+
+
 def test_a_group_at_its_floor_is_passed_over():
     """Its cheapest units stay, units of others go in their place, and what cannot be reached is not."""
     groups = [group("a", 4), group("b", 4)]

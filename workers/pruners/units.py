@@ -48,6 +48,7 @@ class UnitTarget:
     of: Of
     min_units: int
     min_fraction: float
+    round_to: int = 1  # numbers of channels and neurons that stay are multiples of this, where the dense model's are
     solver: Solver = Solver.RANKING
     within: float | None = None  # of latency: measure the smaller model, and correct the budget until its time is met to this fraction
 
@@ -55,6 +56,7 @@ class UnitTarget:
         require(0.0 <= self.removed < 1.0, "pruner.target.removed", "a fraction in [0, 1)", self.removed, "0.5 takes out half")
         require(self.min_units >= 0, "pruner.target.min_units", "0 or more units", self.min_units)
         require(0.0 <= self.min_fraction <= 1.0, "pruner.target.min_fraction", "a fraction in [0, 1]", self.min_fraction)
+        require(self.round_to >= 1, "pruner.target.round_to", "at least 1", self.round_to, "8 suits matrix units of GPUs")
         least = "a fraction between 0 and 1, or null"
         require(self.within is None or 0 < self.within < 1, "pruner.target.within", least, self.within, "0.03 corrects up to 3 %")
         closed = f"null for of={self.of.value}, which is met as it is counted"
