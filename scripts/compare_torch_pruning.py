@@ -122,10 +122,11 @@ def main() -> None:
     parser.add_argument("--removed", nargs="+", type=float, default=[0.25, 0.5, 0.75])
     parser.add_argument("--recover", nargs="*", type=float, default=[], help="fractions of --removed that are recovered, too")
     parser.add_argument("--of", default="macs")
+    parser.add_argument("--importances", nargs="+", choices=IMPORTANCES, default=list(IMPORTANCES))
     options = parser.parse_args()
     columns = [f"{removed:.0%} of {options.of}" for removed in options.removed]
     columns += [f"{removed:.0%}, recovered" for removed in options.recover]
-    table: dict[str, dict[str, list[float]]] = {name: {column: [] for column in columns} for name in IMPORTANCES}
+    table: dict[str, dict[str, list[float]]] = {name: {column: [] for column in columns} for name in options.importances}
     told = Console(stderr=True)
     for seed in options.seeds:
         experiment = experiment_of([*options.overrides, "cluster=local", f"seed={seed}"])
