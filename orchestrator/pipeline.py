@@ -149,7 +149,9 @@ def quantise(run: Run, model: Record, dense: list[Record]) -> Record:
     data, latency = run.experiment.data, run.experiment.latency
     identity = data_identity(run, (*CALIBRATION, *EVALUATION, *data.evaluation_only))
     to = run.store.destination("quantise", model=model, data=identity, dense=dense, **timing_identity(*on_onnxruntime(run)))
-    return run.map("quantise", Worker.quantise, [QuantiseTask(model.path(MODEL), data, latency, tuple(dense), to)], alone=True)[0]
+    record = run.map("quantise", Worker.quantise, [QuantiseTask(model.path(MODEL), data, latency, tuple(dense), to)], alone=True)[0]
+    run.tracked.log("int8", record.numbers["metrics"])
+    return record
 
 
 def collect(run: Run, model: Record) -> dict[str, list[Record]]:

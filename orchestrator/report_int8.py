@@ -19,13 +19,12 @@ def on_int8(report: Report) -> list[str]:
     found = report.int8
     if found is None:
         return []
-    known = [key for key in ACCURACIES if found.metrics.get(key) is not None]
-    reached = f"{ACCURACIES[known[0]]} is {percent(found.metrics[known[0]])}" if known else "accuracy was not measured"
-    before = report.stages[-1].metrics.get(known[0]) if known and report.stages else None
-    instead = "" if before is None else f" instead of {percent(before)}"
+    key = report.headline_metric if report.headline_metric in found.metrics else "agreement"  # there are no neighbours to ask
+    before = report.stages[-1].metrics.get(key) if report.stages else None
+    reached = f"{ACCURACIES[key]} is {percent(found.metrics[key])}{'' if before is None else f' instead of {percent(before)}'}"
     where = setting(found.runtime, found.batch_size, found.threads, found.device)
     return [
-        f"In 8 bits {reached}{instead}, the ONNX file has {size(found.bytes)} instead of {size(found.float_bytes)} in 32 bits, and a "
+        f"In 8 bits {reached}, the ONNX file has {size(found.bytes)} instead of {size(found.float_bytes)} in 32 bits, and a "
         f"forward pass takes {ms(found.ms)} ± {percent(found.spread)} instead of {ms(found.float_ms)} ({where})."
     ]
 
