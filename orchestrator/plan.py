@@ -27,6 +27,7 @@ from workers.recovery import Distill, Recovery
 from workers.structure import find_groups, take
 
 HOST_FLOPS = 2e11  # of the CPU beside a GPU, where metrics are computed
+GRAPH_SECONDS = 5.0  # of writing a model as ONNX and making 8 bits of its graph, about
 RANGE_PASSES = 4  # what it takes to make 8 bits, in forward passes over the images that the ranges are taken from, about
 HISTOGRAM_READS = 2  # of all scores, to find one threshold exactly
 
@@ -279,6 +280,7 @@ def _stages(
         stages["recover"] = gang(recovery, then)
         stages |= {"evaluate recovered": evaluation(then), "assess recovered": metrics}
     if experiment.int8:
-        images, patience = min(compared, RANGE_IMAGES), 2 * MODEL_PATIENCE * experiment.latency.seconds
-        stages["quantise"] = _mapped([RANGE_PASSES * then.network(images) + then.network(data.size("test")) + patience], resources)
+        fixed = GRAPH_SECONDS + 2 * MODEL_PATIENCE * experiment.latency.seconds
+        ranges = RANGE_PASSES * then.network(min(compared, RANGE_IMAGES))
+        stages["quantise"] = _mapped([fixed + ranges + then.network(data.size("test"))], resources)
     return stages | {"export": _mapped([then.write(after.model_bytes)], resources)}
