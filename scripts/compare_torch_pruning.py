@@ -52,8 +52,8 @@ def dense_file(experiment: Experiment) -> Path:
         told = json.loads(path.read_text(encoding="utf-8"))["experiment"]
         if told["seed"] == experiment.seed:
             lines = (json.loads(line) for line in (path.parent / "tasks.jsonl").read_text(encoding="utf-8").splitlines())
-            verbs = {line["verb"]: line["fingerprint"] for line in lines}
-            name = verbs["recover" if told["training"] else "import"]
+            stages = {line["stage"]: line["fingerprint"] for line in lines}
+            name = stages.get("train dense") or stages["import"]
             return next((Path(experiment.output) / "store").glob(f"*/{name[:2]}/{name[2:18]}/model.safetensors"))
     raise SystemExit(f"{experiment.output}: no finished run of {experiment.name} with seed {experiment.seed}; run the experiment first")
 

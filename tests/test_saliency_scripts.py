@@ -134,9 +134,9 @@ def test_torch_pruning_is_compared_on_the_dense_model_of_a_run_and_its_images(tm
     pytest.importorskip("torch_pruning")
     import compare_torch_pruning
 
-    run(tmp_path, *CONVNEXT)
-    settings = [o for o in tiny_overrides(tmp_path) if not o.startswith(("model.", "pruner.", "recovery="))]
     recovery = ["recovery=adamw", "recovery.epochs=1", "recovery.batch_size=32", "recovery.ranks=1"]
+    run(tmp_path, *CONVNEXT, *recovery)  # which leaves a recovered model, too
+    settings = [o for o in tiny_overrides(tmp_path) if not o.startswith(("model.", "pruner.", "recovery="))]
     output = called(
         "compare_torch_pruning.py", *settings, *CONVNEXT, *recovery, "--removed", "0", "0.5", "--recover", "0.5", folder=tmp_path
     )
