@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, pstdev
 
@@ -154,7 +155,7 @@ def main() -> None:
                 }
                 write_text(place / "result.json", json.dumps(result))
             told.print(f"seed {seed}, {name}: " + ", ".join(f"{column} {100 * found[-1]:.1f}" for column, found in row.items() if found))
-    print(f"| torch-pruning {tp.__version__} | " + " | ".join(columns) + " |")
+    print(f"| torch-pruning {version('torch-pruning')} | " + " | ".join(columns) + " |")
     print("|---" * (len(columns) + 1) + "|")
     for name, row in table.items():
         cells = [f"{100 * mean(found):.1f} ± {100 * pstdev(found):.1f} ({len(found)})" for found in row.values()]
