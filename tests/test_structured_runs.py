@@ -144,7 +144,7 @@ def test_a_model_without_units_is_refused_before_any_work(tmp_path: Path) -> Non
         plan_experiment(experiment)
 
 
-@pytest.mark.parametrize("solver", ["ranking", "exact"])
+@pytest.mark.parametrize("solver", ["exact", pytest.param("ranking", marks=pytest.mark.slow)])
 def test_memory_is_a_target_and_is_told_as_it_was_reached(tmp_path: Path, solver: str) -> None:
     """Parameters and what a forward pass writes, of the model in the file: at least a third less, and by less than a twentieth more."""
     run(tmp_path, "pruner=unit_magnitude", "pruner.target.of=memory", "pruner.target.removed=0.33", f"pruner.target.solver={solver}")

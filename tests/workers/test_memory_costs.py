@@ -10,7 +10,8 @@ from workers.models.memory_costs import Memory, written
 from workers.models.shrunk import shrunk
 from workers.structure import take
 
-CHECKED = ("resnet18", "efficientnet_b0", "convnext_atto", "vit_giant_patch14_dinov2", "mobilenetv3_small_100")
+ALIKE = [pytest.param(name, marks=pytest.mark.slow) for name in ("efficientnet_b0", "mobilenetv3_small_100")]
+CHECKED = ("resnet18", "convnext_atto", "vit_giant_patch14_dinov2", *ALIKE)
 
 
 def test_what_is_written_is_counted_as_by_hand():
