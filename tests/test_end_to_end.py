@@ -100,7 +100,7 @@ def test_many_waves_give_the_bytes_of_one(undisturbed: Path, tmp_path: Path) -> 
     assert len({line["started"] for line in tasks if line["verb"] == "collect"}) > 2, "more cells than the two shards"
 
 
-@pytest.mark.parametrize("verb", ["collect", "solve"])
+@pytest.mark.parametrize("verb", [pytest.param("collect", marks=pytest.mark.slow), "solve"])
 def test_a_killed_worker_is_replaced_and_changes_no_byte(verb: str, undisturbed: Path, tmp_path: Path) -> None:
     process = start(tmp_path, *ON_RAY, "cluster.workers=2", "data.calibration_batches=24")
     victim = None
