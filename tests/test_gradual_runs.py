@@ -89,6 +89,7 @@ def test_a_single_round_is_the_run_without_rounds(tmp_path: Path) -> None:
     assert report_of(tmp_path / "none")["rounds"] == [] and "collect" in report_of(tmp_path / "none")["stage_seconds"]
 
 
+@pytest.mark.slow
 def test_two_steps_are_half_the_way_and_a_second_run_from_its_exported_model(tmp_path: Path) -> None:
     run(tmp_path / "steps", "steps=2", "pruner.target.sparsity=0.8")
     run(tmp_path / "half", "pruner.target.sparsity=0.4")

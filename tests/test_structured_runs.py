@@ -59,6 +59,7 @@ def test_what_is_left_is_the_dense_model_with_units_silenced_and_half_of_its_wor
     assert said["final_size"]["parameters"] == sum(parameter.numel() for parameter in small.parameters())
 
 
+@pytest.mark.slow
 def test_workers_on_ray_leave_the_bytes_of_one_process(undisturbed: Path, tmp_path: Path) -> None:
     run(tmp_path, *SOSP, "cluster=ray", "cluster.cpus_per_worker=0.5", "cluster.workers=2")
     assert model_bytes(tmp_path) == model_bytes(undisturbed)
