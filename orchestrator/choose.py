@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, gcd
 from typing import TYPE_CHECKING, Protocol
 
 from workers.models.base import ModelFamily
@@ -150,10 +150,9 @@ def answer(asked: Question, order_S: Sequence[int], score_S: Sequence[float], li
 
 
 def step_of(group: Group, round_to: int) -> int:
-    """What numbers of units of a group are multiples of: a head is channels enough by itself."""
-    from workers.structure import Kind
-
-    return 1 if group.kind is Kind.HEAD else round_to
+    """What numbers of units of a group are multiples of, so that widths are of ``round_to``: a head is several channels by itself."""
+    channels = gcd(*(part.index_UK.shape[1] for part in group.slices))
+    return round_to // gcd(round_to, channels)
 
 
 def rounded(levels: Sequence[int], step: int) -> list[int]:

@@ -17,6 +17,7 @@ from orchestrator.store import MODEL, Store, fingerprint, settings
 from orchestrator.units import size
 from workers.checks import require
 from workers.errors import DamagedResult, SecateurError
+from workers.int8 import INT8
 from workers.losses import Loss
 from workers.onnx_export import ONE_FILE_BYTES, check_packages, export_onnx, first_images
 from workers.pruners.units import UnitPruner
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from orchestrator.run import Run
     from workers.models.profile import ModelProfile
 
-ONNX, INT8 = "model.onnx", "model.int8.onnx"
+ONNX = "model.onnx"
 DAMAGED_RESULTS = 20  # after that many in one run, the disk is the problem
 
 

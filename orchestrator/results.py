@@ -61,7 +61,7 @@ def make_report(run: Run, outcome: Outcome, config: dict[str, Any], command: str
         final_size=model_size(final),
         latency=latency_of(outcome.rounds),
         int8=int8_of(run, outcome.quantised),
-        memory_removed=memory_of(outcome.rounds).get("memory"),
+        memory_removed=memory_of(outcome.rounds),
         loss_increase=LossIncrease(_predicted(layers), last.measured, last.measured_unit),
         rounds=[round_result(run, outcome, part) for part in outcome.rounds if part.run.round],
         sizes=FileSizes(outcome.dense.path(MODEL).stat().st_size, outcome.model.path(MODEL).stat().st_size),
@@ -144,17 +144,18 @@ def removed_of(rounds: list[RoundOutcome], dense: ModelSize, size: ModelSize) ->
         return {}
     kept, timed = sum(group.kept for group in groups) / sum(group.units for group in groups), latency_of(rounds)
     found = {"macs": 1 - size.macs / dense.macs, "parameters": 1 - size.parameters / dense.parameters, "structures": 1 - kept}
-    return found | ({} if timed is None else {"latency": timed.removed}) | memory_of(rounds)
+    memory = memory_of(rounds)
+    return found | ({} if timed is None else {"latency": timed.removed}) | ({} if memory is None else {"memory": memory})
 
 
-def memory_of(rounds: list[RoundOutcome]) -> dict[str, float]:
+def memory_of(rounds: list[RoundOutcome]) -> float | None:
     """The fraction of the memory that is gone, if the last of ``rounds`` that took units out had a target of it."""
     last = next((part.run for part in reversed(rounds) if not part.masks), None)
     if last is None or last.experiment.unit_pruner.target.of is not Of.MEMORY:
-        return {}
+        return None
     dense, input_shape = dense_family(last.experiment.model), last.experiment.data.input_shape
     before, after = (cost_of(Of.MEMORY, family, [], input_shape).total for family in (dense, last.family_of(rounds[-1].model)))
-    return {"memory": 1 - after / before}
+    return 1 - after / before
 
 
 def latency_of(rounds: list[RoundOutcome]) -> LatencyResult | None:

@@ -2,7 +2,7 @@
 # Ways to a latency budget on one case: HALP's importance and SOSP-H, by an exact knapsack over measured tables, by HALP's own, all groups
 # narrowed alike, and by multiply-adds instead of time; with RECOVER=1 also recovered. Residual streams may be narrowed too.
 #     bash scripts/compare_budgets.sh [EXPERIMENT]          (default: fashion_resnet; needs `make cases`)
-# SEEDS=0,1,2 for more than one; REMOVED, MACS: fractions of the time, of the multiply-adds; 
+# SEEDS=0,1,2 for more than one; REMOVED, MACS: fractions of the time, of the multiply-adds;
 # SETTINGS="latency.batch_size=1 …" for all runs. What was interrupted goes on where it was. Timing wants an idle machine.
 set -euo pipefail
 cd "$(dirname "$0")/.."

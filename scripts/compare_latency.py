@@ -19,6 +19,7 @@ from statistics import mean, pstdev
 from typing import Any
 
 import torch
+from compare_runs import headline
 from one_figure import curve, page
 
 from orchestrator.choose import dense_family
@@ -29,7 +30,6 @@ from workers.latency import Latency, Runtime
 from workers.memory import keep_freed_memory
 from workers.timing import time_in_turn
 
-METRICS = ("top1", "knn", "agreement")
 STAGES = ("one_shot", "recovered")
 
 
@@ -85,8 +85,7 @@ def method(report: dict[str, Any]) -> str:
 
 
 def accuracy(report: dict[str, Any], stage: str) -> float | None:
-    found = next((entry["metrics"] for entry in report["stages"] if entry["name"] == stage), {})
-    return next((found[key] for key in METRICS if found.get(key) is not None), None)
+    return next((entry["metrics"].get(headline(report)) for entry in report["stages"] if entry["name"] == stage), None)
 
 
 def front(points: list[tuple[float, float]]) -> list[bool]:

@@ -25,8 +25,8 @@ def target(removed, of=Of.MACS, min_units=1, min_fraction=0.0):
     return UnitTarget(removed, of, min_units, min_fraction)
 
 
-def group(name, units, kind=Kind.NEURON):
-    return Group(name, kind, (Slice(f"{name}.weight", 0, torch.arange(units)[:, None]),), ())
+def group(name, units, kind=Kind.NEURON, channels=1):
+    return Group(name, kind, (Slice(f"{name}.weight", 0, torch.arange(units * channels).reshape(units, channels)),), ())
 
 
 class Priced:
@@ -54,8 +54,8 @@ def test_the_shortest_prefix_of_the_ranking_that_costs_no_more_than_it_may_goes(
 
 
 def test_units_wait_until_a_multiple_stays():
-    """Of ten units in multiples of four: two go together, then four; the third of another group waits, and heads wait for nobody."""
-    groups = [group("mlp", 10), group("conv", 8, Kind.CHANNEL), group("attn", 3, Kind.HEAD)]
+    """Of ten units in multiples of four: two go together, then four; the third of another group waits; heads of eight channels do not."""
+    groups = [group("mlp", 10), group("conv", 8, Kind.CHANNEL), group("attn", 3, Kind.HEAD, channels=8)]
     order = [18, 0, 10, 11, 1, 2, 12, 3, 4, 5, 13]
     prices = {"mlp": 1, "conv": 1, "attn": 1}
     found = choose(order, groups, Priced(prices, groups), [20, 18, 14, 10], dict.fromkeys(prices, 0), round_to=4)
@@ -85,6 +85,7 @@ def test_every_solver_leaves_multiples_and_keeps_the_target(solver, round_to):
     kept = choose_for(question(pruner, made, SHAPE), score_S.argsort().tolist(), score_S.tolist())
     left = {of.name: int(kept[of.name].sum()) for of in groups}
     assert all(left[of.name] % round_to == 0 and left[of.name] >= round_to for of in groups if of.kind is Kind.NEURON)
+    assert any(left[of.name] % round_to for of in groups if of.kind is Kind.HEAD)  # of 8 channels
     parts = cost_of(Of.MACS, made, groups, SHAPE).parts(groups)
     assert sum(part.value(left) for part in parts) <= 0.6 * dense
 

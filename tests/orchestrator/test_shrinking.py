@@ -85,7 +85,7 @@ def test_without_a_bound_the_table_is_believed_and_one_reading_told(monkeypatch)
 
 def test_what_cannot_be_met_is_told(monkeypatch):
     """Readings that stay a fifth too long whatever is chosen: five corrections, then a warning with what was measured and asked for."""
-    readings = Readings(0.03, [1.2 / 0.55 / 2 - 1])
+    readings = Readings(0.03, [])
     monkeypatch.setattr(Readings, "time", lambda self, run, family, reading=1: SimpleNamespace(numbers={"ratio": 0.6, "beside_ms": 10.0}))
     found = met(monkeypatch, readings)
     assert found.corrections == 5

@@ -40,17 +40,23 @@ def best_of_all(choices, parts, budget):
     return max((value_of(choices, at) for at in every if cost_of(choices, parts, at) <= budget), default=None)
 
 
-@pytest.mark.parametrize("part", [0.3, 0.5, 0.7])
-def test_products_of_widths_are_solved_almost_as_well_as_by_trying_all_choices(part):
-    """Never over budget, on average within 1 % of the best of 1,296 choices, at worst within 10 %."""
-    gaps = []
+def gaps(problem, part):
+    """How far the solver stays behind the best of 1,296 choices, as a fraction, on 12 problems; never over its budget."""
+    found = []
     for seed in range(12):
-        choices, costs, parts = chain(seed)
+        choices, costs, parts = problem(seed)
         budget = part * costs.total([5] * 4)
         at = choose_widths(costs, budget, Solver.EXACT)
         assert cost_of(choices, parts, at) == pytest.approx(costs.total(at)) and costs.total(at) <= budget
-        gaps.append(1 - value_of(choices, at) / best_of_all(choices, parts, budget))
-    assert np.mean(gaps) < 0.01 and max(gaps) < 0.1
+        found.append(1 - value_of(choices, at) / best_of_all(choices, parts, budget))
+    return found
+
+
+@pytest.mark.parametrize("part", [0.3, 0.5, 0.7])
+def test_products_of_widths_are_solved_almost_as_well_as_by_trying_all_choices(part):
+    """On average within 1 %, at worst within 10 %."""
+    found = gaps(chain, part)
+    assert np.mean(found) < 0.01 and max(found) < 0.1
 
 
 def test_constraint_programming_finds_the_best_of_all_choices():
@@ -111,16 +117,9 @@ def concatenated(seed, groups=4, units=6):
 
 @pytest.mark.parametrize("part", [0.3, 0.5, 0.7])
 def test_layers_that_read_several_groups_are_solved_almost_as_well_as_by_trying_all_choices(part):
-    """Never over budget, on average within 2 % of the best of 1,296 choices, at worst within 15 %."""
-    gaps = []
-    for seed in range(12):
-        choices, costs, parts = concatenated(seed)
-        assert costs.total([2, 4, 1, 3]) == pytest.approx(cost_of(choices, parts, [2, 4, 1, 3]))
-        budget = part * costs.total([5] * 4)
-        at = choose_widths(costs, budget, Solver.EXACT)
-        assert cost_of(choices, parts, at) == pytest.approx(costs.total(at)) and costs.total(at) <= budget
-        gaps.append(1 - value_of(choices, at) / best_of_all(choices, parts, budget))
-    assert np.mean(gaps) < 0.02 and max(gaps) < 0.15
+    """On average within 2 %, at worst within 15 %."""
+    found = gaps(concatenated, part)
+    assert np.mean(found) < 0.02 and max(found) < 0.15
 
 
 def test_around_a_choice_they_are_exact_there_and_for_a_change_of_one_group():

@@ -48,7 +48,7 @@ class UnitTarget:
     of: Of
     min_units: int
     min_fraction: float
-    round_to: int = 1  # numbers of channels and neurons that stay are multiples of this, where the dense model's are
+    round_to: int = 1  # widths (channels, neurons, heads times their channels) stay multiples of this, where the dense model's are
     solver: Solver = Solver.RANKING
     within: float | None = None  # of latency: measure the smaller model, and correct the budget until its time is met to this fraction
 
