@@ -10,7 +10,7 @@ from test_end_to_end import directory, run
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from compare_latency import Model, front, lines_of, table  # noqa: E402
+from compare_latency import Model, accuracy, front, lines_of, table  # noqa: E402
 
 
 def test_on_the_front_is_what_nothing_else_beats() -> None:
@@ -52,3 +52,9 @@ def test_models_of_runs_are_timed_and_told_with_their_accuracy(tmp_path: Path) -
     (ours,) = [line for line in shown.splitlines() if line.startswith("| UnitTaylor by macs, ranking | 50% of macs |")]
     (theirs,) = [line for line in shown.splitlines() if line.startswith("| theirs | 50% of macs | 50.0 |")]
     assert float(ours.split("|")[4]) > 0 and theirs.split("|")[5].strip(" *") == "25.0" and (tmp_path / "page.html").exists()
+
+
+def test_a_few_photos_are_judged_by_agreement_and_not_by_their_labels() -> None:
+    stages = [{"name": "dense", "metrics": {"top1": 0.9, "agreement": 1.0, "test_samples": 20}}]
+    stages.append({"name": "one_shot", "metrics": {"top1": 0.85, "agreement": 0.95, "test_samples": 20}})
+    assert accuracy({"stages": stages}, "one_shot") == 0.95 and accuracy({"stages": stages}, "recovered") is None
