@@ -21,5 +21,4 @@ sweep() {
         pruner.target.removed="${REMOVED:-0.2,0.35,0.5}"
     "${run[@]}" pruner=taylor ++pruner.target.of=macs ++pruner.target.solver=exact,ranking pruner.target.removed="${MACS:-0.6,0.8,0.9}"
 }
-sweep recovery=none
-[ -z "${RECOVER:-}" ] || sweep
+if [ -z "${RECOVER:-}" ]; then sweep recovery=none; else sweep; fi
