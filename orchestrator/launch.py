@@ -19,6 +19,7 @@ from workers.checks import require
 from workers.errors import DamagedResult, SecateurError
 from workers.int8 import INT8
 from workers.losses import Loss
+from workers.models.base import Output
 from workers.onnx_export import ONE_FILE_BYTES, check_packages, export_onnx, first_images
 from workers.pruners.units import UnitPruner
 from workers.recovery import check
@@ -46,10 +47,15 @@ def plan_experiment(experiment: Experiment) -> Plan:
 
 def check_together(experiment: Experiment, profile: ModelProfile) -> None:
     """Settings that are fine alone and not together. Raises: ConfigError."""
-    classifier, labelled = experiment.model.is_classifier, experiment.data.classes > 0
-    loss = experiment.loss
-    require(classifier or loss is Loss.FEATURES, "loss", "features, since the model has no classifier", loss.value, "loss=features")
+    output, loss, labelled = experiment.model.output, experiment.loss, experiment.data.classes > 0
+    headless = output is Output.FEATURES
+    require(not headless or loss is Loss.FEATURES, "loss", "features, since the model has no classifier", loss.value, "loss=features")
     require(labelled or loss is not Loss.LABELS, "loss", "sampled or features, since the data has no labels", loss.value, "loss=sampled")
+    if output is Output.BOXES:
+        check_detector(experiment, profile)
+    else:
+        boxes = "images with classes: its labels are objects in boxes, which only a detector learns from"
+        require(headless or not experiment.data.has_boxes, "data", boxes, type(experiment.data).__name__, "choose model=ssdlite")
     require(
         experiment.model.has_features or loss is not Loss.FEATURES,
         "loss",
@@ -58,17 +64,34 @@ def check_together(experiment: Experiment, profile: ModelProfile) -> None:
         "loss=sampled needs no labels",
     )
     require(
-        not (classifier and labelled) or experiment.data.classes <= profile.outputs,
+        output is not Output.LOGITS or experiment.data.classes <= profile.outputs,
         "model.arguments.num_classes",
         f"at least the {experiment.data.classes} classes of the data",
         profile.outputs,
     )
     if experiment.training is not None and experiment.model.checkpoint is None:
-        check(experiment.training, experiment.data, classifier, taught=False, where="training")
+        check(experiment.training, experiment.data, output, taught=False, where="training")
     for name, part in experiment.schedule.items():
         if part.recovery is not None:
             where = f"rounds.{name}.recovery" if name else "recovery"
-            check(part.recovery, experiment.data, classifier, taught=True, where=where, features=experiment.model.has_features)
+            check(part.recovery, experiment.data, output, taught=True, where=where, features=experiment.model.has_features)
+
+
+def check_detector(experiment: Experiment, profile: ModelProfile) -> None:
+    """That images are as large as the default boxes are made for, labels are boxes of classes that the model knows, and losses and pruners
+    are of what a detector says."""
+    loss, data, shape, size = experiment.loss, experiment.data, experiment.data.input_shape, experiment.model.fixed_size
+    require(shape == (3, size, size), "data.image_size", f"{size}, which the model's default boxes are made for, and 3 channels", shape)
+    require(loss is not Loss.SAMPLED, "loss", "labels or features, since a detector's output is no distribution", loss.value)
+    with_boxes, instead = data.has_boxes or data.classes == 0, "choose data=coco, or a folder of images without classes and loss=features"
+    require(with_boxes, "data", "images with objects in boxes, or without labels", type(data).__name__, instead)
+    classes = f"at least {data.classes + 1}: the classes of the data and the background"
+    require(data.classes + 5 <= profile.outputs, "model.arguments.num_classes", classes, profile.outputs - 4)
+    for name, part in experiment.schedule.items():
+        logits = isinstance(part.pruner, UnitPruner) and part.pruner.needs_logits
+        require(
+            not logits, f"rounds.{name}.pruner" if name else "pruner", "one that suits detectors", type(part.pruner).__name__, "sosp_h does"
+        )
 
 
 def run_experiment(experiment: Experiment, config: dict[str, Any], command: str) -> tuple[Report, Path]:

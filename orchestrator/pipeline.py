@@ -33,6 +33,7 @@ from workers.messages import (
     ScoreTask,
     SolveTask,
 )
+from workers.models.base import Output
 from workers.pruners.base import WeightPruner
 from workers.recovery import Distill, Recovery
 from workers.worker import Worker
@@ -122,7 +123,7 @@ def train(run: Run, stage: str, start: Record, recovery: Recovery, dense: Record
 
 def evaluate(run: Run, stage: str, model: Record) -> dict[str, list[Record]]:
     """Outputs on the test split, and on the labelled bank if the model has no classifier; parts of both in one map."""
-    data, splits = run.experiment.data, ["test"] if run.experiment.model.is_classifier else ["test", "bank"]
+    data, splits = run.experiment.data, ["test", "bank"] if run.experiment.model.output is Output.FEATURES else ["test"]
     identity = data_identity(run, (*EVALUATION, *data.evaluation_only))
     tasks = []
     for split in splits:
@@ -136,9 +137,9 @@ def evaluate(run: Run, stage: str, model: Record) -> dict[str, list[Record]]:
 
 def assess(run: Run, name: str, outputs: dict[str, list[Record]], dense: dict[str, list[Record]]) -> Record:
     """Accuracy of model ``name``, and its agreement with the dense one."""
-    classifier = run.experiment.model.is_classifier
-    to = run.store.destination("assess", outputs=outputs, dense=dense["test"], classifier=classifier)
-    task = AssessTask({s: tuple(r) for s, r in outputs.items()}, {"test": tuple(dense["test"])}, classifier, to)
+    output = run.experiment.model.output
+    to = run.store.destination("assess", outputs=outputs, dense=dense["test"], output=output)
+    task = AssessTask({s: tuple(r) for s, r in outputs.items()}, {"test": tuple(dense["test"])}, output, to)
     record = run.map(f"assess {name}", Worker.assess, [task])[0]
     run.tracked.log(f"{run.round}/{name}" if run.round else name, record.numbers["metrics"])
     return record
@@ -256,7 +257,8 @@ def measure_increase(run: Run, before: Record, pruned: Record, dense: Record) ->
         tasks.append(CompareTask(before.path(MODEL), pruned.path(MODEL), data, loss, part, data.comparison_parts, to))
     records = run.map("compare", Worker.compare, tasks) if tasks else []
     samples = sum(record.numbers["samples"] for record in records)
-    unit = UNITS[loss].format("dense model" if before.fingerprint == dense.fingerprint else "model before")
+    detector = run.experiment.model.output is Output.BOXES and loss is Loss.LABELS
+    unit = DETECTION if detector else UNITS[loss].format("dense model" if before.fingerprint == dense.fingerprint else "model before")
     return (sum(record.numbers["total"] for record in records) / samples if samples else None), unit
 
 
@@ -265,6 +267,7 @@ UNITS = {
     Loss.SAMPLED: "KL divergence from the {} per calibration sample",
     Loss.FEATURES: "half the mean squared feature error per calibration sample",
 }
+DETECTION = "detection loss per calibration sample"
 
 
 def _by_layer(layers: Sequence[PlannedLayer], records: Sequence[Record]) -> dict[str, Record]:

@@ -16,7 +16,7 @@ from orchestrator.latency_table import sizes
 from workers.data.base import TASK_SAMPLES
 from workers.int8 import RANGE_IMAGES
 from workers.latency import MODEL_PATIENCE
-from workers.models.base import ModelFamily
+from workers.models.base import ModelFamily, Output
 from workers.models.operations import find_operations
 from workers.models.profile import ModelProfile
 from workers.models.profile import profile as model_profile
@@ -258,7 +258,7 @@ def _stages(
         wall = costs.training(recipe, data.size("train"), taught) + hardware.gang_seconds
         return Estimate(recipe.ranks, wall, wall * recipe.ranks, (wall,) * recipe.ranks)
 
-    bank = 0 if experiment.model.is_classifier else data.size("bank")
+    bank = data.size("bank") if experiment.model.output is Output.FEATURES else 0
     rate = HOST_FLOPS if costs.gpu else costs.flops
     metrics = _mapped([2.0 * data.size("test") * bank * profile.outputs / rate], resources)
     splits = ["test", "bank"] if bank else ["test"]

@@ -43,7 +43,7 @@ class StageResult:
     """A model of the run and how it did on the test data.
 
     ``name`` is ``dense``, ``one_shot`` or ``recovered``; ``seconds`` is the time of its evaluation. Keys of ``metrics``, absent or None
-    where not measured: the fractions ``top1``, ``top5``, ``knn`` and ``agreement`` (with the dense model), ``loss``,
+    where not measured: the fractions ``top1``, ``top5``, ``knn``, ``map``, ``map50`` and ``agreement`` (with the dense model), ``loss``,
     ``images_per_second``, and ``test_samples``, the number of images behind them.
     """
 

@@ -75,7 +75,7 @@ def safe(text: str) -> str:
 
 def accuracy(report: Report) -> Figure | None:
     """Bars of every accuracy by stage."""
-    keys = [key for key in (*ACCURACIES, "top5") if any(stage.metrics.get(key) is not None for stage in report.stages)]
+    keys = [key for key in (*ACCURACIES, "top5", "map50") if any(stage.metrics.get(key) is not None for stage in report.stages)]
     keys = [key for key in METRICS if key in keys]
     if not keys:
         return None

@@ -10,9 +10,18 @@ if TYPE_CHECKING:
     from orchestrator.report import Report
 
 STAGE_NAMES = {"dense": "dense", "one_shot": "one-shot", "recovered": "recovered"}
-ACCURACIES = {"top1": "top-1 accuracy", "knn": "k-NN accuracy", "agreement": "agreement with dense"}  # in order of preference
-METRICS = {"top1": "top-1", "top5": "top-5", "knn": "k-NN", "agreement": "agreement", "loss": "loss", "images_per_second": "images/s"}
-FRACTIONS = ("top1", "top5", "knn", "agreement")
+ACCURACIES = {"top1": "top-1 accuracy", "knn": "k-NN accuracy", "map": "mAP", "agreement": "agreement with dense"}  # in order of preference
+METRICS = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "knn": "k-NN",
+    "map": "mAP",
+    "map50": "mAP at 0.5",
+    "agreement": "agreement",
+    "loss": "loss",
+    "images_per_second": "images/s",
+}
+FRACTIONS = ("top1", "top5", "knn", "map", "map50", "agreement")
 
 
 def stage_name(report: Report, name: str) -> str:

@@ -18,6 +18,7 @@ from workers.messages import Destination, Record
 ROOT = Path(__file__).parent.parent
 
 WORKER = "workers/worker.py"
+DETECTOR = "workers/models/detector.py"
 STATISTICS = (
     "workers/calibrate.py",
     "workers/layer_inputs.py",
@@ -42,14 +43,15 @@ CODE = {
         "workers/export.py",
         "workers/models/timm.py",
         "workers/models/torchvision.py",
+        "workers/models/detection.py",
         "workers/models/library.py",
         "workers/models/checkpoints.py",
         "workers/models/bundled.py",
     ),
-    "evaluate": (WORKER, "workers/evaluation.py", "workers/data/*.py"),
-    "assess": (WORKER, "workers/evaluation.py"),
-    "compare": (WORKER, "workers/evaluation.py", "workers/losses.py", "workers/data/*.py"),
-    "collect": (WORKER, *STATISTICS, "workers/losses.py", "workers/data/*.py"),
+    "evaluate": (WORKER, "workers/evaluation.py", DETECTOR, "workers/data/*.py"),
+    "assess": (WORKER, "workers/evaluation.py", "workers/average_precision.py"),
+    "compare": (WORKER, "workers/evaluation.py", "workers/losses.py", DETECTOR, "workers/data/*.py"),
+    "collect": (WORKER, *STATISTICS, "workers/losses.py", DETECTOR, "workers/data/*.py"),
     "score": (WORKER, "workers/moments.py", "workers/pruners/*.py", "kernels/*.py", "kernels/obs/*.py"),
     "solve": (WORKER, "workers/moments.py", "workers/pruners/*.py", "kernels/*.py", "kernels/obs/*.py"),
     "allocate": ("orchestrator/allocate.py", "kernels/select.py"),
@@ -59,6 +61,7 @@ CODE = {
         *STRUCTURE,
         "workers/saliency.py",
         "workers/losses.py",
+        DETECTOR,
         "workers/pruners/*.py",
         "workers/data/*.py",
         "kernels/saliency.py",
@@ -73,9 +76,17 @@ CODE = {
         *STRUCTURE,
     ),
     "time": ("workers/timing.py", "workers/models/operations.py", "workers/models/resize.py"),
-    "quantise": ("workers/int8.py", "workers/onnx_export.py", "workers/evaluation.py", "workers/timing.py", "workers/data/*.py"),
+    "quantise": (
+        "workers/int8.py",
+        "workers/onnx_export.py",
+        "workers/evaluation.py",
+        "workers/average_precision.py",
+        DETECTOR,
+        "workers/timing.py",
+        "workers/data/*.py",
+    ),
     "shrink": (WORKER, "workers/export.py", *STRUCTURE),
-    "recover": ("workers/recovery*.py", "workers/data/*.py"),
+    "recover": ("workers/recovery*.py", DETECTOR, "workers/data/*.py"),
 }
 MODEL = "model.safetensors"
 

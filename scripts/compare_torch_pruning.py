@@ -26,12 +26,12 @@ from orchestrator.choose import choose_for, cost_of, question
 from orchestrator.config import Experiment, experiment_of
 from orchestrator.store import MODEL
 from workers.calibrate import derived_seed
-from workers.evaluation import agreement, classification
+from workers.evaluation import of_outputs
 from workers.export import load_family, load_pruned, load_state, save_model
 from workers.files import digest, read_record, write_text
 from workers.losses import calibration_loss, forward
 from workers.messages import Destination, RecoverTask
-from workers.models.base import ModelFamily
+from workers.models.base import ModelFamily, Output
 from workers.models.shrunk import shrunk
 from workers.pruners.unit_baselines import UnitRandom
 from workers.pruners.units import Of, UnitTarget
@@ -67,9 +67,8 @@ def scores(name: str, model: nn.Module, groups: list[Group], experiment: Experim
         importance.zero_grad()
     batches = () if name.startswith("GroupMagnitude") else experiment.data.calibration(0, 1)
     for number, batch in enumerate(batches, 1):
-        loss = calibration_loss(
-            experiment.loss, forward(experiment.loss, model, batch.images_NCHW), batch.labels_N, derived_seed(0, number)
-        )
+        outputs = forward(experiment.loss, model, batch.images_NCHW)
+        loss = calibration_loss(experiment.loss, model, outputs, batch.labels, derived_seed(0, number))
         if hessian:  # it wants a gradient per accumulation, and keeps the last one only
             model.zero_grad()
         loss.backward()
@@ -87,9 +86,10 @@ def scores(name: str, model: nn.Module, groups: list[Group], experiment: Experim
 @torch.inference_mode()
 def judged(model: nn.Module, dense: nn.Module, experiment: Experiment) -> float:
     """Top-1, or agreement with the dense model where there are fewer than 100 test images."""
-    parts = [(model(b.images_NCHW), dense(b.images_NCHW), b.labels_N) for b in experiment.data.evaluation("test", 0, 1)]
+    parts = [(model(b.images_NCHW), dense(b.images_NCHW), b.labels) for b in experiment.data.evaluation("test", 0, 1)]
     outputs, before, labels = (torch.cat(part) for part in zip(*parts, strict=True))
-    return classification(outputs, labels)["top1"] if len(labels) >= 100 else agreement(outputs, before, True)["agreement"]
+    found = of_outputs(Output.LOGITS, outputs, labels, before)
+    return found["top1"] if len(labels) >= 100 else found["agreement"]
 
 
 def without(dense: Path, groups: list[Group], kept: dict[str, Tensor], to: Path) -> Path:

@@ -75,7 +75,7 @@ def network(experiment: Experiment, plan: Plan, worker: Worker, model: Path) -> 
 
     def work() -> None:
         outputs = forward(experiment.loss, module, batch.images_NCHW.to(worker.device))
-        torch.autograd.grad(calibration_loss(experiment.loss, outputs, batch.labels_N.to(worker.device), 0), weights)
+        torch.autograd.grad(calibration_loss(experiment.loss, module, outputs, batch.labels.to(worker.device), 0), weights)
 
     flops = len(batch.images_NCHW) * (plan.profile.forward_flops + costs.backward_flops(layers))
     return flops / usual_seconds(work, worker.device)

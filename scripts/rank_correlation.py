@@ -74,15 +74,16 @@ def scores(
 def rises(model: nn.Module, groups: Sequence[Group], units: Sequence[int], batches: Sequence[Batch], loss: Loss) -> list[float]:
     """What the loss of a sample rises by when one unit is silenced, for each of ``units`` (their places among all)."""
     device = next(model.parameters()).device
-    moved = [Batch(images_NCHW.to(device), labels_N.to(device)) for images_NCHW, labels_N in batches]
+    moved = [Batch(images_NCHW.to(device), labels.to(device)) for images_NCHW, labels in batches]
     dense = [forward(loss, model, batch.images_NCHW) for batch in moved]
     places = [(group, unit) for group in groups for unit in range(group.units)]
-    tensors, samples = dict(model.named_parameters()), sum(len(batch.labels_N) for batch in batches)
+    tensors, samples = dict(model.named_parameters()), sum(len(batch.labels) for batch in batches)
     found = []
     for group, unit in (places[at] for at in units):
         before = {part.tensor: tensors[part.tensor].clone() for part in group.produced}
         mask_(tensors, [group], {group.name: torch.arange(group.units) != unit})
-        rise = [loss_increase(loss, was, forward(loss, model, b.images_NCHW), b.labels_N) for was, b in zip(dense, moved, strict=True)]
+        now = [forward(loss, model, batch.images_NCHW) for batch in moved]
+        rise = [loss_increase(loss, model, was, new, batch.labels) for was, new, batch in zip(dense, now, moved, strict=True)]
         found.append(float(torch.stack(rise).sum()) / samples)
         for name, tensor in before.items():
             tensors[name].copy_(tensor)

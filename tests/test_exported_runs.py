@@ -27,7 +27,7 @@ def going_on_from(folder: Path) -> tuple[str, str]:
 
 def outputs(folder: Path, which: int) -> torch.Tensor:
     """Of the model that was evaluated first (0) or last (-1), on the test images."""
-    return read_tensors(stored(folder, "evaluate")[which] / "outputs.safetensors")["outputs_ND"]
+    return read_tensors(stored(folder, "evaluate")[which] / "outputs.safetensors")["outputs"]
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ DOORS = {
     "onnx": ("workers/models/", "workers/onnx_export.py"),
     "onnxruntime": ("workers/onnx_export.py", "workers/int8.py"),
     "onnxscript": ("workers/onnx_export.py",),
+    "pycocotools": ("workers/average_precision.py",),
     "ortools": ("orchestrator/joint.py",),
     "pyarrow": ("orchestrator/latency_table.py",),
     "sklearn": ("workers/data/",),

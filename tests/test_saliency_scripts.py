@@ -68,7 +68,7 @@ def test_the_rise_of_a_unit_is_that_of_the_model_without_it() -> None:
     family, model = small_vit()
     groups, state = find_groups(family, SHAPE, streams=False), {name: tensor.clone() for name, tensor in model.state_dict().items()}
     batches = [Batch(torch.randn(8, *SHAPE), torch.randint(10, (8,))) for _ in range(2)]
-    images, labels = torch.cat([batch.images_NCHW for batch in batches]), torch.cat([batch.labels_N for batch in batches])
+    images, labels = torch.cat([batch.images_NCHW for batch in batches]), torch.cat([batch.labels for batch in batches])
     heads = groups[0].units
     units = [0, heads - 1, heads, heads + 17]  # two heads, two neurons
     found = rank_correlation.rises(model, groups, units, batches, Loss.LABELS)

@@ -80,7 +80,7 @@ def block_fisher(
     for batch in batches:
         seen += 1
         outputs = forward(loss, model, batch.images_NCHW.to(device))
-        value = calibration_loss(loss, outputs, batch.labels_N.to(device), derived_seed(seed, seen)) if finite(outputs) else None
+        value = calibration_loss(loss, model, outputs, batch.labels.to(device), derived_seed(seed, seen)) if finite(outputs) else None
         if value is None or not finite(value):
             continue
         gradients = torch.autograd.grad(value, list(weights.values()))

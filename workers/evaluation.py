@@ -9,8 +9,10 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
+from workers import average_precision
 from workers.data.base import Batch
 from workers.losses import Loss, forward, loss_increase
+from workers.models.base import Output
 
 NEIGHBOURS = 20
 TEMPERATURE = 0.07
@@ -19,15 +21,21 @@ TIMINGS = 5
 
 @torch.inference_mode()
 def outputs(model: nn.Module, batches: Iterator[Batch], timed: bool, device: torch.device) -> tuple[Tensor, Tensor, float | None]:
-    """Logits (or pooled features) of all batches, their labels, and if ``timed`` the images per second of the model alone."""
-    outputs_ND, labels_N, speed = [], [], None
+    """Logits (or features, or detections) of all batches, their labels, and if ``timed`` the images per second of the model alone."""
+    found, labels, speed = [], [], None
     for batch in batches:
         images_NCHW = batch.images_NCHW.to(device)
         if timed and speed is None:
             speed = images_per_second(model, images_NCHW)
-        outputs_ND.append(model(images_NCHW).float().cpu())
-        labels_N.append(batch.labels_N)
-    return torch.cat(outputs_ND), torch.cat(labels_N), speed
+        found.append(readable(model, model(images_NCHW)).float().cpu())
+        labels.append(batch.labels)
+    return torch.cat(found), torch.cat(labels), speed
+
+
+def readable(model: nn.Module, outputs: Tensor) -> Tensor:
+    """What is stored of a model's outputs and judged: a detector's as detections (N, D, 6), all others as they are."""
+    detections = getattr(model, "detections", None)
+    return outputs if detections is None else detections(outputs)
 
 
 def images_per_second(model: nn.Module, images_NCHW: Tensor) -> float:
@@ -55,11 +63,24 @@ def total_loss_increase(
     """Summed real loss increase over calibration batches, and their samples. Non-finite batches are left out."""
     total, samples = 0.0, 0
     for batch in batches:
-        images, labels_N = batch.images_NCHW.to(device), batch.labels_N.to(device)
-        rise = float(loss_increase(kind, forward(kind, dense, images), forward(kind, pruned, images), labels_N))
+        images, labels = batch.images_NCHW.to(device), batch.labels.to(device)
+        rise = float(loss_increase(kind, dense, forward(kind, dense, images), forward(kind, pruned, images), labels))
         if rise == rise and abs(rise) != float("inf"):
-            total, samples = total + rise, samples + len(labels_N)
+            total, samples = total + rise, samples + len(labels)
     return total, samples
+
+
+def of_outputs(kind: Output, outputs: Tensor, labels: Tensor, dense: Tensor) -> dict[str, float]:
+    """Metrics of ``readable`` outputs beside the labels, and beside those of the dense model (``agreement``): equal top-1 decisions of a
+    classifier, mean cosine of features, or average precision of a detector where the dense model's surer half of detections is the truth.
+    """
+    match kind:
+        case Output.LOGITS:
+            return {"agreement": float((outputs.argmax(1) == dense.argmax(1)).double().mean())} | classification(outputs, labels)
+        case Output.FEATURES:
+            return {"agreement": float(torch.nn.functional.cosine_similarity(outputs.double(), dense.double(), dim=1).mean())}
+        case Output.BOXES:
+            return average_precision.agreement(outputs, dense) | average_precision.precision(outputs, labels)
 
 
 def classification(outputs_ND: Tensor, labels_N: Tensor) -> dict[str, float]:
@@ -98,10 +119,3 @@ def neighbour_accuracy(query_ND: Tensor, labels_N: Tensor, bank_ND: Tensor, bank
         return {}
     found = nearest_neighbours(query_ND[known], bank_ND[bank_known], bank_labels_N[bank_known])
     return {"knn": float((found == labels_N[known]).double().mean())}
-
-
-def agreement(outputs_ND: Tensor, dense_ND: Tensor, is_classifier: bool) -> dict[str, float]:
-    """How much of the dense model is left: equal top-1 decisions of a classifier, or mean cosine of features."""
-    if is_classifier:
-        return {"agreement": float((outputs_ND.argmax(1) == dense_ND.argmax(1)).double().mean())}
-    return {"agreement": float(torch.nn.functional.cosine_similarity(outputs_ND.double(), dense_ND.double(), dim=1).mean())}

@@ -21,7 +21,7 @@ from workers.models.resize import without_empty_attention_
 from workers.onnx_export import check_packages, open_session, write_onnx
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from workers.data.base import Dataset
 
@@ -39,7 +39,7 @@ def quantise(task: QuantiseTask) -> Record:
     """
     check_packages()
     started = time.time()
-    model, classifier = load_pruned(task.model), load_family(task.model).is_classifier
+    model = load_pruned(task.model)
     images_NCHW = next(_images(task.data))
     path = task.to.directory / INT8
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,13 +48,11 @@ def quantise(task: QuantiseTask) -> Record:
         without_empty_attention_(model)
         write_onnx(model, [whole], images_NCHW)
         _to_int8(whole, path, task.data)
-        outputs_ND, labels_N = _outputs(path, task.data)
+        outputs, labels = _outputs(model, path, task.data)
         compared = _timed(path, whole, images_NCHW[:1].repeat(task.latency.batch_size, 1, 1, 1), task)
         whole_bytes = whole.stat().st_size
-    dense_ND = torch.cat([read_result(record, "outputs.safetensors")["outputs_ND"] for record in task.dense_outputs])
-    metrics = evaluation.agreement(outputs_ND, dense_ND, classifier)
-    if classifier:
-        metrics |= evaluation.classification(outputs_ND, labels_N)
+    dense = torch.cat([read_result(record, "outputs.safetensors")["outputs"] for record in task.dense_outputs])
+    metrics = evaluation.of_outputs(load_family(task.model).output, outputs, labels, dense)
     numbers = {"metrics": metrics, "bytes": path.stat().st_size, "float_bytes": whole_bytes, **vars(compared)}
     return finish(task.to, "quantise", {INT8: digest(path)}, numbers, started)
 
@@ -103,11 +101,12 @@ def _to_int8(whole: Path, path: Path, data: Dataset) -> None:
         log.setLevel(level)
 
 
-def _outputs(path: Path, data: Dataset) -> tuple[Tensor, Tensor]:
+def _outputs(model: nn.Module, path: Path, data: Dataset) -> tuple[Tensor, Tensor]:
     session, outputs, labels = open_session(path, torch.get_num_threads()), [], []
     for batch in data.evaluation("test", 0, 1):
-        outputs.append(torch.from_numpy(session.run(["outputs"], {"images": batch.images_NCHW.numpy()})[0]))
-        labels.append(batch.labels_N)
+        found = torch.from_numpy(session.run(["outputs"], {"images": batch.images_NCHW.numpy()})[0])
+        outputs.append(evaluation.readable(model, found))
+        labels.append(batch.labels)
     return torch.cat(outputs), torch.cat(labels)
 
 

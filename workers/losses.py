@@ -12,17 +12,30 @@ if TYPE_CHECKING:
 class Loss(Enum):
     """Whose second moment of gradients is collected."""
 
-    LABELS = "labels"  # cross-entropy with the given labels: the empirical Fisher, as in the CAP paper
+    LABELS = "labels"  # the loss of the given labels (cross-entropy, or the detector's own): the empirical Fisher, as in the CAP paper
     SAMPLED = "sampled"  # cross-entropy with labels drawn from the model's own softmax: the true Fisher
     FEATURES = "features"  # <f(x), eps>, eps ~ N(0, I): the Gauss-Newton matrix of the feature error; needs no labels and no head
 
 
 def forward(kind: Loss, model: nn.Module, images_NCHW: Tensor) -> Tensor:
-    """The outputs that loss ``kind`` looks at: logits, or the last feature map of the backbone."""
+    """The outputs that loss ``kind`` looks at: logits, or the last feature map of the backbone; of a detector all it says."""
     return model.forward_features(images_NCHW) if kind is Loss.FEATURES else model(images_NCHW)  # type: ignore[operator]
 
 
-def calibration_loss(kind: Loss, outputs: Tensor, labels_N: Tensor, seed: int) -> Tensor:
+def label_loss(model: nn.Module, outputs: Tensor, labels: Tensor) -> Tensor:
+    """Mean loss of a batch with given labels: the model's own (of a detector), else cross-entropy."""
+    from torch.nn import functional
+
+    own = getattr(model, "label_loss", None)
+    return functional.cross_entropy(outputs, labels) if own is None else own(outputs, labels)
+
+
+def labelled(labels: Tensor) -> Tensor:
+    """Which samples have labels, bool (N,): an image without objects is one that says so."""
+    return labels >= 0 if labels.ndim == 1 else labels.new_ones(len(labels)).bool()
+
+
+def calibration_loss(kind: Loss, model: nn.Module, outputs: Tensor, labels: Tensor, seed: int) -> Tensor:
     r"""Mean loss of a batch, whose gradient enters the Fisher.
 
     ``features``: with ``f`` the M output numbers of a sample, ``1/N sum_i <f_i, eps_i> / sqrt(M)``. Noise is independent per sample and
@@ -33,7 +46,7 @@ def calibration_loss(kind: Loss, outputs: Tensor, labels_N: Tensor, seed: int) -
 
     generator = torch.Generator().manual_seed(seed)
     if kind is Loss.LABELS:
-        return functional.cross_entropy(outputs, labels_N)
+        return label_loss(model, outputs, labels)
     if kind is Loss.SAMPLED:
         drawn_N1 = torch.multinomial(outputs.detach().float().softmax(-1).cpu(), 1, generator=generator)
         return functional.cross_entropy(outputs, drawn_N1[:, 0].to(outputs.device))
@@ -41,16 +54,17 @@ def calibration_loss(kind: Loss, outputs: Tensor, labels_N: Tensor, seed: int) -
     return (outputs * noise).sum() / (outputs.shape[0] * (outputs[0].numel() ** 0.5))
 
 
-def loss_increase(kind: Loss, dense: Tensor, pruned: Tensor, labels_N: Tensor) -> Tensor:
+def loss_increase(kind: Loss, model: nn.Module, dense: Tensor, pruned: Tensor, labels: Tensor) -> Tensor:
     """What a pruned model really loses on a batch, summed over its samples (float64), in the units of the quadratic model.
 
-    ``labels``: rise of the cross-entropy. ``sampled``: KL(dense || pruned). ``features``: half the mean squared feature error.
+    ``labels``: rise of the label loss, times the samples. ``sampled``: KL(dense || pruned). ``features``: half the mean squared feature
+    error. ``dense`` and ``pruned`` are outputs; ``model``, either of both, says what the label loss is.
     """
     from torch.nn import functional
 
     dense, pruned = dense.double(), pruned.double()
     if kind is Loss.LABELS:
-        return functional.cross_entropy(pruned, labels_N, reduction="sum") - functional.cross_entropy(dense, labels_N, reduction="sum")
+        return len(labels) * (label_loss(model, pruned, labels) - label_loss(model, dense, labels))
     if kind is Loss.SAMPLED:
         return functional.kl_div(pruned.log_softmax(-1), dense.log_softmax(-1), reduction="sum", log_target=True)
     return 0.5 * (pruned - dense).square().flatten(1).mean(1).sum()

@@ -9,7 +9,7 @@ from typing import Any
 from workers.data.base import Dataset
 from workers.latency import Latency
 from workers.losses import Loss
-from workers.models.base import Layer, ModelFamily
+from workers.models.base import Layer, ModelFamily, Output
 from workers.pruners.base import WeightPruner
 from workers.pruners.statistics import Statistic
 from workers.pruners.units import UnitPruner
@@ -226,7 +226,7 @@ class AssessTask:
 
     outputs: dict[str, tuple[Record, ...]]
     dense_outputs: dict[str, tuple[Record, ...]]
-    is_classifier: bool
+    output: Output  # what they are
     to: Destination
 
 

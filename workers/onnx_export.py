@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from workers.errors import ConfigError, SecateurError
+from workers.models.base import Output
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -58,7 +59,7 @@ def export_onnx(model_path: Path, onnx_path: Path, images_NCHW: Tensor) -> dict[
     from workers.export import load_family, load_pruned
     from workers.models.resize import without_empty_attention_
 
-    model, classifier = load_pruned(model_path), load_family(model_path).is_classifier
+    model, classifier = load_pruned(model_path), load_family(model_path).output is Output.LOGITS
     batches = (images_NCHW, images_NCHW[:1])
     with torch.no_grad():
         expected = [model(batch) for batch in batches]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from workers.checks import require
 from workers.errors import SecateurError
+from workers.models.base import Output
 
 if TYPE_CHECKING:
     from workers.data.base import Dataset
@@ -113,8 +114,8 @@ def learning_rate(recovery: Recovery, step: int, steps_per_epoch: int) -> float:
     return recovery.final_lr + (recovery.lr - recovery.final_lr) * left
 
 
-def check(recovery: Recovery, data: Dataset, classifier: bool, taught: bool, where: str = "recovery", *, features: bool = True) -> None:
-    """Raise ``ConfigError`` if a recipe cannot train such a model (with or without a ``classifier``) on such data.
+def check(recovery: Recovery, data: Dataset, output: Output, taught: bool, where: str = "recovery", *, features: bool = True) -> None:
+    """Raise ``ConfigError`` if a recipe cannot train a model with such ``output`` on such data.
 
     ``taught``: whether there is a dense model to learn from. ``features``: whether the model tells what goes into its classifier.
     """
@@ -126,17 +127,19 @@ def check(recovery: Recovery, data: Dataset, classifier: bool, taught: bool, whe
     )
     alone = recovery.distill is not Distill.NONE and recovery.distill_weight == 1.0
     require(
-        alone or (classifier and data.classes > 0),
+        alone or (output is not Output.FEATURES and data.classes > 0),
         f"{where}.distill",
         "a recipe that learns from the dense model alone (distill=features, distill_weight=1), since there are no labels to learn from",
         recovery.distill.value,
     )
     require(
-        classifier or recovery.distill is not Distill.LOGITS,
+        output is Output.LOGITS or recovery.distill is not Distill.LOGITS,
         f"{where}.distill",
-        "features, since a model without a classifier has no logits",
+        "none or features, since a model that is no classifier has no logits",
         recovery.distill.value,
     )
+    smooth = "0, since a detector has a loss of its own"
+    require(output is not Output.BOXES or recovery.label_smoothing == 0, f"{where}.label_smoothing", smooth, recovery.label_smoothing)
     require(
         features or recovery.distill is not Distill.FEATURES,
         f"{where}.distill",

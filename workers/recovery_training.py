@@ -68,6 +68,7 @@ class Training:
     def __init__(self, task: RecoverTask, engine: Any, steps: Steps, teacher: nn.Module | None, hold: ZeroHold) -> None:
         self.task, self.engine, self.steps, self.teacher, self.hold = task, engine, steps, teacher, hold
         self.rank, self.world, self.recovery = dist.get_rank(), dist.get_world_size(), task.recovery
+        self.own_loss = getattr(engine.module.model, "label_loss", None)
         self.steps_per_epoch = task.data.size("train") // task.recovery.batch_size
         self.buffers = list(engine.module.buffers())  # running statistics see a batch before it is known to be finite
         self.counts = Counts()
@@ -91,7 +92,7 @@ class Training:
         skipped_before, begun = self.counts.skipped, time.perf_counter()
         reported = begun
         for batch in self.task.data.train(self.rank, self.world, epoch, self.recovery.batch_size):
-            self._step(batch.images_NCHW.to(self.engine.device), batch.labels_N.to(self.engine.device))
+            self._step(batch.images_NCHW.to(self.engine.device), batch.labels.to(self.engine.device))
             now = time.perf_counter()
             self.counts.seconds += now - begun
             begun = now
@@ -101,7 +102,7 @@ class Training:
         if self.counts.skipped - skipped_before == self.steps_per_epoch:
             raise SecateurError(f"training: no step of epoch {epoch + 1} had a finite loss; lower recovery.lr, or check the data")
 
-    def _step(self, images_NCHW: Tensor, labels_N: Tensor) -> None:
+    def _step(self, images_NCHW: Tensor, labels: Tensor) -> None:
         """One step of all ranks; skipped by all of them if a loss or a gradient is not finite on any."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate(self.recovery, self.counts.steps, self.steps_per_epoch)
@@ -109,7 +110,7 @@ class Training:
         before = [buffer.clone() for buffer in self.buffers]
         with torch.no_grad():
             taught = None if self.teacher is None else self.teacher(images_NCHW)
-        loss = recovery_loss(self.recovery, self.engine(images_NCHW), labels_N, taught)
+        loss = recovery_loss(self.recovery, self.own_loss, self.engine(images_NCHW), labels, taught)
         self.engine.backward(loss)
         total = torch.stack([loss.detach().float(), (self.hold.broken | ~torch.isfinite(loss)).float()])
         dist.all_reduce(total)
@@ -152,7 +153,7 @@ def _check(task: RecoverTask) -> None:
     recovery = task.recovery
     if dist.get_world_size() != recovery.ranks:
         raise ConfigError(f"recovery.ranks: expected the {dist.get_world_size()} processes of the gang, got {recovery.ranks}")
-    check(recovery, task.data, load_family(task.model).is_classifier, task.teacher is not None)
+    check(recovery, task.data, load_family(task.model).output, task.teacher is not None)
 
 
 def _teacher(task: RecoverTask, device: torch.device) -> nn.Module | None:

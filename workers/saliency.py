@@ -22,7 +22,7 @@ from kernels.saliency import add_gauss_newton_, unit_products
 from workers.calibrate import derived_seed, finite
 from workers.data.base import Batch
 from workers.errors import SecateurError
-from workers.losses import Loss, calibration_loss, forward, loss_increase
+from workers.losses import Loss, calibration_loss, forward, labelled, loss_increase
 from workers.pruners.units import UnitSums
 from workers.structure import Group
 
@@ -54,21 +54,21 @@ def sosp_h(model: nn.Module, groups: Sequence[Group], batches: Batches, loss: Lo
         scaled = [_scaled(groups, weights, 1 + side * epsilon) for side in (1, -1)]
         norm_S = unit_sums(groups, weights, weights).sqrt()
 
-        def side(copies: Sums, dense: Tensor | None, images_NCHW: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor] | None:
+        def side(copies: Sums, dense: Tensor | None, images_NCHW: Tensor, labels: Tensor) -> tuple[Tensor, Tensor] | None:
             put(copies)
             outputs = forward(loss, model, images_NCHW)
             if not finite(outputs):
                 return None
-            gradients = _gradients(loss_increase(loss, outputs.detach() if dense is None else dense, outputs, labels_N), parameters)
+            gradients = _gradients(loss_increase(loss, model, outputs.detach() if dense is None else dense, outputs, labels), parameters)
             return unit_sums(groups, weights, gradients), unit_sums(groups, gradients, gradients).sqrt()
 
-        def of_batch(images_NCHW: Tensor, labels_N: Tensor, _: int) -> Sums:
+        def of_batch(images_NCHW: Tensor, labels: Tensor, _: int) -> Sums:
             dense = None
             if loss is not Loss.LABELS:
                 put(weights)
                 with torch.no_grad():
                     dense = forward(loss, model, images_NCHW)
-            sides = [found for copies in scaled if (found := side(copies, dense, images_NCHW, labels_N)) is not None]
+            sides = [found for copies in scaled if (found := side(copies, dense, images_NCHW, labels)) is not None]
             if len(sides) < 2:
                 return {}
             (above_S, above_norm_S), (below_S, below_norm_S) = sides
@@ -91,11 +91,11 @@ def sosp_h_exact(model: nn.Module, groups: Sequence[Group], batches: Batches, lo
         direction = {name: copy.sub_(weights[name]) for name, copy in _scaled(groups, weights, 2.0).items()}
         norm_S = unit_sums(groups, weights, weights).sqrt()
 
-        def of_batch(images_NCHW: Tensor, labels_N: Tensor, _: int) -> Sums:
+        def of_batch(images_NCHW: Tensor, labels: Tensor, _: int) -> Sums:
             outputs = forward(loss, model, images_NCHW)
             if not finite(outputs):
                 return {}
-            gradients = _gradients(loss_increase(loss, outputs.detach(), outputs, labels_N), parameters, create_graph=True)
+            gradients = _gradients(loss_increase(loss, model, outputs.detach(), outputs, labels), parameters, create_graph=True)
             along = torch.stack([(gradients[name] * direction[name]).sum() for name in parameters]).sum()
             try:
                 products = _gradients(along, parameters)
@@ -172,11 +172,11 @@ def taylor(model: nn.Module, groups: Sequence[Group], batches: Batches, loss: Lo
     scored = [_on_norms(group) for group in groups]
     with _structure(model, scored) as parameters:
 
-        def of_batch(images_NCHW: Tensor, labels_N: Tensor, number: int) -> Sums:
+        def of_batch(images_NCHW: Tensor, labels: Tensor, number: int) -> Sums:
             outputs = forward(loss, model, images_NCHW)
             if not finite(outputs):
                 return {}
-            gradients = _gradients(calibration_loss(loss, outputs, labels_N, derived_seed(seed, number)), parameters)
+            gradients = _gradients(calibration_loss(loss, model, outputs, labels, derived_seed(seed, number)), parameters)
             return {"absolute_S": unit_sums(scored, parameters, gradients).abs()}
 
         return _summed(_zeros(unit_sums(scored, parameters, parameters), "absolute_S"), batches, loss, of_batch)
@@ -290,13 +290,14 @@ def _summed(totals: Sums, batches: Batches, loss: Loss, of_batch: Callable[[Tens
     """``totals`` and what ``of_batch`` finds in each batch (images, labels, its number from 1), on the CPU."""
     device = next(iter(totals.values())).device
     samples = used = skipped = 0
-    for number, (images_NCHW, labels_N) in enumerate(batches(), 1):
+    for number, (images_NCHW, labels) in enumerate(batches(), 1):
         if loss is Loss.LABELS:
-            images_NCHW, labels_N = images_NCHW[labels_N >= 0], labels_N[labels_N >= 0]
-        found = of_batch(images_NCHW.to(device), labels_N.to(device), number) if len(labels_N) else {}
+            known_N = labelled(labels)
+            images_NCHW, labels = images_NCHW[known_N], labels[known_N]
+        found = of_batch(images_NCHW.to(device), labels.to(device), number) if len(labels) else {}
         if not found or not all(finite(value) for value in found.values()):
             skipped += 1
             continue
         totals = {name: total.add_(found[name]) for name, total in totals.items()}
-        samples, used = samples + len(labels_N), used + 1
+        samples, used = samples + len(labels), used + 1
     return UnitSums({name: total.cpu() for name, total in totals.items()}, samples, used, skipped)

@@ -233,9 +233,9 @@ class Worker:
         started = time.time()
         model = self._model(task.model)
         batches = task.data.evaluation(task.split, task.shard, task.shards)
-        outputs_ND, labels_N, speed = evaluation.outputs(model, batches, task.timed, self.device)
-        written = write_tensors(task.to.directory / "outputs.safetensors", {"outputs_ND": outputs_ND, "labels_N": labels_N})
-        numbers = {"samples": len(labels_N), "images_per_second": speed}
+        outputs, labels, speed = evaluation.outputs(model, batches, task.timed, self.device)
+        written = write_tensors(task.to.directory / "outputs.safetensors", {"outputs": outputs, "labels": labels})
+        numbers = {"samples": len(labels), "images_per_second": speed}
         return finish(task.to, "evaluate", {"outputs.safetensors": written}, numbers, started)
 
     @watched
@@ -252,21 +252,18 @@ class Worker:
     def assess(self, task: AssessTask) -> Record:
         """Metrics of a model from its outputs."""
         started = time.time()
-        outputs_ND, labels_N = self._outputs(task.outputs["test"])
-        dense_ND, _ = self._outputs(task.dense_outputs["test"])
-        metrics = evaluation.agreement(outputs_ND, dense_ND, task.is_classifier)
-        if task.is_classifier:
-            metrics |= evaluation.classification(outputs_ND, labels_N)
-        elif "bank" in task.outputs:
-            metrics |= evaluation.neighbour_accuracy(outputs_ND, labels_N, *self._outputs(task.outputs["bank"]))
+        outputs, labels = self._outputs(task.outputs["test"])
+        metrics = evaluation.of_outputs(task.output, outputs, labels, self._outputs(task.dense_outputs["test"])[0])
+        if "bank" in task.outputs:
+            metrics |= evaluation.neighbour_accuracy(outputs, labels, *self._outputs(task.outputs["bank"]))
         speed = next(speed for record in task.outputs["test"] if (speed := record.numbers["images_per_second"]) is not None)
-        metrics |= {"images_per_second": speed, "test_samples": float(len(labels_N))}
+        metrics |= {"images_per_second": speed, "test_samples": float(len(labels))}
         seconds = sum(record.seconds for records in task.outputs.values() for record in records)
         return finish(task.to, "assess", {}, {"metrics": metrics, "seconds": seconds}, started)
 
     def _outputs(self, records: Sequence[Record]) -> tuple[Tensor, Tensor]:
         parts = [read_result(record, "outputs.safetensors") for record in records]
-        return torch.cat([part["outputs_ND"] for part in parts]), torch.cat([part["labels_N"] for part in parts])
+        return torch.cat([part["outputs"] for part in parts]), torch.cat([part["labels"] for part in parts])
 
     def _model(self, path: Path) -> nn.Module:
         """The last ``KEPT_MODELS`` that were asked for stay; room for another is made before it is loaded."""

@@ -50,7 +50,7 @@ def joined(batches):
     found = list(batches)
     if not found:
         return torch.empty(0), torch.empty(0, dtype=torch.int64)
-    return torch.cat([batch.images_NCHW for batch in found]), torch.cat([batch.labels_N for batch in found])
+    return torch.cat([batch.images_NCHW for batch in found]), torch.cat([batch.labels for batch in found])
 
 
 def same(first, second):

@@ -22,9 +22,9 @@ def test_batches_have_the_declared_shape_and_type(dataset):
     data = dataset()
     data.check()
     batch = next(data.evaluation("test", 0, 1))
-    assert batch.images_NCHW.dtype == torch.float32 and batch.labels_N.dtype == torch.int64
+    assert batch.images_NCHW.dtype == torch.float32 and batch.labels.dtype == torch.int64
     assert tuple(batch.images_NCHW.shape[1:]) == data.input_shape
-    assert batch.labels_N.min() >= 0 and batch.labels_N.max() < data.classes
+    assert batch.labels.min() >= 0 and batch.labels.max() < data.classes
 
 
 @pytest.mark.parametrize("split", ["test", "bank", "calibration"])
@@ -41,7 +41,7 @@ def test_shards_cut_a_split_exactly(dataset, split):
 def test_calibration_shards_are_contiguous_ranges_of_the_same_batches(dataset):
     data = dataset()
     whole = list(data.calibration(0, 1))
-    assert [len(batch.labels_N) for batch in whole] == [data.calibration_batch_size] * data.calibration_batches
+    assert [len(batch.labels) for batch in whole] == [data.calibration_batch_size] * data.calibration_batches
     for shards in (2, 3, 4):
         cut = [batch for shard in range(shards) for batch in data.calibration(shard, shards)]
         assert len(cut) == len(whole) and all(same(a, b) for a, b in zip(cut, whole, strict=True))
@@ -68,7 +68,7 @@ def test_ranks_get_equal_parts_of_one_global_batch(dataset):
     whole = list(data.train(0, 1, epoch=3, batch_size=4))
     for world in (2, 4):
         ranks = [list(data.train(rank, world, epoch=3, batch_size=4)) for rank in range(world)]
-        assert {len(batch.labels_N) for rank in ranks for batch in rank} == {4 // world}
+        assert {len(batch.labels) for rank in ranks for batch in rank} == {4 // world}
         for step, batch in enumerate(whole):
             assert same(batch, [torch.cat(tensors) for tensors in zip(*(rank[step] for rank in ranks), strict=True)])
 
@@ -97,7 +97,7 @@ def test_training_follows_seed_and_epoch_alone(dataset):
 
 def test_a_last_part_batch_is_dropped_and_a_batch_larger_than_the_set_refused(dataset):
     data = dataset(train_size=10)
-    assert [len(batch.labels_N) for batch in data.train(0, 1, 0, 4)] == [4, 4]
+    assert [len(batch.labels) for batch in data.train(0, 1, 0, 4)] == [4, 4]
     with pytest.raises(ConfigError, match="at most the 10 training samples"):
         data.train(0, 1, 0, 11)
     with pytest.raises(ConfigError, match="a multiple of the 3 ranks"):

@@ -7,15 +7,16 @@ from test_onnx_export import digits, through_onnxruntime, written
 
 from workers import int8
 from workers.errors import SecateurError
-from workers.evaluation import agreement, classification
+from workers.evaluation import of_outputs
 from workers.export import load_masks, load_pruned
 from workers.files import read_record, write_tensors
 from workers.latency import Latency, Runtime
 from workers.messages import Destination, QuantiseTask, Record
+from workers.models.base import Output
 
 
 def dense_outputs(folder, outputs_ND):
-    written_as = write_tensors(folder / "outputs.safetensors", {"outputs_ND": outputs_ND})
+    written_as = write_tensors(folder / "outputs.safetensors", {"outputs": outputs_ND})
     return (Record("evaluate", "", folder, {"outputs.safetensors": written_as}, {}, "", 0.0, 0.0, None),)
 
 
@@ -46,10 +47,10 @@ def test_accuracy_is_that_of_the_file_and_near_that_of_the_model_in_32_bits(task
     found = int8.quantise(task)
     batches = list(task.data.evaluation("test", 0, 1))
     outputs_ND = torch.cat([through_onnxruntime(found.path(int8.INT8), batch.images_NCHW) for batch in batches])
-    expected = classification(outputs_ND, torch.cat([batch.labels_N for batch in batches]))
     with torch.no_grad():
         dense_ND = torch.cat([load_pruned(task.model)(batch.images_NCHW) for batch in batches])
-    assert found.numbers["metrics"] == expected | agreement(outputs_ND, dense_ND, True)
+    labels_N = torch.cat([batch.labels for batch in batches])
+    assert found.numbers["metrics"] == of_outputs(Output.LOGITS, outputs_ND, labels_N, dense_ND)
     assert found.numbers["metrics"]["agreement"] > 0.7  # with random weights, which decide by little
     assert found.numbers["bytes"] == found.path(int8.INT8).stat().st_size
     assert found.numbers["ratio"] > 0 and found.numbers["repeats"] >= 7

@@ -90,7 +90,7 @@ def test_large_inputs_are_laid_out_in_parts_without_changing_the_sum(monkeypatch
 
 def test_a_batch_that_is_not_finite_is_left_out_for_the_layers_that_see_it() -> None:
     model = nn.Sequential(conv(padding=1), nn.ReLU(), nn.Conv2d(8, 2, 1))
-    broken = Batch(SMALL.images_NCHW.clone(), SMALL.labels_N)
+    broken = Batch(SMALL.images_NCHW.clone(), SMALL.labels)
     broken.images_NCHW[0, 0, 0, 0] = torch.inf
     layers = [layer_of(model[0], "0"), layer_of(model[2], "2")]
     found = layer_hessian(model, layers, iter([SMALL, broken]))

@@ -11,6 +11,7 @@ from torch import nn
 from workers.errors import ConfigError
 from workers.export import family_of
 from workers.files import write_tensors
+from workers.models.base import Output
 from workers.models.timm import TimmModel
 
 TINY_VIT = {"img_size": 32, "patch_size": 8, "in_chans": 1, "num_classes": 10, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -71,7 +72,7 @@ def test_every_weight_matrix_is_a_layer_except_stem_and_head(name):
     first = next(iter(matrices))
     left_out = set(every) - set(layers)
     assert first in left_out and layers
-    if model.is_classifier:
+    if model.output is Output.LOGITS:
         heads = {key for key, p in matrices.items() if len(p) == 1000}
         assert heads and heads <= left_out
     assert all(
@@ -91,7 +92,7 @@ def test_dinov2_vitg_is_described_without_memory_and_has_its_published_number_of
     layers = model.layers(on_meta(model))
     width, hidden = 1536, 4096
     assert sum(layer.weights for layer in layers) == 40 * (4 * width * width + 3 * width * hidden)
-    assert not model.is_classifier
+    assert model.output is Output.FEATURES
 
 
 def test_patterns_choose_and_leave_out():
@@ -159,7 +160,7 @@ def test_nothing_is_downloaded():
 )
 def test_a_classifier_is_known_without_building_it(name, arguments, holds):
     model = family(name, arguments)
-    assert model.is_classifier is holds
+    assert (model.output is Output.LOGITS) is holds
     assert (on_meta(model).num_classes > 0) is holds
 
 

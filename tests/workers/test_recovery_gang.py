@@ -12,6 +12,7 @@ from recovery_cases import CNN, HEADLESS, VIT, Gang, plain_training, recipe, spa
 
 from workers.errors import ConfigError, SecateurError
 from workers.export import load_state
+from workers.models.base import Output
 from workers.recovery import Distill, Optimizer, Precision, Schedule, check, learning_rate, run_gang
 
 STAGES = (0, 1, 2, 3)
@@ -84,18 +85,21 @@ def test_a_fractional_warm_up_reaches_lr_once_and_ends_at_final_lr(schedule: Sch
 def test_a_recipe_that_cannot_train_this_model_on_this_data_is_refused() -> None:
     labels, features = recipe(), recipe(distill=Distill.FEATURES, distill_weight=1.0)
     logits = recipe(distill=Distill.LOGITS, distill_weight=1.0)
-    check(labels, stripes(), classifier=True, taught=False)
-    check(features, stripes(labelled=False), classifier=False, taught=True)
-    check(logits, stripes(labelled=False), classifier=True, taught=True)
-    for settings, data, classifier, taught in (
-        (labels, stripes(), False, True),
-        (labels, stripes(labelled=False), True, True),
-        (logits, stripes(), False, True),
-        (features, stripes(), True, False),
-        (recipe(batch_size=128), stripes(), True, True),
+    check(labels, stripes(), output=Output.LOGITS, taught=False)
+    check(features, stripes(labelled=False), output=Output.FEATURES, taught=True)
+    check(logits, stripes(labelled=False), output=Output.LOGITS, taught=True)
+    for settings, data, output, taught in (
+        (labels, stripes(), Output.FEATURES, True),
+        (labels, stripes(labelled=False), Output.LOGITS, True),
+        (labels, stripes(labelled=False), Output.BOXES, True),
+        (logits, stripes(), Output.FEATURES, True),
+        (logits, stripes(), Output.BOXES, True),
+        (recipe(label_smoothing=0.1), stripes(), Output.BOXES, True),
+        (features, stripes(), Output.LOGITS, False),
+        (recipe(batch_size=128), stripes(), Output.LOGITS, True),
     ):
         with pytest.raises(ConfigError, match=r"^training\.\w+: expected"):
-            check(settings, data, classifier, taught, "training")
+            check(settings, data, output, taught, "training")
 
 
 # --- the same training as in plain torch
@@ -251,7 +255,7 @@ def test_the_losses_are_their_formulas() -> None:
     ):
         settings = recipe(distill=kind, distill_weight=weight, temperature=3.0)
         taught = None if kind is Distill.NONE else (t_ND, features[1])
-        assert float(recovery_loss(settings, (s_ND, features[0]), labels_N, taught)) == pytest.approx(float(expected), rel=1e-5)
+        assert float(recovery_loss(settings, None, (s_ND, features[0]), labels_N, taught)) == pytest.approx(float(expected), rel=1e-5)
 
 
 @pytest.mark.parametrize("precision", list(Precision))

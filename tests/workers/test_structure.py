@@ -11,6 +11,7 @@ from torch import nn
 from workers.errors import ConfigError
 from workers.export import load_family, load_pruned, save_model
 from workers.models import structures_traced
+from workers.models.base import Output
 from workers.models.shrunk import shrunk
 from workers.models.timm import TimmModel
 from workers.structure import Kind, take
@@ -149,7 +150,7 @@ def test_a_smaller_model_is_loaded_from_its_file(name, tmp_path):
     save_model(path, reduced, state, {layer: keep})
     loaded = load_pruned(path)
     assert all(torch.equal(tensor, state[key]) for key, tensor in loaded.state_dict().items())
-    assert load_family(path) == reduced and load_family(path).is_classifier
+    assert load_family(path) == reduced and load_family(path).output is Output.LOGITS
     assert loaded(torch.zeros(1, 3, size, size)).shape == (1, 10)
 
 

@@ -100,7 +100,7 @@ def test_shards_add_up_to_one_pass(method):
 def test_a_batch_that_is_not_finite_counts_for_no_unit(method):
     model, groups, shape = perceptron()
     good = data(shape)
-    bad = Batch(good[0].images_NCHW.clone(), good[0].labels_N)
+    bad = Batch(good[0].images_NCHW.clone(), good[0].labels)
     bad.images_NCHW[1, 0, 0, 0] = float("inf")
     clean, found = measured(method, model, groups, good), measured(method, model, groups, [good[0], bad, good[1]])
     assert (found.samples, found.batches, found.skipped) == (7, 2, 1)
@@ -114,10 +114,10 @@ def test_a_batch_that_is_not_finite_counts_for_no_unit(method):
 def test_samples_without_a_label_count_only_if_labels_are_not_read(method):
     model, groups, shape = perceptron()
     (batch,) = data(shape, sizes=(4,))
-    half = Batch(batch.images_NCHW, torch.where(torch.arange(4) < 2, batch.labels_N, -1))
+    half = Batch(batch.images_NCHW, torch.where(torch.arange(4) < 2, batch.labels, -1))
     found = measured(method, model, groups, [half, Batch(batch.images_NCHW, torch.full((4,), -1))])
     assert (found.samples, found.batches, found.skipped) == (2, 1, 1)
-    expected = measured(method, model, groups, [Batch(batch.images_NCHW[:2], batch.labels_N[:2])])
+    expected = measured(method, model, groups, [Batch(batch.images_NCHW[:2], batch.labels[:2])])
     for name, total in expected.sums.items():
         torch.testing.assert_close(found.sums[name], total, rtol=1e-12, atol=1e-15)
     assert measured(method, model, groups, [half], Loss.SAMPLED).samples == 4

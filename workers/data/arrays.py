@@ -22,19 +22,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class ImageArrays:
-    """Decoded images (N x H x W x C with C = 1 or 3, values 0..full_scale) and their labels (-1: none)."""
+    """Decoded images (N x H x W x C with C = 1 or 3, values 0..full_scale) and their labels, as in ``Batch``; corners of boxes are those in
+    the decoded images."""
 
     train_NHWC: NDArray[np.generic]
-    train_labels_N: NDArray[np.int64]
+    train_labels: NDArray[np.generic]
     test_NHWC: NDArray[np.generic]
-    test_labels_N: NDArray[np.int64]
+    test_labels: NDArray[np.generic]
     full_scale: float
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of types, shapes and values."""
         total = hashlib.sha256()
-        for array in (self.train_NHWC, self.train_labels_N, self.test_NHWC, self.test_labels_N):
+        for array in (self.train_NHWC, self.train_labels, self.test_NHWC, self.test_labels):
             total.update(f"{array.dtype}{array.shape}".encode())
             total.update(array.tobytes())
         return total.hexdigest()
@@ -73,8 +74,8 @@ class ArrayDataset(IndexedDataset):
     def input_shape(self) -> tuple[int, int, int]:
         return self.channels, self.image_size, self.image_size
 
-    def labels(self, split: str) -> NDArray[np.int64]:
-        return self.arrays().train_labels_N if split == "train" else self.arrays().test_labels_N
+    def labels(self, split: str) -> NDArray[np.generic]:
+        return self.arrays().train_labels if split == "train" else self.arrays().test_labels
 
     def content(self) -> str:
         return self.arrays().digest
@@ -82,15 +83,19 @@ class ArrayDataset(IndexedDataset):
     def read(self, split: str, picks: list[Pick]) -> Iterator[Batch]:
         import torch
 
-        from workers.data.pixels import augment, normalise, to_input
+        from workers.data.pixels import augment, augment_boxes, normalise, scale_boxes, to_input
 
-        arrays, labels_N = self.arrays(), self.labels(split)
+        arrays, every = self.arrays(), self.labels(split)
         stored = arrays.train_NHWC if split == "train" else arrays.test_NHWC
         for indices_N, draws_ND in picks:
             images_NCHW = to_input(stored[indices_N], arrays.full_scale, self.channels, self.image_size)
+            labels = torch.from_numpy(every[indices_N])
+            if labels.ndim == 3:
+                labels = scale_boxes(labels, stored.shape[1:3], self.image_size)
             if draws_ND is not None:
                 images_NCHW = augment(images_NCHW, draws_ND, self.max_shift, self.flip)
-            yield Batch(normalise(images_NCHW, self.mean, self.std), torch.from_numpy(labels_N[indices_N]))
+                labels = labels if labels.ndim == 1 else augment_boxes(labels, draws_ND, self.max_shift, self.flip, self.image_size)
+            yield Batch(normalise(images_NCHW, self.mean, self.std), labels)
 
 
 def check_normalisation(mean: list[float], std: list[float], channels: int) -> None:

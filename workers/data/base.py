@@ -15,10 +15,11 @@ TASK_SAMPLES = 512  # that a task without a statistic pushes through a model, ab
 
 
 class Batch(NamedTuple):
-    """``images_NCHW`` float32, normalised; ``labels_N`` int64 (-1 where a sample has no label)."""
+    """``images_NCHW`` float32, normalised. ``labels`` of classes are int64 (N,), -1 where a sample has none; of objects float32 (N, T, 5):
+    class (-1 where there are fewer than T) and the corners x1, y1, x2, y2 of its box in pixels of the image."""
 
     images_NCHW: Tensor
-    labels_N: Tensor
+    labels: Tensor
 
 
 @dataclass
@@ -71,6 +72,11 @@ class Dataset(ABC):
     @abstractmethod
     def input_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of one image."""
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether labels are objects in boxes, not classes of images."""
+        return False
 
     @property
     @abstractmethod

@@ -14,6 +14,7 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 from torch.utils import data
+from torchvision.transforms import v2
 
 from workers.data.base import Batch
 from workers.data.sampling import Pick
@@ -37,12 +38,17 @@ def transforms(
     return testing, testing if recipe == "none" else create_transform(**common, is_training=True, **RECIPES[recipe])
 
 
+def squared(size: int) -> Transform:
+    """Stretched to ``size`` x ``size`` bilinearly, float32 in [0, 1], not normalised."""
+    return v2.Compose([v2.Resize((size, size), antialias=True), v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()])
+
+
 def batches(
-    files: list[str], labels_N: NDArray[np.int64], picks: list[Pick], testing: Transform, training: Transform, decoders: int
+    files: list[str], labels: NDArray[np.generic], picks: list[Pick], testing: Transform, training: Transform, decoders: int
 ) -> Iterator[Batch]:
     """One batch for each pick, in order. ``decoders`` processes work ahead, each on whole batches, so the bytes do not depend on how many
     there are. Raises: SecateurError naming a file that cannot be decoded."""
-    reader = _Reader(files, labels_N, testing, training)
+    reader = _Reader(files, labels, testing, training)
     if decoders == 0:
         return (reader[pick] for pick in picks)
     generator = torch.Generator().manual_seed(0)  # else the loader would draw from the caller's global generator
@@ -51,13 +57,13 @@ def batches(
 
 
 class _Reader(data.Dataset[Batch]):
-    def __init__(self, files: list[str], labels_N: NDArray[np.int64], testing: Transform, training: Transform) -> None:
-        self.files, self.labels_N, self.testing, self.training = files, labels_N, testing, training
+    def __init__(self, files: list[str], labels: NDArray[np.generic], testing: Transform, training: Transform) -> None:
+        self.files, self.labels, self.testing, self.training = files, labels, testing, training
 
     def __getitem__(self, pick: Pick) -> Batch:
         seeds = [None] * len(pick.indices_N) if pick.draws_ND is None else [int(draw * 2**32) for draw in pick.draws_ND[:, 0]]
         images = [self._image(self.files[index], seed) for index, seed in zip(pick.indices_N, seeds, strict=True)]
-        return Batch(torch.stack(images), torch.from_numpy(self.labels_N[pick.indices_N]))
+        return Batch(torch.stack(images), torch.from_numpy(self.labels[pick.indices_N]))
 
     def _image(self, path: str, seed: int | None) -> Tensor:
         try:

@@ -48,7 +48,12 @@ class FashionMnist(ArrayDataset):
             return {"train": 60_000, "test": 10_000}[split]
 
     def arrays(self) -> ImageArrays:
-        return _read(find(self.root))
+        return read(self.root)
+
+
+def read(root: str | None) -> ImageArrays:
+    """The whole set. Raises: ConfigError with a remedy if it is missing or damaged."""
+    return _read(find(root))
 
 
 def find(root: str | None) -> Path:

@@ -40,8 +40,8 @@ class IndexedDataset(Dataset):
             require(getattr(self, name) >= 0, f"data.{name}", "at least 0 (0: all)", getattr(self, name))
 
     @abstractmethod
-    def labels(self, split: str) -> NDArray[np.int64]:
-        """Label of every sample of ``train`` or ``test``, before any subset is taken; -1 where there is none."""
+    def labels(self, split: str) -> NDArray[np.generic]:
+        """Labels of all samples of ``train`` or ``test``, as in ``Batch``, before any subset is taken."""
 
     def count(self, split: str) -> int:
         """Samples of ``train`` or ``test`` before any subset is taken; needs no data where that is known without."""

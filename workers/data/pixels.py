@@ -30,6 +30,27 @@ def augment(images_NCHW: Tensor, draws_ND: NDArray[np.float64], max_shift: int, 
     return images_NCHW
 
 
+def scale_boxes(labels_NT5: Tensor, stored: tuple[int, ...], size: int) -> Tensor:
+    """Corners in images of ``stored`` height and width, once these are resized to ``size`` x ``size``."""
+    height, width = stored
+    return labels_NT5 * torch.tensor([1, size / width, size / height, size / width, size / height])
+
+
+def augment_boxes(labels_NT5: Tensor, draws_ND: NDArray[np.float64], max_shift: int, flip: bool, size: int) -> Tensor:
+    """The objects in images that ``augment`` moved by the same draws; what left the image is no object any more."""
+    class_NT1, corners_NT4 = labels_NT5.split([1, 4], dim=2)
+    if max_shift:
+        up_N, left_N = torch.from_numpy((draws_ND[:, :2] * (2 * max_shift + 1)).astype(np.int64)).T
+        by_N4 = max_shift - torch.stack([left_N, up_N, left_N, up_N], dim=1)
+        corners_NT4 = (corners_NT4 + by_N4[:, None]).clamp(0, size)
+    if flip:
+        mirrored_N = torch.from_numpy(draws_ND[:, 2] < 0.5)[:, None, None]
+        x1_NT1, y1_NT1, x2_NT1, y2_NT1 = corners_NT4.split(1, dim=2)
+        corners_NT4 = torch.where(mirrored_N, torch.cat([size - x2_NT1, y1_NT1, size - x1_NT1, y2_NT1], dim=2), corners_NT4)
+    inside_NT1 = (corners_NT4[..., 2:] > corners_NT4[..., :2]).all(2, keepdim=True)
+    return torch.cat([class_NT1.where(inside_NT1, -1), corners_NT4], dim=2)
+
+
 def normalise(images_NCHW: Tensor, mean: list[float], std: list[float]) -> Tensor:
     """``(x - mean) / std`` with one number per channel, or one for all."""
     return (images_NCHW - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from workers.structure import Group
+
+
+class Output(Enum):
+    """What a module yields for N images."""
+
+    LOGITS = "logits"  # scores of D classes, (N, D)
+    FEATURES = "features"  # a vector, (N, D): a model without a classifier
+    BOXES = "boxes"  # offsets and class scores of A default boxes, (N, A, 4 + D)
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,11 @@ class ModelFamily(ABC):
         return False
 
     @property
+    def fixed_size(self) -> int | None:
+        """The side in pixels of the square images that the module is made for; None: it says itself which ones fit."""
+        return None
+
+    @property
     @abstractmethod
-    def is_classifier(self) -> bool:
-        """Whether the output is class logits; otherwise it is a feature vector (headless)."""
+    def output(self) -> Output:
+        """What the module yields."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from workers.checks import require
 from workers.errors import ConfigError, SecateurError
 from workers.models import library
-from workers.models.base import Layer, ModelFamily
+from workers.models.base import Layer, ModelFamily, Output
 from workers.models.shrunk import ShrunkModel, selecting
 
 if TYPE_CHECKING:
@@ -99,8 +99,12 @@ class Exported(ModelFamily):
         return self.inside.has_features
 
     @property
-    def is_classifier(self) -> bool:
-        return self.inside.is_classifier
+    def fixed_size(self) -> int | None:
+        return self.inside.fixed_size
+
+    @property
+    def output(self) -> Output:
+        return self.inside.output
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from workers.models.base import Layer, ModelFamily
+from workers.models.base import Layer, ModelFamily, Output
 from workers.models.widened import WidenedModel
 
 if TYPE_CHECKING:
@@ -59,8 +59,12 @@ class ShrunkModel(ModelFamily):
         return self.dense.has_features
 
     @property
-    def is_classifier(self) -> bool:
-        return self.dense.is_classifier
+    def fixed_size(self) -> int | None:
+        return self.dense.fixed_size
+
+    @property
+    def output(self) -> Output:
+        return self.dense.output
 
 
 def shrunk(family: ModelFamily, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> ShrunkModel:

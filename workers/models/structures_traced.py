@@ -49,7 +49,7 @@ def traced_groups(model: nn.Module, image_1CHW: Tensor, heads: set[str]) -> list
     names = {module: name for name, module in model.named_modules()}
     parameters = {id(parameter): name for name, parameter in model.named_parameters()}
     order = {name: index for index, name in enumerate(names.values())}
-    groups = [group for entry in traced if (group := _group(entry, names, parameters, set(outputs))) is not None]
+    groups = [group for entry in traced if (group := _group(entry, names, parameters, set(outputs), order)) is not None]
     return sorted(groups, key=lambda group: order[group.name])
 
 
@@ -89,12 +89,15 @@ def within(seconds: float, work: Callable[[], Found]) -> Found:
     return done[0]
 
 
-def _group(entry: object, names: dict[nn.Module, str], parameters: dict[int, str], outputs: set[nn.Module]) -> Group | None:
-    """A group of torch-pruning in our terms; None if it is to be left out."""
+def _group(
+    entry: object, names: dict[nn.Module, str], parameters: dict[int, str], outputs: set[nn.Module], order: dict[str, int]
+) -> Group | None:
+    """A group of torch-pruning in our terms, called after the first layer in ``order`` that produces it; None if it is to be left out."""
     produced: dict[tuple[str, int], Slice] = {}
     consumed: dict[tuple[str, int], Slice] = {}
     running: dict[tuple[str, int], Slice] = {}
-    root, rooted_in_linear, added = "", False, False
+    roots: dict[str, bool] = {}  # whether linear
+    added = False
     for item in entry:  # type: ignore[attr-defined]
         module, reads = item.dep.target.module, item.dep.handler.__name__.endswith("in_channels")
         index_UK = _by_unit(item.idxs, item.root_idxs)
@@ -112,7 +115,7 @@ def _group(entry: object, names: dict[nn.Module, str], parameters: dict[int, str
                 continue
             if module in outputs:
                 return None
-            root, rooted_in_linear = (root, rooted_in_linear) if root else (name, isinstance(module, nn.Linear))
+            roots[name] = isinstance(module, nn.Linear)
             produced[name, 0] = Slice(f"{name}.weight", 0, index_UK)
             if module.bias is not None:
                 produced[f"{name}.bias", 0] = Slice(f"{name}.bias", 0, index_UK)
@@ -127,9 +130,10 @@ def _group(entry: object, names: dict[nn.Module, str], parameters: dict[int, str
             return None
         else:
             added |= "AddBackward" in item.dep.target.name
-    if not consumed or not produced:
+    if not consumed or not roots:
         return None
-    kind = Kind.STREAM if added else Kind.NEURON if rooted_in_linear else Kind.CHANNEL
+    root = min(roots, key=lambda name: order[name])
+    kind = Kind.STREAM if added else Kind.NEURON if roots[root] else Kind.CHANNEL
     return Group(root, kind, tuple(produced.values()), tuple(consumed.values()), tuple(running.values()))
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from workers.errors import ConfigError
 from workers.models import library
-from workers.models.base import Layer, ModelFamily
+from workers.models.base import Layer, ModelFamily, Output
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -99,9 +99,10 @@ class TimmModel(ModelFamily):
         return True
 
     @property
-    def is_classifier(self) -> bool:
+    def output(self) -> Output:
         classes = self.arguments.get("num_classes")
-        return (self._pretrained_cfg()["num_classes"] if classes is None else classes) > 0
+        classes = self._pretrained_cfg()["num_classes"] if classes is None else classes
+        return Output.LOGITS if classes > 0 else Output.FEATURES
 
     def _pretrained_cfg(self) -> dict[str, Any]:
         """timm's description of the architecture. Raises: ConfigError, with suggestions, if there is none of this name."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from workers.checks import require
 from workers.models import library
-from workers.models.base import Layer, ModelFamily
+from workers.models.base import Layer, ModelFamily, Output
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -92,8 +92,8 @@ class TorchvisionModel(ModelFamily):
         return checkpoints.fingerprint(self.checkpoint)
 
     @property
-    def is_classifier(self) -> bool:
-        return True
+    def output(self) -> Output:
+        return Output.LOGITS
 
     def _require_known(self) -> None:
         """Raise ``ConfigError``, with suggestions, if torchvision has no classifier of this name."""

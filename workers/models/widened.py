@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from workers.checks import require
 from workers.errors import ConfigError
-from workers.models.base import Layer, ModelFamily
+from workers.models.base import Layer, ModelFamily, Output
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -78,8 +78,12 @@ class WidenedModel(ModelFamily):
         return self.narrow.has_features
 
     @property
-    def is_classifier(self) -> bool:
-        return self.narrow.is_classifier
+    def fixed_size(self) -> int | None:
+        return self.narrow.fixed_size
+
+    @property
+    def output(self) -> Output:
+        return self.narrow.output
 
     def _shapes(self, before: dict[str, Tensor]) -> dict[str, Sequence[int]]:
         """New shapes of the tensors that grow. Raises: ConfigError if a pattern matches no group."""

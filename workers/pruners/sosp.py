@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from workers.checks import require
 from workers.losses import Loss
@@ -89,6 +89,8 @@ class SOSPI(UnitPruner):
     with ``J^T R J`` the Gauss-Newton matrix of the cross-entropy and absolute values taken once, after the sum over the data. Needs a
     backward pass for each class and memory in the square of the units: for small models, and to compare.
     """
+
+    needs_logits: ClassVar[bool] = True
 
     def passes(self, loss: Loss, outputs: int) -> tuple[int, int]:
         _check_logits(loss)

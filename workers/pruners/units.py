@@ -106,6 +106,7 @@ class UnitPruner(Pruner, ABC):
     streams: bool  # whether channels of residual streams may go too: each is tied over all blocks of a stage
 
     reads_data: ClassVar[bool] = True
+    needs_logits: ClassVar[bool] = False  # of a classifier
 
     @abstractmethod
     def passes(self, loss: Loss, outputs: int) -> tuple[int, int]:

@@ -1,0 +1,174 @@
+"""Photographs with objects in boxes, described as COCO describes them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from workers.checks import require
+from workers.data.arrays import check_normalisation
+from workers.data.base import Batch
+from workers.data.indexed import IndexedDataset
+from workers.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from workers.data.sampling import Pick
+
+
+@dataclass
+class Coco(IndexedDataset):
+    """A folder of images and a JSON file of ``images``, ``annotations`` and ``categories`` for each of two splits (COCO's layout, to which
+    others are converted easily).
+
+    Images are stretched to squares, as SSD does it, and boxes with them. A class is its category's number less the smallest one, so that
+    torchvision's checkpoints of COCO (91 outputs, category 1 to 90 and the background) fit. Crowds and boxes without extent are left out;
+    images without objects stay. The ``expected_*`` numbers are checked, and let a plan be made where the data is not there.
+    """
+
+    image_size: int  # pixels
+    mean: list[float]  # of pixels in [0, 1]; one number per channel, or one for all
+    std: list[float]
+    max_shift: int  # training only: pixels, in each direction; 0: none
+    flip: bool  # training only: mirror every other image
+    decoders: int  # processes that decode ahead, per worker; 0: the worker itself does. Does not change a byte
+    root: str
+    train_images: str  # folder under root
+    train_annotations: str  # file under root
+    test_images: str
+    test_annotations: str
+    expected_train: int | None  # images; null: whatever is there
+    expected_test: int | None
+    expected_classes: int | None
+
+    training_only: ClassVar[tuple[str, ...]] = ("max_shift", "flip")
+    elsewhere: ClassVar[tuple[str, ...]] = (
+        "root",
+        "train_images",
+        "train_annotations",
+        "test_images",
+        "test_annotations",
+        "expected_train",
+        "expected_test",
+        "expected_classes",
+        "decoders",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.image_size >= 1, "data.image_size", "at least 1 pixel", self.image_size)
+        require(0 <= self.max_shift < self.image_size, "data.max_shift", "0 to data.image_size - 1 pixels", self.max_shift)
+        require(self.decoders >= 0, "data.decoders", "at least 0", self.decoders)
+        check_normalisation(self.mean, self.std, 3)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        return 3, self.image_size, self.image_size
+
+    @property
+    def has_boxes(self) -> bool:
+        return True
+
+    @property
+    def classes(self) -> int:
+        return self._described("train").classes if self.expected_classes is None else self.expected_classes
+
+    def count(self, split: str) -> int:
+        expected = self.expected_train if split == "train" else self.expected_test
+        return len(self._described(split).files) if expected is None else expected
+
+    def check(self) -> None:
+        train, test = self._described("train"), self._described("test")
+        for split, described in (("train", train), ("test", test)):
+            missing = next((name for name in described.files if not (self._images(split) / name).is_file()), None)
+            require(missing is None, f"data.{split}_images", "every image of the annotations", f"no {self._images(split)}/{missing}")
+        known = f"{train.classes} classes, as in training"
+        require(test.classes == train.classes, "data.test_annotations", known, test.classes, "give both files the same categories")
+        for name, number in {"train": len(train.files), "test": len(test.files), "classes": train.classes}.items():
+            expected = getattr(self, f"expected_{name}")
+            right = f"{expected} (data.expected_{name})"
+            require(expected in (None, number), f"data.root ({name})", right, number, f"is {self.root} complete?")
+        super().check()
+
+    def labels(self, split: str) -> NDArray[np.generic]:
+        import numpy as np
+
+        return self._described(split).objects_NT5 * np.array([1, *[self.image_size] * 4], np.float32)
+
+    def content(self) -> str:
+        """Digest of the annotations, and of names, sizes and times of the images: reading all of these would take long."""
+        total = hashlib.sha256()
+        for split in ("train", "test"):
+            total.update(self._annotations(split).read_bytes())
+            for name in self._described(split).files:
+                status = os.stat(self._images(split) / name)
+                total.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
+        return total.hexdigest()
+
+    def read(self, split: str, picks: list[Pick]) -> Iterator[Batch]:
+        from workers.data.decode import batches, squared
+        from workers.data.pixels import augment, augment_boxes, normalise
+
+        files = [str(self._images(split) / name) for name in self._described(split).files]
+        plain = [pick._replace(draws_ND=None) for pick in picks]
+        square = squared(self.image_size)
+        read = batches(files, self.labels(split), plain, square, square, self.decoders)
+        for (_, draws_ND), (images_NCHW, labels_NT5) in zip(picks, read, strict=True):
+            if draws_ND is not None:
+                images_NCHW = augment(images_NCHW, draws_ND, self.max_shift, self.flip)
+                labels_NT5 = augment_boxes(labels_NT5, draws_ND, self.max_shift, self.flip, self.image_size)
+            yield Batch(normalise(images_NCHW, self.mean, self.std), labels_NT5)
+
+    def _images(self, split: str) -> Path:
+        return Path(self.root).expanduser() / (self.train_images if split == "train" else self.test_images)
+
+    def _annotations(self, split: str) -> Path:
+        return Path(self.root).expanduser() / (self.train_annotations if split == "train" else self.test_annotations)
+
+    def _described(self, split: str) -> _Described:
+        path, where = self._annotations(split), f"data.{split}_annotations"
+        require(path.is_file(), where, "a JSON file in COCO's layout", str(path), "set data.root, or the file's name under it")
+        return _read(path, path.stat().st_mtime_ns, where)
+
+
+@dataclass(frozen=True, eq=False)
+class _Described:
+    files: list[str]
+    classes: int
+    objects_NT5: NDArray[np.float32]  # class, and corners as fractions of the image
+
+
+@lru_cache(maxsize=4)
+def _read(path: Path, modified_ns: int, where: str) -> _Described:
+    """In the order of the file. Raises: ConfigError if it is not in COCO's layout."""
+    import numpy as np
+
+    try:
+        described: dict[str, Any] = json.loads(path.read_bytes())
+        images, first = described["images"], min(category["id"] for category in described["categories"])
+        classes = max(category["id"] for category in described["categories"]) - first + 1
+        sizes = {image["id"]: (image["width"], image["height"]) for image in images}
+        objects: dict[Any, list[list[float]]] = {image["id"]: [] for image in images}
+        for entry in described["annotations"]:
+            (width, height), (x, y, w, h) = sizes[entry["image_id"]], entry["bbox"]
+            x1, y1, x2, y2 = max(x, 0) / width, max(y, 0) / height, min(x + w, width) / width, min(y + h, height) / height
+            if not entry.get("iscrowd") and x1 < x2 and y1 < y2:
+                objects[entry["image_id"]].append([entry["category_id"] - first, x1, y1, x2, y2])
+        files = [image["file_name"] for image in images]
+    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise ConfigError(f"{where}: {path} is not in COCO's layout ({type(error).__name__}: {error})") from error
+    most = max(map(len, objects.values()), default=0)
+    require(most > 0, where, "at least one object", 0, str(path))
+    objects_NT5 = np.full((len(files), most, 5), -1, np.float32)
+    for row_T5, found in zip(objects_NT5, objects.values(), strict=True):
+        if found:
+            row_T5[: len(found)] = found
+    return _Described(files, classes, objects_NT5)
