@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from workers.structure import Group
 
 NAMES = ("ssd300_vgg16", "ssdlite320_mobilenet_v3_large")
-RESERVED = ("weights", "weights_backbone", "progress", "pretrained", "pretrained_backbone", "size", "image_mean", "image_std")
+ARGUMENTS = ("num_classes", "score_thresh", "nms_thresh", "detections_per_img", "topk_candidates", "iou_thresh", "positive_fraction")
 
 
 @dataclass
@@ -37,7 +37,9 @@ class DetectionModel(ModelFamily):
     selects: ClassVar[tuple[str, ...]] = ("include", "exclude", "stem_and_head")
 
     def __post_init__(self) -> None:
-        library.check_settings(self.include, self.arguments, RESERVED)
+        library.check_settings(self.include, self.arguments, ())
+        for argument, value in self.arguments.items():  # the builders take any, and leave aside what they do not know
+            require(argument in ARGUMENTS, f"model.arguments.{argument}", f"one of {', '.join(ARGUMENTS)}", value)
         require(self.image_size >= 32, "model.image_size", "at least 32 pixels", self.image_size)
         classes = self.arguments.get("num_classes", 91)
         require(classes >= 2, "model.arguments.num_classes", "at least 2: the background and a class", classes)
@@ -50,7 +52,7 @@ class DetectionModel(ModelFamily):
             checkpoints.check(self.checkpoint)
 
     def build(self) -> nn.Module:
-        """A ``Detector`` with initial weights drawn from torch's global generator. Raises: ConfigError for arguments it does not take."""
+        """A ``Detector`` with initial weights drawn from torch's global generator. Raises: ConfigError for values it does not take."""
         from torchvision import models
 
         from workers.models.detector import Detector
