@@ -72,11 +72,11 @@ class FashionScenes(ArrayDataset):
 
 @lru_cache(maxsize=2)
 def _composed(garments: ImageArrays, train_scenes: int, test_scenes: int, rules: Rules) -> ImageArrays:
-    train = _scenes(garments.train_NHWC, garments.train_labels, train_scenes, 0, rules)
-    return ImageArrays(*train, *_scenes(garments.test_NHWC, garments.test_labels, test_scenes, 1, rules), full_scale=255.0)
+    train = compose(garments.train_NHWC, garments.train_labels, train_scenes, 0, rules)
+    return ImageArrays(*train, *compose(garments.test_NHWC, garments.test_labels, test_scenes, 1, rules), full_scale=255.0)
 
 
-def _scenes(
+def compose(
     garments: NDArray[np.generic], labels: NDArray[np.generic], scenes: int, seed: int, rules: Rules
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Images (N, size, size, 1) and their objects (N, objects, 5)."""
