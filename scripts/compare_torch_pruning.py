@@ -2,7 +2,7 @@
 
     python scripts/compare_torch_pruning.py +experiment=NAME [overrides] --seeds 0 1 2 --removed 0.25 0.5 0.75 [--of macs] [--recover 0.5]
 
-Same dense models (those that a run of the experiment left in its store), same groups, same calibration batches, same choice down the
+Same dense models (those that a run of the experiment left in its store), same groups (``pruner.streams``), same calibration batches, same choice down the
 ranking, same test images, and with ``--recover`` the experiment's recovery: only the scores are torch-pruning's, as it gives them by
 default (divided by the mean of their group), and as they are. Prints accuracy (agreement with the dense model on small test sets).
 What is trained is kept in ``<output>/torch_pruning`` and not trained again.
@@ -133,11 +133,12 @@ def main() -> None:
         experiment = experiment_of([*options.overrides, "cluster=local", f"seed={seed}"])
         path = dense_file(experiment)
         family, dense = load_family(path), load_pruned(path)
-        groups = find_groups(family, experiment.data.input_shape, streams=False)
+        streams = experiment.unit_pruner.streams
+        groups = find_groups(family, experiment.data.input_shape, streams)
         for name, row in table.items():
             order_S = scores(name, load_pruned(path), groups, experiment).argsort(stable=True).tolist()
             for removed in options.removed:
-                pruner = UnitRandom(UnitTarget(removed, Of(options.of), 1, 0.0), streams=False, seed=0)  # for its target alone
+                pruner = UnitRandom(UnitTarget(removed, Of(options.of), 1, 0.0), streams, seed=0)  # for its target alone
                 kept = choose_for(question(pruner, family, experiment.data.input_shape), order_S, [])
                 place = Path(experiment.output) / "torch_pruning" / experiment.name / f"{name}-{removed:g}-{options.of}-{seed}"
                 file = without(path, groups, kept, place / MODEL)

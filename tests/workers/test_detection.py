@@ -125,6 +125,16 @@ def test_a_detector_is_loaded_from_its_file_and_detects(tmp_path):
     assert made.output is Output.BOXES and made.fixed_size == 96
 
 
+def test_a_detector_is_what_torchvision_builds():
+    torch.manual_seed(3)
+    ours = family().build()
+    torch.manual_seed(3)
+    theirs = torchvision.models.detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=5)
+    state = theirs.state_dict()
+    assert list(ours.state_dict()) == list(state) and all(torch.equal(tensor, state[name]) for name, tensor in ours.state_dict().items())
+    assert all(module.training for module in ours.modules())
+
+
 def test_a_checkpoint_of_torchvision_fits_and_another_number_of_classes_is_said(tmp_path):
     theirs = torchvision.models.detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=5)
     torch.save(theirs.state_dict(), tmp_path / "w.pth")

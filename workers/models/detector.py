@@ -25,7 +25,8 @@ class Detector(nn.Module):
         self.backbone, self.head = ssd.backbone, ssd.head
         self._image_size = image_size
         with torch.no_grad():
-            maps = ssd.backbone(torch.zeros(2, 3, image_size, image_size))
+            maps = ssd.backbone.eval()(torch.zeros(1, 3, image_size, image_size))
+        ssd.backbone.train()
         grids = [list(found.shape[-2:]) for found in maps.values()]
         ssd.backbone = ssd.head = ssd.transform = nn.Identity()
         self._rules: Any = (ssd,)  # no child: it has no tensors, and what is called in a forward pass is above
