@@ -2,10 +2,10 @@
 
     python scripts/compare_torch_pruning.py +experiment=NAME [overrides] --seeds 0 1 2 --removed 0.25 0.5 0.75 [--of macs] [--recover 0.5]
 
-Same dense models (those that a run of the experiment left in its store), same groups (``pruner.streams``), same calibration batches, same choice down the
-ranking, same test images, and with ``--recover`` the experiment's recovery: only the scores are torch-pruning's, as it gives them by
-default (divided by the mean of their group), and as they are. Prints accuracy (agreement with the dense model on small test sets).
-What is trained is kept in ``<output>/torch_pruning`` and not trained again.
+Same dense models (those that a run of the experiment left in its store), same groups (``pruner.streams``), same calibration batches, same
+choice down the ranking, same test images, and with ``--recover`` the experiment's recovery: only the scores are torch-pruning's, as it
+gives them by default (divided by the mean of their group), and as they are. Prints accuracy (agreement with the dense model on small test
+sets). What is trained is kept in ``<output>/torch_pruning`` and not trained again.
 """
 
 from __future__ import annotations
