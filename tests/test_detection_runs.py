@@ -74,8 +74,10 @@ def test_weights_of_a_detector_are_pruned_without_labels_and_recovered_by_what_t
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-3, atol=1e-4)
 
 
-def planned(*overrides: str) -> None:
-    plan_experiment(experiment_of([*MODEL, *overrides]))
+def planned(*overrides: str, recovery: str = "none") -> None:
+    given = {override.partition("=")[0] for override in overrides}
+    base = [override for override in MODEL if not {override.partition("=")[0], override.partition(".")[0]} & given]
+    plan_experiment(experiment_of([*base, f"recovery={recovery}", *overrides]))
 
 
 def test_what_does_not_go_together_is_refused_before_any_work(digits_laid_out: Path) -> None:
@@ -89,10 +91,12 @@ def test_what_does_not_go_together_is_refused_before_any_work(digits_laid_out: P
             (where, "model.arguments.num_classes=10"),
             r"num_classes: expected at least 11: the classes of the data and the background, got 10",
         ),
-        ((where, "recovery=detector", "recovery.label_smoothing=0.1"), r"recovery.label_smoothing: expected 0"),
-        ((where, "recovery=fashion"), r"recovery.distill: expected none or features"),
         (("data=digits", "data.image_size=64", "data.channels=3"), r"data: expected images with objects in boxes, or without labels"),
         ((where, "model=torchvision", "model.name=resnet18"), r"data: expected images with classes.* got 'Arrays'"),
     ):
         with pytest.raises(ConfigError, match=said):
             planned(*overrides)
+    with pytest.raises(ConfigError, match=r"recovery.label_smoothing: expected 0"):
+        planned(where, "recovery.label_smoothing=0.1", recovery="detector")
+    with pytest.raises(ConfigError, match=r"recovery.distill: expected none or features"):
+        planned(where, recovery="fashion")
