@@ -55,7 +55,7 @@ def check_together(experiment: Experiment, profile: ModelProfile) -> None:
         check_detector(experiment, profile)
     else:
         boxes = "images with classes: its labels are objects in boxes, which only a detector learns from"
-        require(headless or not experiment.data.has_boxes, "data", boxes, type(experiment.data).__name__, "choose model=ssdlite")
+        require(not experiment.data.has_boxes, "data", boxes, type(experiment.data).__name__, "choose model=ssdlite")
     require(
         experiment.model.has_features or loss is not Loss.FEATURES,
         "loss",
@@ -88,10 +88,9 @@ def check_detector(experiment: Experiment, profile: ModelProfile) -> None:
     classes = f"at least {data.classes + 1}: the classes of the data and the background"
     require(data.classes + 5 <= profile.outputs, "model.arguments.num_classes", classes, profile.outputs - 4)
     for name, part in experiment.schedule.items():
-        logits = isinstance(part.pruner, UnitPruner) and part.pruner.needs_logits
-        require(
-            not logits, f"rounds.{name}.pruner" if name else "pruner", "one that suits detectors", type(part.pruner).__name__, "sosp_h does"
-        )
+        where = f"rounds.{name}.pruner" if name else "pruner"
+        suits = not (isinstance(part.pruner, UnitPruner) and part.pruner.needs_logits)
+        require(suits, where, "one that suits detectors", type(part.pruner).__name__, "sosp_h and taylor do")
 
 
 def run_experiment(experiment: Experiment, config: dict[str, Any], command: str) -> tuple[Report, Path]:

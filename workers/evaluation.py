@@ -72,7 +72,7 @@ def total_loss_increase(
 
 def of_outputs(kind: Output, outputs: Tensor, labels: Tensor, dense: Tensor) -> dict[str, float]:
     """Metrics of ``readable`` outputs beside the labels, and beside those of the dense model (``agreement``): equal top-1 decisions of a
-    classifier, mean cosine of features, or average precision of a detector where the dense model's surer half of detections is the truth.
+    classifier, mean cosine of features, or average precision of a detector where what the dense model is sure of is the truth.
     """
     match kind:
         case Output.LOGITS:
