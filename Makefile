@@ -19,10 +19,10 @@ demo: setup
 	$(RUN) -m orchestrator
 
 test: setup
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadscope
 
 test-all: setup cases
-	$(RUN) -m pytest -m "slow or not slow"
+	$(RUN) -m pytest -n 2 --dist loadscope -m "slow or not slow"
 
 lint: setup
 	$(RUN) -m ruff check .

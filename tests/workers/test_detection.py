@@ -94,7 +94,7 @@ def test_a_loss_increase_is_that_of_the_loss_times_the_images():
     assert labelled(labels_NT5).tolist() == [True, True] and labelled(torch.tensor([3, -1])).tolist() == [True, False]
 
 
-@pytest.mark.parametrize("choose", [half, one])
+@pytest.mark.parametrize("choose", [half, pytest.param(one, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("name", "size"), [(LITE, 96), pytest.param(VGG, 300, marks=pytest.mark.slow)])
 def test_a_detector_without_units_is_the_detector_with_them_silenced(name, size, choose):
     """Of backbone and extra layers, and with what the heads read of them."""
