@@ -33,6 +33,19 @@ class Cost(Protocol):
 
 
 @dataclass(frozen=True)
+class Budget:
+    """Another cost that has to be kept; ``dense`` is that of the model before anything was taken out."""
+
+    cost: Cost
+    dense: float
+    removed: float
+
+    def limit(self, steps_left: int) -> float:
+        """What it may be after the next of ``steps_left`` steps: equal parts of the way from now."""
+        return _part_of_the_way(self.cost.total, (1 - self.removed) * self.dense, steps_left)
+
+
+@dataclass(frozen=True)
 class Times:
     """What is known of the time of a model: that of its operations at all widths, and of the dense model as a whole."""
 
@@ -41,9 +54,16 @@ class Times:
 
 
 def choose(
-    order_S: Sequence[int], groups: Sequence[Group], cost: Cost, limits: Sequence[float], floors: Mapping[str, int], round_to: int = 1
+    order_S: Sequence[int],
+    groups: Sequence[Group],
+    cost: Cost,
+    limits: Sequence[float],
+    floors: Mapping[str, int],
+    round_to: int = 1,
+    others: Sequence[tuple[Cost, float]] = (),
 ) -> list[dict[str, Tensor]]:
-    """Units that stay, bool (U,) by group, when ``cost.total`` is first at most each of ``limits`` (which fall), or when no more may go.
+    """Units that stay, bool (U,) by group, when ``cost.total`` is first at most each of ``limits`` (which fall) and those of ``others`` are
+    at most theirs, or when no more may go.
 
     Units go in ``order_S`` (positions in all groups one after another); those of a group that is at its floor are passed over. With
     ``round_to`` they wait until as many of their group have come up that a multiple of it stays, and go together.
@@ -60,7 +80,7 @@ def choose(
     found: list[dict[str, Tensor]] = []
 
     def stop() -> None:
-        while len(found) < len(limits) and cost.total <= limits[len(found)]:
+        while len(found) < len(limits) and cost.total <= limits[len(found)] and all(other.total <= most for other, most in others):
             found.append({name: stays.clone() for name, stays in kept.items()})
 
     stop()
@@ -73,8 +93,9 @@ def choose(
         if len(going) == (left[group.name] % step or step) and left[group.name] - len(going) >= floors[group.name]:
             kept[group.name][going] = False
             left[group.name] -= len(going)
-            for _ in range(len(going)):
-                cost.take(group)
+            for each in (cost, *(other for other, _ in others)):
+                for _ in range(len(going)):
+                    each.take(group)
             going.clear()
             stop()
     return found + [kept] * (len(limits) - len(found))
@@ -90,6 +111,7 @@ class Question:
     dense: float
     floors: dict[str, int]
     levels: Callable[[Group], Sequence[int]]  # numbers of units that a knapsack chooses from
+    others: tuple[Budget, ...]  # that have to be kept, too
 
 
 def question(pruner: UnitPruner, family: ModelFamily, input_shape: tuple[int, int, int], times: Times | None = None) -> Question:
@@ -103,11 +125,17 @@ def question(pruner: UnitPruner, family: ModelFamily, input_shape: tuple[int, in
     target, groups, dense = pruner.target, find_groups(family, input_shape, pruner.streams), dense_family(family)
     dense_groups = find_groups(dense, input_shape, pruner.streams)
     least = floors(target, groups, {group.name: group.units for group in dense_groups})
+
+    def budget(of: Of, removed: float) -> Budget:
+        at_first = cost_of(of, dense, dense_groups, input_shape).total
+        return Budget(cost_of(of, family, groups, input_shape), at_first, removed)
+
+    others = tuple(budget(Of(of), removed) for of, removed in target.also.items())
     if times is not None:
         cost = structure_costs.PartCost(times.table.parts(), {group.name: group.units for group in groups})
-        return Question(target, groups, cost, times.dense_ms, least, times.table.levels)
-    at_first = cost_of(target.of, dense, dense_groups, input_shape).total
-    return Question(target, groups, cost_of(target.of, family, groups, input_shape), at_first, least, _levels)
+        return Question(target, groups, cost, times.dense_ms, least, times.table.levels, others)
+    asked = budget(target.of, target.removed)
+    return Question(target, groups, asked.cost, asked.dense, least, _levels, others)
 
 
 def _levels(group: Group) -> Sequence[int]:
@@ -117,33 +145,39 @@ def _levels(group: Group) -> Sequence[int]:
 def countable(target: UnitTarget) -> UnitTarget:
     """What a plan takes for a target that only a measurement could answer: as many multiply-adds, by the ranking alone."""
     of = Of.MACS if target.of is Of.LATENCY else target.of
-    return replace(target, of=of, solver=Solver.RANKING, within=None)
+    also = {name: removed for name, removed in target.also.items() if name != of.value}
+    return replace(target, of=of, solver=Solver.RANKING, within=None, also=also)
 
 
 def choose_for(asked: Question, order_S: Sequence[int], score_S: Sequence[float], steps_left: int = 1) -> dict[str, Tensor]:
     """What stays, bool (U,) by group, after the next of ``steps_left`` steps to the target."""
-    return answer(asked, order_S, score_S, [limit(asked.target, asked.dense, asked.cost.total, steps_left)])[0]
+    return answer(asked, order_S, score_S, [limit(asked.target, asked.dense, asked.cost.total, steps_left)], steps_left)[0]
 
 
 def sweep(asked: Question, order_S: Sequence[int], score_S: Sequence[float], removed: Sequence[float]) -> dict[str, list[int]]:
-    """How many units of each group would stay if the fractions ``removed`` (rising) were taken out by the same ranking."""
-    chosen = answer(asked, order_S, score_S, [(1 - fraction) * asked.dense for fraction in removed])
+    """How many units of each group would stay if the fractions ``removed`` (rising) were taken out by the same ranking; of the one cost
+    alone that the target is of."""
+    chosen = answer(replace(asked, others=()), order_S, score_S, [(1 - fraction) * asked.dense for fraction in removed])
     return {group.name: [int(kept[group.name].sum()) for kept in chosen] for group in asked.groups}
 
 
-def answer(asked: Question, order_S: Sequence[int], score_S: Sequence[float], limits: Sequence[float]) -> list[dict[str, Tensor]]:
-    """What stays when the cost may be at most each of ``limits`` (which fall)."""
+def answer(
+    asked: Question, order_S: Sequence[int], score_S: Sequence[float], limits: Sequence[float], steps_left: int = 1
+) -> list[dict[str, Tensor]]:
+    """What stays when the cost may be at most each of ``limits`` (which fall), and other budgets are kept."""
+    others = [(budget.cost, budget.limit(steps_left)) for budget in asked.others]
     if asked.target.solver is Solver.RANKING:
-        return choose(order_S, asked.groups, asked.cost, limits, asked.floors, asked.target.round_to)
-    from orchestrator.widths import Costs, choices_of, choose_widths
+        return choose(order_S, asked.groups, asked.cost, limits, asked.floors, asked.target.round_to, others)
+    from orchestrator.widths import Costs, choices_of, choose_within_all
 
     going = going_order(order_S, asked.groups)
     worth = {name: [score_S[unit] for unit in units] for name, units in going.items()}
     levels = {group.name: rounded(asked.levels(group), step_of(group, asked.target.round_to)) for group in asked.groups}
     choices = choices_of(worth, asked.floors, levels)
-    costs, found = Costs(choices, asked.cost.parts(asked.groups)), []
+    costs = [Costs(choices, cost.parts(asked.groups)) for cost in (asked.cost, *(cost for cost, _ in others))]
+    found = []
     for most in limits:
-        at = choose_widths(costs, most, asked.target.solver)
+        at = choose_within_all(costs, [most, *(most for _, most in others)], asked.target.solver)
         widths = {name: int(choice.widths[index]) for (name, choice), index in zip(choices.items(), at, strict=True)}
         found.append(widest(asked.groups, going, widths))
     return found
@@ -228,4 +262,8 @@ def limit(target: UnitTarget, dense: float, now: float, steps_left: int) -> floa
     final = (1 - target.removed) * dense
     if target.of is Of.LATENCY and now > final:
         return now * (final / now) ** (1 / steps_left)
+    return _part_of_the_way(now, final, steps_left)
+
+
+def _part_of_the_way(now: float, final: float, steps_left: int) -> float:
     return now - (now - final) / steps_left if now > final else final

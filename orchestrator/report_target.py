@@ -51,7 +51,8 @@ def asked_pairs(report: Report) -> list[tuple[str, str]]:
         found = [("sparsity", percent(asked["sparsity"], 2))]
     elif "removed" in asked:
         found = [("taken out", f"{percent(asked['removed'], 2)} of the {OF[asked['of']]}")]
-    return found + [(str(name), str(value)) for name, value in asked.items() if name not in ("sparsity", "removed", "of")]
+    found += [("taken out, too", f"{percent(value, 2)} of the {OF[of]}") for of, value in asked.get("also", {}).items()]
+    return found + [(str(name), str(value)) for name, value in asked.items() if name not in ("sparsity", "removed", "of", "also")]
 
 
 def _asked_of_round(part: RoundResult) -> str:

@@ -100,6 +100,8 @@ def asked_units(pruner: UnitPruner) -> dict[str, Any]:
         asked["min_fraction"] = target.min_fraction
     if target.round_to > 1:
         asked["round_to"] = target.round_to
+    if target.also:
+        asked["also"] = target.also
     return asked | ({"streams": True} if pruner.streams else {})
 
 
@@ -151,7 +153,7 @@ def removed_of(rounds: list[RoundOutcome], dense: ModelSize, size: ModelSize) ->
 def memory_of(rounds: list[RoundOutcome]) -> float | None:
     """The fraction of the memory that is gone, if the last of ``rounds`` that took units out had a target of it."""
     last = next((part.run for part in reversed(rounds) if not part.masks), None)
-    if last is None or last.experiment.unit_pruner.target.of is not Of.MEMORY:
+    if last is None or Of.MEMORY.value not in (last.experiment.unit_pruner.target.of.value, *last.experiment.unit_pruner.target.also):
         return None
     dense, input_shape = dense_family(last.experiment.model), last.experiment.data.input_shape
     before, after = (cost_of(Of.MEMORY, family, [], input_shape).total for family in (dense, last.family_of(rounds[-1].model)))

@@ -127,7 +127,7 @@ def choose_units(run: Run, model: Record, ranking: Record, times: Times | None =
 
         asked = ask()
         budget = limit(asked.target, asked.dense, asked.cost.total, run.steps_left)
-        kept = answer(asked, order_S, score_S, [budget * correction])[0]
+        kept = answer(asked, order_S, score_S, [budget * correction], run.steps_left)[0]
         written = write_tensors(to.directory / "kept.safetensors", kept)
         widths = {name: int(stays.sum()) for name, stays in kept.items()}
         numbers = {"kept": widths, "swept": sweep(ask(), order_S, score_S, SWEEP), "dense": asked.dense, "budget": budget}

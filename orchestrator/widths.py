@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ from workers.pruners.units import Solver
 if TYPE_CHECKING:
     from numpy import ndarray
 
+SURROGATES = 16  # weights of several budgets that are tried
+SHARPNESS = 2  # of how a weight follows what is used of its budget
 ROUNDS = 12  # of solving again around the widths of the last solution
 JOINT_SECONDS = 60.0
 EVENLY = 64  # fractions of all groups that are tried to begin with
@@ -81,6 +84,21 @@ class Costs:
     def _widths(self, at: Sequence[int]) -> dict[str, int]:
         return {name: int(of.widths[index]) for name, of, index in zip(self._names, self.choices, at, strict=True)}
 
+    @classmethod
+    def sum_of(cls, costs: Sequence[Costs], weights: Sequence[float]) -> Costs:
+        """Several costs of the same choices as one, each times its weight."""
+        found = copy.copy(costs[0])
+        found.fixed = sum(weight * cost.fixed for cost, weight in zip(costs, weights, strict=True))
+        found.own = [
+            sum(weight * own for own, weight in zip(owns, weights, strict=True)) for owns in zip(*(c.own for c in costs), strict=True)
+        ]
+        found.pairs, found.many = {}, []
+        for cost, weight in zip(costs, weights, strict=True):
+            for pair, table in cost.pairs.items():
+                found.pairs[pair] = found.pairs.get(pair, 0.0) + weight * table
+            found.many += [(groups, _times(part, weight)) for groups, part in cost.many]
+        return found
+
     def total(self, at: Sequence[int]) -> float:
         found = self.fixed + sum(own[index] for own, index in zip(self.own, at, strict=True))
         found += sum(table[at[first], at[second]] for (first, second), table in self.pairs.items())
@@ -101,6 +119,42 @@ class Costs:
                 name = self._names[group]
                 lines[group] += [part.value(widths | {name: int(width)}) for width in self.choices[group].widths]
         return lines, rest
+
+
+def _times(part: Part, weight: float) -> Part:
+    return Part(part.groups, lambda units: weight * part.value(units))
+
+
+def choose_within_all(costs: Sequence[Costs], budgets: Sequence[float], solver: Solver) -> list[int]:
+    """``choose_widths`` for several costs of the same choices, none of which may be more than its budget; of the least if they cannot.
+
+    Solved as one problem whose cost is a weighted mean of all costs, as fractions of their budgets: what keeps all budgets keeps that, so
+    it is worth at least as much as the answer. The weights of budgets that are overrun rise, until the best that keeps all of them does
+    not change; what is left is spent. Source: surrogate constraints (Glover 1975).
+    """
+    if len(costs) == 1:
+        return choose_widths(costs[0], budgets[0], solver)
+    least = [0] * len(costs[0].choices)
+    if any(cost.total(least) > budget for cost, budget in zip(costs, budgets, strict=True)):
+        return least
+
+    def used(at: Sequence[int]) -> ndarray:
+        return np.array([cost.total(at) / budget for cost, budget in zip(costs, budgets, strict=True)])
+
+    best, weights, allowed = least, np.full(len(costs), 1 / len(costs)), 1.0
+    for _ in range(SURROGATES):
+        together = Costs.sum_of(costs, [weight / budget for weight, budget in zip(weights, budgets, strict=True)])
+        found = choose_widths(together, allowed, solver)
+        of_budget = used(found)
+        if of_budget.max() <= 1 and _value(costs[0], found) > _value(costs[0], best):
+            best = found
+        weights *= of_budget**SHARPNESS
+        weights /= weights.sum()
+    while best == least and allowed > 0.1:  # widths are few, and none of the solutions kept all: aim lower
+        allowed *= 0.95
+        found = choose_widths(together, allowed, solver)
+        best = found if used(found).max() <= 1 else least
+    return _spend(costs, budgets, best) if solver is Solver.EXACT else best
 
 
 def choose_widths(costs: Costs, budget: float, solver: Solver) -> list[int]:
@@ -141,7 +195,7 @@ def choose_widths(costs: Costs, budget: float, solver: Solver) -> list[int]:
         if found == reference:
             break
         reference = found
-    return _spend(costs, budget, best) if solver is Solver.EXACT else best
+    return _spend([costs], [budget], best) if solver is Solver.EXACT else best
 
 
 def _value(costs: Costs, at: Sequence[int]) -> float:
@@ -169,17 +223,24 @@ def _solve_around(costs: Costs, reference: Sequence[int], budget: float, solver:
     return [int(line.argmin()) for line in lines] if found is None else found.tolist()
 
 
-def _spend(costs: Costs, budget: float, at: Sequence[int]) -> list[int]:
-    """Widen groups one after the other, the best bargain first, while the budget lasts."""
+def _spend(costs: Sequence[Costs], budgets: Sequence[float], at: Sequence[int]) -> list[int]:
+    """Widen groups one after the other, the best bargain first, while all budgets last; what is scarcest sets the price."""
     now = list(at)
     while True:
-        left, lines = budget - costs.total(now), costs.around(now)[0]
+        lines = [cost.around(now)[0] for cost in costs]
+        left = [budget - cost.total(now) for cost, budget in zip(costs, budgets, strict=True)]
         best, where = 0.0, (-1, -1)
-        for group, (choice, line) in enumerate(zip(costs.choices, lines, strict=True)):
-            gain, more = choice.values - choice.values[now[group]], line - line[now[group]]
-            bargain = np.where((gain > 0) & (more <= left), gain / np.maximum(more, 1e-9 * budget), 0.0)
+        for group, choice in enumerate(costs[0].choices):
+            gain = choice.values - choice.values[now[group]]
+            more = [line[group] - line[group][now[group]] for line in lines]
+            fits = np.logical_and.reduce([each <= most for each, most in zip(more, left, strict=True)])
+            price = np.max([np.maximum(each / budget, 1e-9) for each, budget in zip(more, budgets, strict=True)], axis=0)
+            bargain = np.where((gain > 0) & fits, gain / price, 0.0)
             if bargain.max() > best:
                 best, where = float(bargain.max()), (group, int(bargain.argmax()))
-        if where[0] < 0 or costs.total([*now[: where[0]], where[1], *now[where[0] + 1 :]]) > budget:
+        if where[0] < 0:
             return now
-        now[where[0]] = where[1]
+        wider = [*now[: where[0]], where[1], *now[where[0] + 1 :]]
+        if any(cost.total(wider) > budget for cost, budget in zip(costs, budgets, strict=True)):
+            return now
+        now = wider

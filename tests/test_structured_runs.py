@@ -1,6 +1,7 @@
 """Runs that take units out, from the command line: what they leave computes what it should, is smaller, and does not depend on how."""
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,16 @@ def test_a_killed_run_goes_on_and_repeats_nothing(stage: str, undisturbed: Path,
     run(tmp_path, *SOSP)
     assert model_bytes(tmp_path) == model_bytes(undisturbed)
     assert set(computed(tmp_path).values()) == {1}
+
+
+def test_a_second_budget_is_kept_and_told(undisturbed: Path) -> None:
+    """It is met, not undercut, where the first alone would leave more parameters; nothing is measured again."""
+    run(undisturbed, *SOSP, "pruner.target.removed=0.1", "pruner.target.solver=exact", "+pruner.target.also={parameters:0.5}", "name=both")
+    (folder,) = (undisturbed / "runs").glob("both-*")
+    told, page = json.loads((folder / "report.json").read_text()), (folder / "report.html").read_text(encoding="utf-8")
+    assert told["final_size"]["parameters"] <= 0.5 * told["dense_size"]["parameters"] < told["final_size"]["parameters"] * 1.03
+    assert told["final_size"]["macs"] <= 0.9 * told["dense_size"]["macs"]
+    assert told["asked"]["also"] == {"parameters": 0.5} and "taken out, too" in page
 
 
 def test_another_target_reads_the_same_ranking(undisturbed: Path) -> None:

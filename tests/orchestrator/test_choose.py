@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from orchestrator.choose import answer, choose, choose_for, cost_of, floors, limit, question
+from workers.errors import ConfigError
 from workers.models.timm import TimmModel
 from workers.pruners.unit_baselines import UnitRandom
 from workers.pruners.units import Of, Solver, UnitTarget
@@ -138,6 +139,40 @@ def test_targets_of_a_real_model_are_reached_within_one_unit(of, removed):
             dearest = max(dearest, before - cost.total)
     assert cost.total <= (1 - removed) * dense + 1e-6
     assert cost.total > (1 - removed) * dense - max(dearest, 1)
+
+
+@pytest.mark.parametrize("solver", [Solver.RANKING, Solver.EXACT, Solver.GREEDY, Solver.UNIFORM])
+def test_all_budgets_of_a_target_are_kept_whichever_is_the_tightest(solver):
+    """Counted anew in the model that is left, also half-way; each of the two is the tighter one once, and then it is used up."""
+    made = vit()
+    groups = find_groups(made, SHAPE, streams=False)
+    units = sum(of.units for of in groups)
+    torch.manual_seed(0)
+    score_S = torch.rand(units).double()
+    for removed, also in ((0.3, {"parameters": 0.55}), (0.5, {"parameters": 0.2}), (0.4, {"memory": 0.2, "structures": 0.6})):
+        asked = UnitTarget(removed, Of.MACS, 1, 0.0, 1, solver, None, also)
+        for steps_left in (1, 2):
+            pruner = UnitRandom(asked, streams=False, seed=0)
+            kept = choose_for(question(pruner, made, SHAPE), score_S.argsort().tolist(), score_S.tolist(), steps_left)
+            used = []
+            for of, part in {"macs": removed, **also}.items():
+                cost = cost_of(Of(of), made, groups, SHAPE)
+                most = (1 - part / steps_left) * cost.total
+                for found in groups:
+                    for _ in range(int((~kept[found.name]).sum())):
+                        cost.take(found)
+                assert cost.total <= most * (1 + 1e-9)
+                used.append(cost.total / most)
+            assert max(used) > {Solver.UNIFORM: 0.85, Solver.GREEDY: 0.9}.get(solver, 0.97)
+
+
+def test_budgets_that_are_none_are_refused():
+    with pytest.raises(ConfigError, match=r"pruner.target.also: expected fractions of structures, parameters, memory, got 'macs'"):
+        replace(target(0.5), also={"macs": 0.3})
+    with pytest.raises(ConfigError, match=r"pruner.target.also: .* got 'latency'"):
+        replace(target(0.5), also={"latency": 0.3})
+    with pytest.raises(ConfigError, match=r"pruner.target.also.memory: expected a fraction between 0 and 1, got 1.5"):
+        replace(target(0.5), also={"memory": 1.5})
 
 
 def test_a_second_round_counts_what_the_first_took():

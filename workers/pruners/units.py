@@ -51,6 +51,7 @@ class UnitTarget:
     round_to: int = 1  # widths (channels, neurons, heads times their channels) stay multiples of this, where the dense model's are
     solver: Solver = Solver.RANKING
     within: float | None = None  # of latency: measure the smaller model, and correct the budget until its time is met to this fraction
+    also: dict[str, float] = field(default_factory=dict)  # more budgets that hold at once: fractions by what they are of
 
     def __post_init__(self) -> None:
         require(0.0 <= self.removed < 1.0, "pruner.target.removed", "a fraction in [0, 1)", self.removed, "0.5 takes out half")
@@ -61,6 +62,10 @@ class UnitTarget:
         require(self.within is None or 0 < self.within < 1, "pruner.target.within", least, self.within, "0.03 corrects up to 3 %")
         closed = f"null for of={self.of.value}, which is met as it is counted"
         require(self.within is None or self.of is Of.LATENCY, "pruner.target.within", closed, self.within)
+        counted = [of.value for of in Of if of not in (Of.LATENCY, self.of)]
+        for of, removed in self.also.items():
+            require(of in counted, "pruner.target.also", f"fractions of {', '.join(counted)}", of, "of=latency with the others in also")
+            require(0.0 < removed < 1.0, f"pruner.target.also.{of}", "a fraction between 0 and 1", removed)
 
 
 @dataclass(frozen=True)
