@@ -18,7 +18,7 @@ from workers.export import load_pruned
 from workers.models.detector import Detector
 from workers.onnx_export import open_session
 
-MODEL = ("model=fashion_ssdlite", "model.image_size=64", "data=arrays", "data.image_size=64", "data.channels=3", "data.mean=[0.5]")
+MODEL = ("model=fashion_ssdlite", "data=arrays", "data.image_size=64", "data.channels=3", "data.mean=[0.5]")
 SHORT = ("data.calibration_batches=4", "data.calibration_batch_size=4", "pruner.target.removed=0.4", "pruner.target.of=macs")
 RECOVERY = ("recovery=detector", "recovery.epochs=1", "recovery.batch_size=8", "recovery.ranks=1")
 
