@@ -86,7 +86,7 @@ CODE = {
         "workers/data/*.py",
     ),
     "shrink": (WORKER, "workers/export.py", *STRUCTURE),
-    "recover": ("workers/recovery*.py", DETECTOR, "workers/data/*.py"),
+    "recover": ("workers/recovery*.py", "workers/losses.py", DETECTOR, "workers/data/*.py"),
 }
 MODEL = "model.safetensors"
 

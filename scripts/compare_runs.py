@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import mean, pstdev
 from typing import Any
 
-ACCURACIES = ("top1", "knn", "map", "agreement")  # the first that a run measured speaks for it
+from orchestrator.report_metrics import ACCURACIES
 
 
 def headline(report: dict[str, Any]) -> str:

@@ -22,12 +22,14 @@ def forward(kind: Loss, model: nn.Module, images_NCHW: Tensor) -> Tensor:
     return model.forward_features(images_NCHW) if kind is Loss.FEATURES else model(images_NCHW)  # type: ignore[operator]
 
 
-def label_loss(model: nn.Module, outputs: Tensor, labels: Tensor) -> Tensor:
-    """Mean loss of a batch with given labels: the model's own (of a detector), else cross-entropy."""
+def label_loss(model: nn.Module, outputs: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Mean loss of the labelled samples of a batch: the model's own (of a detector, which knows no smoothing), else cross-entropy."""
     from torch.nn import functional
 
     own = getattr(model, "label_loss", None)
-    return functional.cross_entropy(outputs, labels) if own is None else own(outputs, labels)
+    if own is not None:
+        return own(outputs, labels)
+    return functional.cross_entropy(outputs, labels, label_smoothing=label_smoothing, ignore_index=-1)
 
 
 def labelled(labels: Tensor) -> Tensor:
@@ -57,14 +59,14 @@ def calibration_loss(kind: Loss, model: nn.Module, outputs: Tensor, labels: Tens
 def loss_increase(kind: Loss, model: nn.Module, dense: Tensor, pruned: Tensor, labels: Tensor) -> Tensor:
     """What a pruned model really loses on a batch, summed over its samples (float64), in the units of the quadratic model.
 
-    ``labels``: rise of the label loss, times the samples. ``sampled``: KL(dense || pruned). ``features``: half the mean squared feature
-    error. ``dense`` and ``pruned`` are outputs; ``model``, either of both, says what the label loss is.
+    ``labels``: rise of the label loss, times the samples that have labels. ``sampled``: KL(dense || pruned). ``features``: half the mean
+    squared feature error. ``dense`` and ``pruned`` are outputs; ``model``, either of both, says what the label loss is.
     """
     from torch.nn import functional
 
     dense, pruned = dense.double(), pruned.double()
     if kind is Loss.LABELS:
-        return len(labels) * (label_loss(model, pruned, labels) - label_loss(model, dense, labels))
+        return labelled(labels).sum() * (label_loss(model, pruned, labels) - label_loss(model, dense, labels))
     if kind is Loss.SAMPLED:
         return functional.kl_div(pruned.log_softmax(-1), dense.log_softmax(-1), reduction="sum", log_target=True)
     return 0.5 * (pruned - dense).square().flatten(1).mean(1).sum()

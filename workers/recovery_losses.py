@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from workers.losses import label_loss
 from workers.recovery import Distill, Precision, Recovery
 
 
@@ -41,22 +40,13 @@ def freeze_unused(model: nn.Module, recovery: Recovery) -> None:
 
 
 def recovery_loss(
-    recovery: Recovery,
-    own_loss: Callable[[Tensor, Tensor], Tensor] | None,
-    student: tuple[Tensor, Tensor],
-    labels: Tensor,
-    teacher: tuple[Tensor, Tensor] | None,
+    recovery: Recovery, model: nn.Module, student: tuple[Tensor, Tensor], labels: Tensor, teacher: tuple[Tensor, Tensor] | None
 ) -> Tensor:
-    """Mean loss of a batch: ``(1 - w) * label loss + w * distillation`` with ``w = distill_weight``. Labels are learnt by the model's
-    ``own_loss`` or, if it has none, cross-entropy."""
+    """Mean loss of a batch: ``(1 - w) * label loss + w * distillation`` with ``w = distill_weight``; ``model`` says what the former is."""
     # Also a loss of features alone reaches the outputs: ZeRO-3 gathers a module's weights again when a gradient reaches its output.
     total = 0.0 * student[0].float().sum()
     if recovery.distill_weight < 1:
-        outputs = student[0].float()
-        if own_loss is not None:
-            of_labels = own_loss(outputs, labels)
-        else:
-            of_labels = functional.cross_entropy(outputs, labels, label_smoothing=recovery.label_smoothing, ignore_index=-1)
+        of_labels = label_loss(model, student[0].float(), labels, recovery.label_smoothing)
         total = total + (1 - recovery.distill_weight) * of_labels
     if teacher is not None:
         total = total + recovery.distill_weight * distillation(recovery, student, teacher)

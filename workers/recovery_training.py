@@ -68,7 +68,6 @@ class Training:
     def __init__(self, task: RecoverTask, engine: Any, steps: Steps, teacher: nn.Module | None, hold: ZeroHold) -> None:
         self.task, self.engine, self.steps, self.teacher, self.hold = task, engine, steps, teacher, hold
         self.rank, self.world, self.recovery = dist.get_rank(), dist.get_world_size(), task.recovery
-        self.own_loss = getattr(engine.module.model, "label_loss", None)
         self.steps_per_epoch = task.data.size("train") // task.recovery.batch_size
         self.buffers = list(engine.module.buffers())  # running statistics see a batch before it is known to be finite
         self.counts = Counts()
@@ -110,7 +109,7 @@ class Training:
         before = [buffer.clone() for buffer in self.buffers]
         with torch.no_grad():
             taught = None if self.teacher is None else self.teacher(images_NCHW)
-        loss = recovery_loss(self.recovery, self.own_loss, self.engine(images_NCHW), labels, taught)
+        loss = recovery_loss(self.recovery, self.engine.module.model, self.engine(images_NCHW), labels, taught)
         self.engine.backward(loss)
         total = torch.stack([loss.detach().float(), (self.hold.broken | ~torch.isfinite(loss)).float()])
         dist.all_reduce(total)

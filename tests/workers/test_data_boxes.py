@@ -55,6 +55,20 @@ def test_every_box_of_a_scene_holds_a_garment_of_its_class_that_touches_all_four
     assert seen > 10 and data.classes == 10 and data.has_boxes
 
 
+def test_boxes_go_with_garments_that_are_shifted_and_mirrored_in_training(garments):
+    """One garment in each scene: what is bright in the moved image is its box, or it has left."""
+    data = fashion_scenes(garments, objects=1, max_shift=20, flip=True)
+    (still,), (batch,) = fashion_scenes(garments, objects=1).train(0, 1, 0, 40), data.train(0, 1, 0, 40)
+    assert not torch.equal(still.labels, batch.labels)
+    for image_CHW, label_T5 in zip(*batch, strict=True):
+        bright_HW = image_CHW[0] * 255 > scenes.FAINT
+        rows, columns = bright_HW.any(1).nonzero()[:, 0], bright_HW.any(0).nonzero()[:, 0]
+        if len(rows):
+            assert label_T5[0, 1:].tolist() == [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
+        else:
+            assert label_T5[0, 0] == -1
+
+
 def test_scenes_are_the_same_everywhere_and_their_boxes_overlap_little(garments):
     from torchvision.ops import box_iou
 

@@ -22,7 +22,7 @@ LITE, VGG = "ssdlite320_mobilenet_v3_large", "ssd300_vgg16"
 
 def family(name=LITE, image_size=96, checkpoint=None, include=("*",), stem_and_head=False, **arguments):
     where = None if checkpoint is None else str(checkpoint)
-    return DetectionModel(where, name, {"num_classes": 5} | arguments, image_size, list(include), [], stem_and_head)
+    return DetectionModel(where, name, {"num_classes": 5} | arguments, list(include), [], stem_and_head, image_size=image_size)
 
 
 def objects(*entries, most=3):

@@ -255,7 +255,9 @@ def test_the_losses_are_their_formulas() -> None:
     ):
         settings = recipe(distill=kind, distill_weight=weight, temperature=3.0)
         taught = None if kind is Distill.NONE else (t_ND, features[1])
-        assert float(recovery_loss(settings, None, (s_ND, features[0]), labels_N, taught)) == pytest.approx(float(expected), rel=1e-5)
+        assert float(recovery_loss(settings, torch.nn.Identity(), (s_ND, features[0]), labels_N, taught)) == pytest.approx(
+            float(expected), rel=1e-5
+        )
 
 
 @pytest.mark.parametrize("precision", list(Precision))

@@ -83,7 +83,7 @@ class ArrayDataset(IndexedDataset):
     def read(self, split: str, picks: list[Pick]) -> Iterator[Batch]:
         import torch
 
-        from workers.data.pixels import augment, augment_boxes, normalise, scale_boxes, to_input
+        from workers.data.pixels import moved, normalise, scale_boxes, to_input
 
         arrays, every = self.arrays(), self.labels(split)
         stored = arrays.train_NHWC if split == "train" else arrays.test_NHWC
@@ -92,9 +92,7 @@ class ArrayDataset(IndexedDataset):
             labels = torch.from_numpy(every[indices_N])
             if labels.ndim == 3:
                 labels = scale_boxes(labels, stored.shape[1:3], self.image_size)
-            if draws_ND is not None:
-                images_NCHW = augment(images_NCHW, draws_ND, self.max_shift, self.flip)
-                labels = labels if labels.ndim == 1 else augment_boxes(labels, draws_ND, self.max_shift, self.flip, self.image_size)
+            images_NCHW, labels = moved(images_NCHW, labels, draws_ND, self.max_shift, self.flip)
             yield Batch(normalise(images_NCHW, self.mean, self.std), labels)
 
 

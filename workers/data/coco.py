@@ -115,16 +115,14 @@ class Coco(IndexedDataset):
 
     def read(self, split: str, picks: list[Pick]) -> Iterator[Batch]:
         from workers.data.decode import batches, squared
-        from workers.data.pixels import augment, augment_boxes, normalise
+        from workers.data.pixels import moved, normalise
 
         files = [str(self._images(split) / name) for name in self._described(split).files]
         plain = [pick._replace(draws_ND=None) for pick in picks]
         square = squared(self.image_size)
         read = batches(files, self.labels(split), plain, square, square, self.decoders)
-        for (_, draws_ND), (images_NCHW, labels_NT5) in zip(picks, read, strict=True):
-            if draws_ND is not None:
-                images_NCHW = augment(images_NCHW, draws_ND, self.max_shift, self.flip)
-                labels_NT5 = augment_boxes(labels_NT5, draws_ND, self.max_shift, self.flip, self.image_size)
+        for (_, draws_ND), batch in zip(picks, read, strict=True):
+            images_NCHW, labels_NT5 = moved(*batch, draws_ND, self.max_shift, self.flip)
             yield Batch(normalise(images_NCHW, self.mean, self.std), labels_NT5)
 
     def _images(self, split: str) -> Path:

@@ -30,6 +30,15 @@ def augment(images_NCHW: Tensor, draws_ND: NDArray[np.float64], max_shift: int, 
     return images_NCHW
 
 
+def moved(images_NCHW: Tensor, labels: Tensor, draws_ND: NDArray[np.float64] | None, max_shift: int, flip: bool) -> tuple[Tensor, Tensor]:
+    """Images as ``augment`` moves them, and their labels: objects go with them. Without draws, both as they are."""
+    if draws_ND is None:
+        return images_NCHW, labels
+    boxes = labels.ndim == 3
+    size = images_NCHW.shape[-1]
+    return augment(images_NCHW, draws_ND, max_shift, flip), augment_boxes(labels, draws_ND, max_shift, flip, size) if boxes else labels
+
+
 def scale_boxes(labels_NT5: Tensor, stored: tuple[int, ...], size: int) -> Tensor:
     """Corners in images of ``stored`` height and width, once these are resized to ``size`` x ``size``."""
     height, width = stored

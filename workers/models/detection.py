@@ -3,38 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from workers.checks import require
 from workers.models import library
-from workers.models.base import Layer, ModelFamily, Output
+from workers.models.base import Output
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from workers.structure import Group
+    from torch import nn
 
 NAMES = ("ssd300_vgg16", "ssdlite320_mobilenet_v3_large")
 ARGUMENTS = ("num_classes", "score_thresh", "nms_thresh", "detections_per_img", "topk_candidates", "iou_thresh", "positive_fraction")
 
 
 @dataclass
-class DetectionModel(ModelFamily):
+class DetectionModel(library.LibraryModel):
     """SSD or SSDlite of ``torchvision.models.detection`` by name, with the keyword arguments of its builder.
 
     Backbone, extra layers and the depthwise layers of heads can be pruned; what leaves the heads stays. ``num_classes`` counts the
     background, as in torchvision. ``label_loss`` of the built ``Detector`` is torchvision's own.
     """
 
-    name: str
-    arguments: dict[str, Any]
-    image_size: int  # pixels, of square images; default boxes follow from it
-    checkpoint: str | None  # .safetensors, .pt, .pth, .bin; null: train from the initial weights
-    include: list[str]
-    exclude: list[str]
-    stem_and_head: bool = field(default=False)
-
-    selects: ClassVar[tuple[str, ...]] = ("include", "exclude", "stem_and_head")
+    image_size: int = field(kw_only=True)  # pixels, of square images; default boxes follow from it
 
     def __post_init__(self) -> None:
         library.check_settings(self.include, self.arguments, ())
@@ -44,20 +34,13 @@ class DetectionModel(ModelFamily):
         classes = self.arguments.get("num_classes", 91)
         require(classes >= 2, "model.arguments.num_classes", "at least 2: the background and a class", classes)
 
-    def check(self) -> None:
-        from workers.models import checkpoints
-
-        self._require_known()
-        if self.checkpoint is not None:
-            checkpoints.check(self.checkpoint)
-
     def build(self) -> nn.Module:
         """A ``Detector`` with initial weights drawn from torch's global generator. Raises: ConfigError for values it does not take."""
         from torchvision import models
 
         from workers.models.detector import Detector
 
-        self._require_known()
+        self.require_known()
         nothing: dict[str, Any] = {"weights": None, "weights_backbone": None}
 
         def create() -> nn.Module:
@@ -65,27 +48,13 @@ class DetectionModel(ModelFamily):
 
         return library.created(self.name, self.arguments, create)
 
-    def layers(self, model: nn.Module) -> list[Layer]:
-        every = library.matrices(model)
-        ends = {next(iter(every)), *_outputs(model)}
-        return library.chosen(every, set() if self.stem_and_head else ends, self.include, self.exclude, self.name)
-
-    def groups(self, model: nn.Module, input_shape: tuple[int, int, int]) -> list[Group]:
-        import torch
-
-        from workers.models.structures_traced import traced_groups
-
-        device = next(model.parameters()).device
-        return traced_groups(model, torch.zeros(1, *input_shape, device=device), _outputs(model))
-
-    def pretrained_state(self) -> dict[str, Tensor] | None:
-        """The checkpoint's tensors under the names and in the types of ``build()``. Raises: ConfigError if one does not fit."""
-        return library.pretrained_state(self, _outputs)
-
-    def weights_fingerprint(self) -> str:
-        from workers.models import checkpoints
-
-        return checkpoints.fingerprint(self.checkpoint)
+    def heads(self, model: nn.Module) -> set[str]:
+        """The layers that yield offsets and class scores: in each branch of the heads, the last one to be applied."""
+        last: dict[str, str] = {}
+        for name in self.matrices(model):
+            if name.startswith("head."):
+                last[".".join(name.split(".")[:4])] = name  # head.classification_head.module_list.3
+        return set(last.values())
 
     @property
     def has_features(self) -> bool:
@@ -99,17 +68,8 @@ class DetectionModel(ModelFamily):
     def output(self) -> Output:
         return Output.BOXES
 
-    def _require_known(self) -> None:
+    def require_known(self) -> None:
         import torchvision
 
         if self.name not in NAMES:
             raise library.unknown(self.name, f"torchvision {torchvision.__version__} for single-shot detection", NAMES, " and ".join(NAMES))
-
-
-def _outputs(model: nn.Module) -> set[str]:
-    """The layers that yield offsets and class scores: in each branch of the heads, the last ones to be applied."""
-    last: dict[str, str] = {}
-    for name in library.matrices(model):
-        if name.startswith("head."):
-            last[".".join(name.split(".")[:4])] = name  # head.classification_head.module_list.3
-    return set(last.values())

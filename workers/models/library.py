@@ -1,12 +1,14 @@
-"""What families have in common whose architectures a library builds by name: their settings, and which layers are pruned."""
+"""What families have in common whose architectures a library builds by name: their settings, checkpoints, and which layers are pruned."""
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from workers.checks import require
 from workers.errors import ConfigError
@@ -15,7 +17,77 @@ from workers.models.base import Layer, ModelFamily
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from workers.structure import Group
+
 REFUSALS = (TypeError, ValueError, AssertionError, RuntimeError, KeyError, ZeroDivisionError, AttributeError)  # of unfit arguments
+
+
+@dataclass
+class LibraryModel(ModelFamily):
+    """An architecture by its name in a library, the keyword arguments of its builder, and patterns of layers."""
+
+    name: str
+    arguments: dict[str, Any]
+    checkpoint: str | None  # .safetensors, .pt, .pth, .bin, bundled:NAME; None: train from the initial weights
+    include: list[str]
+    exclude: list[str]
+    stem_and_head: bool = field(default=False)
+
+    selects: ClassVar[tuple[str, ...]] = ("include", "exclude", "stem_and_head")
+
+    @abstractmethod
+    def require_known(self) -> None:
+        """Raise ``ConfigError``, with suggestions, if the library has no architecture of this name."""
+
+    @abstractmethod
+    def heads(self, model: nn.Module) -> set[str]:
+        """Names of the modules whose outputs leave the model."""
+
+    def check(self) -> None:
+        from workers.models import checkpoints
+
+        self.require_known()
+        if self.checkpoint is not None:
+            checkpoints.check(self.checkpoint)
+
+    def matrices(self, model: nn.Module) -> dict[str, nn.Module]:
+        """The layers that can be pruned at all, by name, in the order of definition."""
+        return matrices(model)
+
+    def ends(self, model: nn.Module) -> set[str]:
+        """Names of the modules at which data enters and results leave; dense unless ``stem_and_head``."""
+        return {next(iter(self.matrices(model))), *self.heads(model)}
+
+    def layers(self, model: nn.Module) -> list[Layer]:
+        dense = set() if self.stem_and_head else self.ends(model)
+        return chosen(self.matrices(model), dense, self.include, self.exclude, self.name)
+
+    def groups(self, model: nn.Module, input_shape: tuple[int, int, int]) -> list[Group]:
+        """As torch-pruning traces them; what leaves the heads stays."""
+        import torch
+
+        from workers.models.structures_traced import traced_groups
+
+        device = next(model.parameters()).device
+        return traced_groups(model, torch.zeros(1, *input_shape, device=device), self.heads(model))
+
+    def pretrained_state(self) -> dict[str, Tensor] | None:
+        """The checkpoint's tensors under the names and in the types of ``build()``. Position embeddings are resized bicubically without
+        antialias where the image size differs. Raises: ConfigError if anything else does not fit."""
+        import torch
+
+        from workers.models import checkpoints
+
+        if self.checkpoint is None:
+            return None
+        with torch.device("meta"):
+            model = self.build()
+        return checkpoints.load(self.checkpoint, model, self.heads(model))
+
+    def weights_fingerprint(self) -> str:
+        from workers.models import checkpoints
+
+        return checkpoints.fingerprint(self.checkpoint)
 
 
 def check_settings(include: list[str], arguments: Mapping[str, Any], reserved: Collection[str]) -> None:
@@ -45,22 +117,6 @@ def created(name: str, arguments: Mapping[str, Any], create: Callable[[], nn.Mod
     except REFUSALS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"model.arguments: {name} cannot be built with {dict(arguments)}: {reason}") from error
-
-
-def pretrained_state(family: ModelFamily, heads: Callable[[nn.Module], set[str]]) -> dict[str, Tensor] | None:
-    """State dict of the checkpoint of ``family``, under the names and in the types of its model; ``heads`` finds the classifier modules.
-
-    None if there is no checkpoint. Raises: ConfigError if a tensor does not fit.
-    """
-    import torch
-
-    from workers.models import checkpoints
-
-    if family.checkpoint is None:
-        return None
-    with torch.device("meta"):
-        model = family.build()
-    return checkpoints.load(family.checkpoint, model, heads(model))
 
 
 def matrices(model: nn.Module) -> dict[str, nn.Module]:

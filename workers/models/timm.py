@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 from workers.errors import ConfigError
 from workers.models import library
-from workers.models.base import Layer, ModelFamily, Output
+from workers.models.base import Layer, Output
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from workers.structure import Group
 
@@ -27,7 +27,7 @@ RESERVED = (
 
 
 @dataclass
-class TimmModel(ModelFamily):
+class TimmModel(library.LibraryModel):
     """A timm model by name, with the keyword arguments of ``timm.create_model``.
 
     **Which layers are prunable.** Candidates are all ``Linear`` and ``Conv2d`` layers except the stem (the first convolution or patch
@@ -36,63 +36,43 @@ class TimmModel(ModelFamily):
     dots). Norms, embeddings, layer scales and biases are never pruned.
     """
 
-    name: str
-    arguments: dict[str, Any]
-    checkpoint: str | None  # .safetensors, .pt, .pth, .bin, bundled:NAME; None: train from the initial weights
-    include: list[str]
-    exclude: list[str]
-    stem_and_head: bool = field(default=False)
-
-    selects: ClassVar[tuple[str, ...]] = ("include", "exclude", "stem_and_head")
-
     def __post_init__(self) -> None:
         library.check_settings(self.include, self.arguments, RESERVED)
-
-    def check(self) -> None:
-        from workers.models import checkpoints
-
-        self._pretrained_cfg()
-        if self.checkpoint is not None:
-            checkpoints.check(self.checkpoint)
 
     def build(self) -> nn.Module:
         """The architecture with initial weights drawn from torch's global generator. Raises: ConfigError for arguments it does not take."""
         import timm
 
-        self._pretrained_cfg()
+        self.require_known()
         return library.created(self.name, self.arguments, lambda: timm.create_model(self.name, pretrained=False, **self.arguments))
 
     def layers(self, model: nn.Module) -> list[Layer]:
         """Raises: ConfigError also for layers that standardise their weights when they are used: a zero does not stay zero there."""
-        every = library.matrices(model)
-        layers = library.chosen(every, set() if self.stem_and_head else _ends(model), self.include, self.exclude, self.name)
+        layers = super().layers(model)
         for layer in layers:
-            _refuse_standardised(layer.name, every[layer.name])
+            _refuse_standardised(layer.name, model.get_submodule(layer.name))
         return layers
+
+    def heads(self, model: nn.Module) -> set[str]:
+        """The classifier heads; none of a headless model."""
+        classifier = cast(Any, model).get_classifier()
+        modules = classifier if isinstance(classifier, tuple | list) else (classifier,)
+        used = {name for name, module in model.named_modules() if any(module is head for head in modules)}
+        return used | _recorded(model, "classifier")
+
+    def ends(self, model: nn.Module) -> set[str]:
+        """As timm records them of the architecture."""
+        return {"patch_embed", *_recorded(model, "first_conv"), *self.heads(model)}
 
     def groups(self, model: nn.Module, input_shape: tuple[int, int, int]) -> list[Group]:
         """Of VisionTransformers as written down here, of all others as traced. The classifier's outputs stay."""
-        import torch
         from timm.models.vision_transformer import VisionTransformer
 
         if isinstance(model, VisionTransformer):
             from workers.models.structures_vit import vit_groups
 
             return vit_groups(model)
-        from workers.models.structures_traced import traced_groups
-
-        device = next(model.parameters()).device
-        return traced_groups(model, torch.zeros(1, *input_shape, device=device), _heads(model))
-
-    def pretrained_state(self) -> dict[str, Tensor] | None:
-        """The checkpoint's tensors under the names and in the types of ``build()``. Position embeddings are resized bicubically without
-        antialias where the image size differs. Raises: ConfigError if anything else does not fit."""
-        return library.pretrained_state(self, _heads)
-
-    def weights_fingerprint(self) -> str:
-        from workers.models import checkpoints
-
-        return checkpoints.fingerprint(self.checkpoint)
+        return super().groups(model, input_shape)
 
     @property
     def has_features(self) -> bool:
@@ -103,6 +83,9 @@ class TimmModel(ModelFamily):
         classes = self.arguments.get("num_classes")
         classes = self._pretrained_cfg()["num_classes"] if classes is None else classes
         return Output.LOGITS if classes > 0 else Output.FEATURES
+
+    def require_known(self) -> None:
+        self._pretrained_cfg()
 
     def _pretrained_cfg(self) -> dict[str, Any]:
         """timm's description of the architecture. Raises: ConfigError, with suggestions, if there is none of this name."""
@@ -119,19 +102,6 @@ class TimmModel(ModelFamily):
             )
         settings = timm.get_pretrained_cfg(self.name)
         return {"num_classes": 1000} if settings is None else settings.to_dict()
-
-
-def _ends(model: nn.Module) -> set[str]:
-    """Names of the modules at which data enters and class scores leave: what timm records of the architecture."""
-    return {"patch_embed", *_recorded(model, "first_conv"), *_heads(model)}
-
-
-def _heads(model: nn.Module) -> set[str]:
-    """Names of the classifier heads; empty for a headless model."""
-    classifier = cast(Any, model).get_classifier()
-    modules = classifier if isinstance(classifier, tuple | list) else (classifier,)
-    used = {name for name, module in model.named_modules() if any(module is head for head in modules)}
-    return used | _recorded(model, "classifier")
 
 
 def _recorded(model: nn.Module, entry: str) -> set[str]:
