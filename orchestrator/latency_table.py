@@ -190,7 +190,12 @@ def _kind(operation: Operation) -> object:
         return index, tensor.removeprefix(names[index])
 
     axes = [
-        (axis.units, len(axis.groups), tuple(sorted((*place(tensor), dim, each) for (tensor, dim), each in axis.positions.items())))
+        (
+            axis.units,
+            len(axis.groups),
+            tuple(sorted((*place(tensor), dim, each) for (tensor, dim), each in axis.positions.items())),
+            tuple(sorted(axis.inputs.items())),
+        )
         for axis in operation.axes
     ]
     return operation.at([axis.units for axis in operation.axes]).text, tuple(axes)

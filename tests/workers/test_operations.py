@@ -10,7 +10,7 @@ from workers.latency import Latency, Runtime
 from workers.models.operations import find_operations
 from workers.models.shrunk import shrunk
 from workers.models.timm import TimmModel
-from workers.structure import find_groups, take
+from workers.structure import Kind, find_groups, take
 from workers.timing import relative_error, time_in_turn, time_model, time_operation
 
 FAMILIES = {
@@ -21,10 +21,11 @@ FAMILIES = {
     "convnext_atto": ({"num_classes": 10}, 32),
     "vit_tiny_patch16_224": ({"num_classes": 10, "img_size": 32, "depth": 2}, 32),
 }
+GATED = {"mobilenetv3_small_050": ({"num_classes": 10}, 32)}
 
 
 def made(name):
-    arguments, size = FAMILIES[name]
+    arguments, size = (FAMILIES | GATED)[name]
     return TimmModel(checkpoint=None, name=name, arguments=arguments, include=["*"], exclude=[]), (3, size, size)
 
 
@@ -35,11 +36,23 @@ def flops(module, *inputs):
 
 
 def flops_of(operations, units):
-    total = 0
-    for operation in operations:
-        case = operation.at([sum(units[name] for name in axis.groups) for axis in operation.axes])
-        total += flops(case.module.to_empty(device="meta"), *(torch.empty(shape, device="meta") for shape in case.inputs))
-    return total
+    return sum(
+        flops(case.module.to_empty(device="meta"), *(torch.empty(shape, device="meta") for shape in case.inputs))
+        for case in cases(operations, units)
+    )
+
+
+def halved(family, groups):
+    """Half of the units of each group, and the family without the others."""
+    half = {group.name: max(1, group.units // 2) for group in groups}
+    with torch.device("meta"):
+        state = family.build().state_dict()
+    kept = {group.name: torch.arange(group.units) < half[group.name] for group in groups}
+    return half, shrunk(family, state, take(state, groups, kept))
+
+
+def cases(operations, units):
+    return [operation.at([sum(units[name] for name in axis.groups) for axis in operation.axes]) for operation in operations]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -48,16 +61,33 @@ def test_operations_do_all_the_arithmetic_of_the_model_whole_and_shrunk(name):
     family, shape = made(name)
     groups = find_groups(family, shape, streams=False)
     operations = find_operations(family, shape, 1, groups)
-    with torch.device("meta"):
-        model, image_1CHW = family.build().eval(), torch.empty(1, *shape)
-    assert flops_of(operations, {group.name: group.units for group in groups}) == flops(model, image_1CHW)
-    half = {group.name: max(1, group.units // 2) for group in groups}
-    kept = {group.name: torch.arange(group.units) < half[group.name] for group in groups}
-    state = model.state_dict()
-    smaller = shrunk(family, state, take(state, groups, kept))
-    with torch.device("meta"):
-        model = smaller.build().eval()
-    assert flops_of(operations, half) == flops(model, image_1CHW)
+    half, smaller = halved(family, groups)
+    for units, of in (({group.name: group.units for group in groups}, family), (half, smaller)):
+        with torch.device("meta"):
+            model, image_1CHW = of.build().eval(), torch.empty(1, *shape)
+        assert flops_of(operations, units) == flops(model, image_1CHW)
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *GATED])
+def test_at_fewer_units_operations_are_those_of_the_shrunk_model(name):
+    """Residual streams included: layers, additions, gates and means have the sizes that are found in the smaller model itself."""
+    family, shape = made(name)
+    groups = find_groups(family, shape, streams=True)
+    half, smaller = halved(family, groups)
+    there = [operation.at([]).text for operation in find_operations(smaller, shape, 2, [])]
+    operations = find_operations(family, shape, 2, groups)
+    assert [case.text for case in cases(operations, half)] == there
+    if any(group.kind is Kind.STREAM for group in groups) or name in GATED:
+        assert any(operation.axes for operation in operations if operation.function is not None)
+
+
+def test_what_is_put_together_of_many_groups_stays_as_it_is():
+    """DenseNet's last concatenation reads a group for each layer before it, so no table of two widths holds it; the first reads two."""
+    arguments = {"num_classes": 10, "block_config": [3], "growth_rate": 8}
+    family = TimmModel(checkpoint=None, name="densenet121", arguments=arguments, include=["*"], exclude=[])
+    operations = find_operations(family, (3, 32, 32), 1, find_groups(family, (3, 32, 32), streams=False))
+    puts = [operation for operation in operations if "cat" in operation.name and len(operation.inputs) > 1]
+    assert [len(operation.axes) for operation in puts] == [2, 0, 0]
 
 
 def test_attention_that_takes_query_key_and_value_is_timed_with_all_three():

@@ -23,6 +23,8 @@ FAMILIES = {
     "vit_small_patch14_reg4_dinov2": (VIT, 28),  # LayerScale and registers
     "vit_giant_patch14_dinov2": (VIT, 28),  # both halves of a SwiGLU in one matrix
     "vit_little_patch16_reg4_gap_256": (VIT | {"img_size": 32}, 32),
+    "eva02_tiny_patch14_224": (VIT, 28),  # rotary positions; both halves of a SwiGLU in one matrix
+    "vit_small_plus_patch16_dinov3": (VIT | {"img_size": 32}, 32),  # ... in two
     "resnet18": ({}, 32),
     "resnet50d": ({}, 32),
     "densenet121": ({}, 32),  # concatenations: several groups in one input
@@ -112,6 +114,13 @@ def test_what_a_norm_takes_a_mean_over_stays():
     """ConvNeXt: its LayerNorms see all channels of a stage, so hidden neurons are all that can go."""
     arguments, size = FAMILIES["convnext_tiny"]
     assert {group.kind for group in on_meta(family("convnext_tiny", **arguments), size)} == {Kind.NEURON}
+
+
+def test_a_trace_that_takes_two_halves_for_one_gives_no_group():
+    """EVA-02's MLPs multiply the two halves of one matrix; torch-pruning sees the neurons of both, of which the next layer has half."""
+    with torch.device("meta"):
+        model, image_1CHW = family("eva02_tiny_patch14_224", **VIT).build().eval(), torch.zeros(1, 3, 28, 28)
+    assert structures_traced.traced_groups(model, image_1CHW, {"head"}) == []
 
 
 def test_units_removed_twice_are_units_removed_at_once():

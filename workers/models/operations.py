@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from timm.layers import Attention
@@ -21,19 +21,23 @@ if TYPE_CHECKING:
     from workers.models.base import ModelFamily
 
 WHOLE = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, Attention, nn.MultiheadAttention)  # timed as one although some have children
+Size = TypeVar("Size")
+MOST_AXES = 2  # of an operation
 NOTHING = (nn.Identity, nn.Dropout)  # in eval mode
 
 
 @dataclass(frozen=True, eq=False)
 class Axis:
-    """A width of an operation, in units: how many there are, and the sizes (tensor, dim) that go with them, so many positions each.
+    """A width of an operation, in units: how many there are, and the sizes that go with them, so many positions each.
 
-    Its units are those of one group, or of several that lie side by side (concatenated channels).
+    Sizes are (tensor, dim) of its weights and (number of an input, dim) of what goes in. Its units are those of one group, or of several
+    that lie side by side (concatenated channels).
     """
 
     groups: tuple[str, ...]
     units: int
     positions: Mapping[tuple[str, int], int]
+    inputs: Mapping[tuple[int, int], int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,15 +56,17 @@ class Operation:
 
     def at(self, units: Sequence[int]) -> Case:
         """The operation with so many units left on each axis."""
-        module = nn.Sequential(*(copy.deepcopy(module) for _, module in self.modules))
+        inputs = [list(shape) for shape in self.inputs]
+        for axis, left in zip(self.axes, units, strict=True):
+            for (index, dim), positions in axis.inputs.items():
+                inputs[index][dim] -= positions * (axis.units - left)
+        shapes = tuple(map(tuple, inputs))
         if self.function is not None:
-            return Case(_Function(self.function, self.arguments), self.inputs)
-        shapes = self._shapes(units)
-        named = {f"{index}.{leaf}": shape for index, (name, _) in enumerate(self.modules) for leaf, shape in _below(name, shapes)}
-        resize_(module, named)
-        if len(module) == 1:  # attention may take several inputs, which a sequence of modules cannot
-            return Case(module[0], (_input_shape(module[0], self.inputs[0]) if shapes else self.inputs[0], *self.inputs[1:]))
-        return Case(module, (_input_shape(module[0], self.inputs[0]) if shapes else self.inputs[0],))
+            return Case(_Function(self.function, self.arguments), shapes)
+        module = nn.Sequential(*(copy.deepcopy(module) for _, module in self.modules))
+        weights = self._shapes(units)
+        resize_(module, {f"{index}.{leaf}": shape for index, (name, _) in enumerate(self.modules) for leaf, shape in _below(name, weights)})
+        return Case(module[0] if len(module) == 1 else module, shapes)  # attention may take several inputs, which a sequence cannot
 
     def _shapes(self, units: Sequence[int]) -> dict[str, list[int]]:
         tensors = {f"{name}.{leaf}": tensor for name, module in self.modules for leaf, tensor in _tensors(module)}
@@ -101,19 +107,6 @@ def _hidden(module: nn.Module) -> str:
     return f" heads={module.num_heads}" if isinstance(module, Attention | nn.MultiheadAttention) else ""
 
 
-def _input_shape(module: nn.Module, dense: tuple[int, ...]) -> tuple[int, ...]:
-    """What a module takes whose tensors have other sizes now."""
-    match module:
-        case nn.Conv2d():
-            return (dense[0], module.in_channels, *dense[2:])
-        case nn.BatchNorm2d():
-            return (dense[0], module.num_features, *dense[2:])
-        case nn.Linear():
-            return (*dense[:-1], module.in_features)
-        case _:
-            return dense
-
-
 class _Function(nn.Module):
     """Calls an operator with tensors in the places where it had them."""
 
@@ -130,6 +123,7 @@ class _Function(nn.Module):
         return f"{self.function} {self.places}"
 
 
+@dataclass(frozen=True)
 class _Place:
     """Where a tensor goes."""
 
@@ -141,12 +135,47 @@ def find_operations(family: ModelFamily, input_shape: tuple[int, int, int], batc
     """All operations of a forward pass of ``batch_size`` images, in order. Needs no weights."""
     with torch.device("meta"):
         model, images_NCHW = family.build().eval(), torch.empty(batch_size, *input_shape)
+    found, positions = _trace(model, images_NCHW), _positions(groups)
+    falling = _falling_inputs(model, images_NCHW, found, groups)
+    units = {group.name: group.units for group in groups}
+    return [
+        _operation(f"{index}:{of.name}", of, positions, inputs, units)
+        for index, (of, inputs) in enumerate(zip(found, falling, strict=True))
+    ]
+
+
+def _trace(model: nn.Module, images_NCHW: Tensor) -> list[_Found]:
     tracer = _Tracer(model)
     with torch.no_grad(), tracer.watching(), tracer:
         model(images_NCHW)
-    positions = _positions(groups)
-    units = {group.name: group.units for group in groups}
-    return [_operation(f"{index}:{found.name}", found, positions, units) for index, found in enumerate(tracer.found)]
+    return tracer.found
+
+
+def _falling_inputs(
+    model: nn.Module, images_NCHW: Tensor, found: Sequence[_Found], groups: Sequence[Group]
+) -> list[dict[tuple[int, int], dict[str, int]]]:
+    """For each operation, by size (number of an input, dim) of what goes in: positions of a unit, by group.
+
+    Seen by tracing the model with a unit less of each group in turn, so it holds whatever lies between a layer and what reads it.
+    """
+    shapes = {name: list(tensor.shape) for name, tensor in _tensors(model)}
+    falling: list[dict[tuple[int, int], dict[str, int]]] = [{} for _ in found]
+    less = copy.deepcopy(model)
+    for group in (group for group in groups if group.units > 1):
+        whole = {part.tensor: shapes[part.tensor] for part in group.slices}
+        narrower = copy.deepcopy(whole)
+        for part in group.slices:
+            narrower[part.tensor][part.dim] -= part.index_UK.shape[1]
+        resize_(less, narrower)
+        traced = _trace(less, images_NCHW)
+        resize_(less, whole)
+        for before, after, sizes in zip(found, traced, falling, strict=True):
+            if before.arguments != after.arguments:
+                continue  # sizes are among them, so it can only be timed as it is
+            for index, (full, left) in enumerate(zip(before.inputs, after.inputs, strict=True)):
+                for dim in (dim for dim, size in enumerate(full) if left[dim] != size):
+                    sizes.setdefault((index, dim), {})[group.name] = full[dim] - left[dim]
+    return falling
 
 
 @dataclass
@@ -238,13 +267,33 @@ def _positions(groups: Sequence[Group]) -> dict[tuple[str, int], dict[str, int]]
     return found
 
 
-def _operation(name: str, found: _Found, positions: Mapping[tuple[str, int], Mapping[str, int]], units: Mapping[str, int]) -> Operation:
-    sizes: dict[tuple[str, ...], dict[tuple[str, int], int]] = {}
-    for module_name, module in found.modules:
-        for leaf, tensor in _tensors(module):
-            for dim in range(tensor.ndim):
-                of = positions.get((f"{module_name}.{leaf}", dim), {})
-                if of and len(set(of.values())) == 1:
-                    sizes.setdefault(tuple(sorted(of)), {})[f"{module_name}.{leaf}", dim] = next(iter(of.values()))
-    axes = tuple(Axis(names, sum(units[name] for name in names), part) for names, part in sizes.items())
+def _operation(
+    name: str,
+    found: _Found,
+    positions: Mapping[tuple[str, int], Mapping[str, int]],
+    falling: Mapping[tuple[int, int], Mapping[str, int]],
+    units: Mapping[str, int],
+) -> Operation:
+    weights = {
+        (f"{module_name}.{leaf}", dim): positions.get((f"{module_name}.{leaf}", dim), {})
+        for module_name, module in found.modules
+        for leaf, tensor in _tensors(module)
+        for dim in range(tensor.ndim)
+    }
+    of_weights, of_inputs = _by_groups(weights), _by_groups(falling)
+    axes = tuple(
+        Axis(names, sum(units[name] for name in names), of_weights.get(names, {}), of_inputs.get(names, {}))
+        for names in dict.fromkeys((*of_weights, *of_inputs))
+    )
+    if found.function is not None and len(axes) > MOST_AXES:  # much is put together here: it stays as it is
+        axes = ()
     return Operation(name, tuple(found.modules), found.function, found.arguments, found.inputs, axes)
+
+
+def _by_groups(sizes: Mapping[Size, Mapping[str, int]]) -> dict[tuple[str, ...], dict[Size, int]]:
+    """Sizes whose units are those of the same groups, where all of these have as many positions each."""
+    found: dict[tuple[str, ...], dict[Size, int]] = {}
+    for size, of in sizes.items():
+        if of and len(set(of.values())) == 1:
+            found.setdefault(tuple(sorted(of)), {})[size] = next(iter(of.values()))
+    return found

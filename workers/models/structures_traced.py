@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import torch
@@ -22,7 +22,8 @@ def traced_groups(model: nn.Module, image_1CHW: Tensor, heads: set[str]) -> list
     """In the order of definition. ``heads`` are the layers whose outputs leave the model.
 
     Left out are groups that a norm takes a mean over (LayerNorm, GroupNorm: without a unit it is another function), that no layer reads,
-    those of grouped convolutions that are not depthwise, and those whose units do not correspond one to one.
+    those of grouped convolutions that are not depthwise, those whose units do not correspond one to one, and those of more units than a
+    tensor has (halves that are multiplied).
     Raises: ConfigError naming the module at which the graph could not be found in time, or at all.
     """
     import torch_pruning as tp
@@ -50,7 +51,8 @@ def traced_groups(model: nn.Module, image_1CHW: Tensor, heads: set[str]) -> list
     parameters = {id(parameter): name for name, parameter in model.named_parameters()}
     order = {name: index for index, name in enumerate(names.values())}
     groups = [group for entry in traced if (group := _group(entry, names, parameters, set(outputs), order)) is not None]
-    return sorted(groups, key=lambda group: order[group.name])
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    return sorted((group for group in groups if _fits(group, shapes)), key=lambda group: order[group.name])
 
 
 def _noting(at: list[str], name: str) -> Callable[..., None]:
@@ -135,6 +137,10 @@ def _group(
     root = min(roots, key=lambda name: order[name])
     kind = Kind.STREAM if added else Kind.NEURON if roots[root] else Kind.CHANNEL
     return Group(root, kind, tuple(produced.values()), tuple(consumed.values()), tuple(running.values()))
+
+
+def _fits(group: Group, shapes: Mapping[str, torch.Size]) -> bool:
+    return all(int(part.index_UK.max()) < shapes[part.tensor][part.dim] for part in group.slices)
 
 
 def _by_unit(indices: list[int], roots: list[int]) -> Tensor | None:

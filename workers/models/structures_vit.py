@@ -1,18 +1,20 @@
-"""Structures of timm's VisionTransformer (ViT, DeiT, DINOv2 with and without registers): heads, and hidden neurons of MLPs."""
+"""Structures of timm's VisionTransformer (ViT, DeiT, DINOv2 with and without registers) and Eva (EVA-02, DINOv3): heads and neurons."""
 
 from __future__ import annotations
 
 import torch
 from timm.layers import Attention, GluMlp, Mlp, SwiGLU
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from workers.structure import Group, Kind, Slice
 
 
-def vit_groups(model: VisionTransformer) -> list[Group]:
+def vit_groups(model: VisionTransformer | Eva) -> list[Group]:
     """In forward order. The width of the embedding is no structure here: LayerNorm takes its mean over all of it, so without a channel it
-    is another function, however small the channel was. Attention and MLPs with a norm inside are left out for the same reason.
+    is another function, however small the channel was. Attention and MLPs with a norm inside are left out for the same reason, and Eva's
+    attention since it reads the width of its heads off that of the embedding.
     """
     groups = []
     for name, module in model.named_modules():

@@ -65,10 +65,11 @@ class TimmModel(library.LibraryModel):
         return {"patch_embed", *_recorded(model, "first_conv"), *self.heads(model)}
 
     def groups(self, model: nn.Module, input_shape: tuple[int, int, int]) -> list[Group]:
-        """Of VisionTransformers as written down here, of all others as traced. The classifier's outputs stay."""
+        """Of VisionTransformers and Eva (EVA-02, DINOv3) as written down here, of all others as traced. The classifier's outputs stay."""
+        from timm.models.eva import Eva
         from timm.models.vision_transformer import VisionTransformer
 
-        if isinstance(model, VisionTransformer):
+        if isinstance(model, VisionTransformer | Eva):
             from workers.models.structures_vit import vit_groups
 
             return vit_groups(model)
