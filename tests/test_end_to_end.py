@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import tiny_overrides
+from warm import orchestrate
 
 from orchestrator.config import experiment_of
 from orchestrator.footprint import footprint
@@ -25,8 +26,8 @@ SLOW = ("evaluate dense", "compare", "evaluate one-shot")  # to be killed at: as
 ON_RAY = ("cluster=ray", "cluster.cpus_per_worker=0.5")
 
 
-def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+def arguments(folder: Path, *overrides: str) -> list[str]:
+    """Of a run of the tiny model in ``folder``; what ``overrides`` set replaces what it would have."""
     flags, settings = [o for o in overrides if o.startswith("--")], [o for o in overrides if not o.startswith("--")]
     kept = [o for o in tiny_overrides(folder) if not any(s.startswith(o.partition("=")[0] + "=") for s in settings)]
     if any(s.startswith("pruner=") and s != "pruner=cap" for s in settings):
@@ -35,16 +36,20 @@ def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
         kept = [o for o in kept if not o.startswith("pruner.target.sparsity=")]
     if any(s.startswith("model=") for s in settings):
         kept = [o for o in kept if not o.startswith("model.")]
-    command = [sys.executable, "-m", "orchestrator", *flags, *kept, *settings]
+    return [*flags, *kept, *settings]
+
+
+def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "orchestrator", *arguments(folder, *overrides)]
     return subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def run(folder: Path, *overrides: str) -> str:
     folder.mkdir(exist_ok=True)
-    process = start(folder, *overrides)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    return output
+    ended = orchestrate(*arguments(folder, *overrides), cwd=folder)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout + ended.stderr
 
 
 def kill_at(stage: str, folder: Path, *overrides: str) -> None:

@@ -7,13 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import tiny_overrides
+from warm import Ended, orchestrate
 
 
-def orchestrate(*overrides: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "orchestrator", *overrides], cwd=cwd, capture_output=True, text=True, timeout=300)
-
-
-def assert_refused(found: subprocess.CompletedProcess[str], *words: str) -> None:
+def assert_refused(found: Ended, *words: str) -> None:
     lines = found.stderr.strip().splitlines()
     assert found.returncode == 2, found.stderr
     assert len(lines) == 1 and lines[0].startswith("error: "), found.stderr
