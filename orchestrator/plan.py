@@ -15,7 +15,7 @@ from orchestrator.grid import makespan, portions
 from orchestrator.latency_table import sizes
 from workers.data.base import TASK_SAMPLES
 from workers.int8 import RANGE_IMAGES
-from workers.latency import MODEL_PATIENCE
+from workers.latency import MODEL_PATIENCE, Runtime
 from workers.models.base import ModelFamily, Output
 from workers.models.operations import find_operations
 from workers.models.profile import ModelProfile
@@ -25,8 +25,11 @@ from workers.pruners.base import WeightPruner
 from workers.pruners.units import Of
 from workers.recovery import Distill, Recovery
 from workers.structure import find_groups, take
+from workers.timing import FEWEST, WARM_UPS
 
 HOST_FLOPS = 2e11  # of the CPU beside a GPU, where metrics are computed
+# of an operation at one size, until the runtime can be called, about
+PREPARE_SECONDS = {Runtime.EAGER: 0.003, Runtime.ONNXRUNTIME: 0.35, Runtime.COMPILE: 1.2}
 GRAPH_SECONDS = 5.0  # of writing a model as ONNX and making 8 bits of its graph, about
 RANGE_PASSES = 4  # what it takes to make 8 bits, in forward passes over the images that the ranges are taken from, about
 HISTOGRAM_READS = 2  # of all scores, to find one threshold exactly
@@ -232,17 +235,23 @@ def _shrinking(experiment: Experiment, profile: ModelProfile, resources: Resourc
     shards = experiment.data.shards if pruner.reads_data else 1
     measured = [costs.load() + costs.measure(experiment.loss) for _ in range(shards)]
     seconds = {"measure": measured, "rank": [0.0], "choose": [0.0], "shrink": [costs.read(model) + costs.write(model)]}
-    return {stage: _mapped(found, resources) for stage, found in seconds.items()} | _timing(experiment)
+    return {stage: _mapped(found, resources) for stage, found in seconds.items()} | _timing(experiment, costs)
 
 
-def _timing(experiment: Experiment) -> dict[str, Estimate]:
-    """Stages that measure time, at their longest: no plateau is found and nothing is in the store. One task at a time, on one machine."""
+def _timing(experiment: Experiment, costs: CostModel) -> dict[str, Estimate]:
+    """Stages that measure time, if no plateau is found and nothing is in the store. One task at a time, on one machine.
+
+    An operation is taken for an equal share of the dense model's forward pass, at all of its widths.
+    """
     if experiment.unit_pruner.target.of is not Of.LATENCY:
         return {}
     latency, input_shape = experiment.latency, experiment.data.input_shape
     groups = find_groups(experiment.model, input_shape, experiment.unit_pruner.streams)
-    count = sizes(find_operations(experiment.model, input_shape, latency.batch_size, groups), latency.widths)
-    found = {"time operations": [latency.seconds] * count, "time model": [MODEL_PATIENCE * latency.seconds] * 2}
+    operations = find_operations(experiment.model, input_shape, latency.batch_size, groups)
+    forward, runs = costs.network(latency.batch_size), WARM_UPS + FEWEST
+    operation = PREPARE_SECONDS[latency.runtime] + runs * forward / len(operations)
+    model = max(runs * forward, MODEL_PATIENCE * latency.seconds)
+    found = {"time operations": [operation] * sizes(operations, latency.widths), "time model": [model] * 2}
     return {stage: Estimate(len(seconds), sum(seconds), sum(seconds), tuple(seconds)) for stage, seconds in found.items()}
 
 
