@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Ways to a latency budget on one case: HALP's importance and SOSP-H, by an exact knapsack over measured tables, by HALP's own, all groups
-# narrowed alike, and by multiply-adds instead of time; with RECOVER=1 also recovered. Residual streams may be narrowed too.
+# Ways to a latency budget on one case: Taylor squared, as the paper has it, and SOSP-H, by an exact knapsack over measured tables; the
+# paper's with its own solver; all groups narrowed alike; and by multiply-adds instead of time; with RECOVER=1 also recovered. Residual
+# streams may be narrowed too.
 #     bash scripts/compare_budgets.sh [EXPERIMENT]          (default: fashion_resnet; needs `make cases`)
 # SEEDS=0,1,2 for more than one; REMOVED, MACS: fractions of the time, of the multiply-adds;
 # SETTINGS="latency.batch_size=1 …" for all runs. What was interrupted goes on where it was. Timing wants an idle machine.
@@ -15,10 +16,13 @@ common+=(pruner.streams=true ${SETTINGS:-})
 
 sweep() {
     local run=("$python" -m orchestrator --multirun "${common[@]}" "$@")
-    "${run[@]}" pruner=taylor ++pruner.target.of=latency ++pruner.target.solver=exact,greedy,uniform ++pruner.target.within="${WITHIN:-0.03}" \
-        pruner.target.removed="${REMOVED:-0.2,0.35,0.5}"
+    local halp=("${run[@]}" pruner=halp pruner.target.within="${WITHIN:-0.03}" pruner.target.removed="${REMOVED:-0.2,0.35,0.5}")
+    "${halp[@]}" pruner.target.solver=exact,uniform
+    "${halp[@]}" pruner.target.solver=exact,greedy pruner.squared=false
     "${run[@]}" pruner=sosp_h ++pruner.target.of=latency ++pruner.target.solver=exact ++pruner.target.within="${WITHIN:-0.03}" \
         pruner.target.removed="${REMOVED:-0.2,0.35,0.5}"
-    "${run[@]}" pruner=taylor ++pruner.target.of=macs ++pruner.target.solver=exact,ranking pruner.target.removed="${MACS:-0.6,0.8,0.9}"
+    "${run[@]}" pruner=taylor ++pruner.target.of=macs ++pruner.target.solver=exact pruner.squared=true \
+        pruner.target.removed="${MACS:-0.6,0.8,0.9}"
+    "${run[@]}" pruner=taylor ++pruner.target.of=macs ++pruner.target.solver=ranking pruner.target.removed="${MACS:-0.6,0.8,0.9}"
 }
 if [ -z "${RECOVER:-}" ]; then sweep recovery=none; else sweep; fi

@@ -80,7 +80,8 @@ def method(report: dict[str, Any]) -> str:
     """The pruner, what its target is of, and how that was solved."""
     pruner = report["experiment"]["pruner"]
     target = pruner["target"]
-    name = pruner["_target_"].rpartition(".")[2] + (" normalised" if pruner.get("normalise") else "")
+    name = pruner["_target_"].rpartition(".")[2]
+    name += (" normalised" if pruner.get("normalise") else "") + (" squared" if pruner.get("squared") else "")
     return f"{name} by {target['of']}, {target['solver']}" if "of" in target else name
 
 

@@ -43,7 +43,7 @@ def methods(streams: bool, epsilon: float) -> dict[str, UnitPruner]:
     return {
         "random": UnitRandom(TARGET, streams, 0),
         "magnitude": UnitMagnitude(TARGET, streams),
-        "taylor": UnitTaylor(TARGET, streams),
+        "taylor": UnitTaylor(TARGET, streams, squared=False),
         "sosp_h": SOSPH(TARGET, streams, Product.SCALING, epsilon, False),
         "sosp_h, exact": SOSPH(TARGET, streams, Product.EXACT, epsilon, False),
         "sosp_i": SOSPI(TARGET, streams),

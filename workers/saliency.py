@@ -162,7 +162,8 @@ def sosp_i(model: nn.Module, groups: Sequence[Group], batches: Batches, loss: Lo
 
 
 def taylor(model: nn.Module, groups: Sequence[Group], batches: Batches, loss: Loss, seed: int) -> UnitSums:
-    r"""``absolute_S``: the sum over batches of ``| sum_i theta_i g_i |``, with ``g`` the gradient of the mean loss of a batch.
+    r"""``absolute_S`` and ``squares_S``: sums over batches of ``| sum_i theta_i g_i |``, with ``g`` the gradient of the mean loss of a
+    batch, and of its square.
 
     Where a group has batch norms, ``i`` runs over their scales and shifts alone, else over everything that produces the unit; tied layers
     are added before the absolute value is taken. The loss is that of the block Fisher (``calibration_loss``), with its draws by ``seed``.
@@ -177,9 +178,10 @@ def taylor(model: nn.Module, groups: Sequence[Group], batches: Batches, loss: Lo
             if not finite(outputs):
                 return {}
             gradients = _gradients(calibration_loss(loss, model, outputs, labels, derived_seed(seed, number)), parameters)
-            return {"absolute_S": unit_sums(scored, parameters, gradients).abs()}
+            change_S = unit_sums(scored, parameters, gradients)
+            return {"absolute_S": change_S.abs(), "squares_S": change_S.square()}
 
-        return _summed(_zeros(unit_sums(scored, parameters, parameters), "absolute_S"), batches, loss, of_batch)
+        return _summed(_zeros(unit_sums(scored, parameters, parameters), "absolute_S", "squares_S"), batches, loss, of_batch)
 
 
 def magnitude(model: nn.Module, groups: Sequence[Group]) -> UnitSums:

@@ -24,7 +24,7 @@ def pruners(seed=0, normalise=False):
         "scaling": SOSPH(TARGET, False, Product.SCALING, EPSILON, normalise),
         "exact": SOSPH(TARGET, False, Product.EXACT, EPSILON, normalise),
         "sosp_i": SOSPI(TARGET, False),
-        "taylor": UnitTaylor(TARGET, False),
+        "taylor": UnitTaylor(TARGET, False, False),
         "magnitude": UnitMagnitude(TARGET, False),
         "random": UnitRandom(TARGET, False, seed),
     }

@@ -17,7 +17,13 @@ from workers.pruners.units import UnitSums
 from workers.structure import Kind
 
 
-def test_taylor_is_gamma_times_gradient_plus_beta_times_gradient_before_the_absolute_value():
+def averaged(changes_BS, squared):
+    """What a first-order change of the loss in each batch makes of a unit's score: the mean magnitude, or half the mean square."""
+    return changes_BS.square().mean(0) / 2 if squared else changes_BS.abs().mean(0)
+
+
+@pytest.mark.parametrize("squared", [False, True])
+def test_taylor_is_gamma_times_gradient_plus_beta_times_gradient_before_the_absolute_value(squared):
     """Of the norm that follows a convolution, and not of its rows; the mean over batches."""
     model, groups, shape = convolutional()
     batches, expected = data(shape), []
@@ -25,12 +31,13 @@ def test_taylor_is_gamma_times_gradient_plus_beta_times_gradient_before_the_abso
         model.zero_grad()
         cross_entropy(model(images), labels).backward()
         norms = [model.body[at] for at in (1, 4)]
-        expected.append(torch.cat([(norm.weight * norm.weight.grad + norm.bias * norm.bias.grad).detach().abs() for norm in norms]))
-    score_S = UnitTaylor(TARGET, False).rank(groups, measured("taylor", model, groups, batches)).score_S
-    torch.testing.assert_close(score_S, torch.stack(expected).mean(0), rtol=1e-10, atol=0)
+        expected.append(torch.cat([(norm.weight * norm.weight.grad + norm.bias * norm.bias.grad).detach() for norm in norms]))
+    score_S = UnitTaylor(TARGET, False, squared).rank(groups, measured("taylor", model, groups, batches)).score_S
+    torch.testing.assert_close(score_S, averaged(torch.stack(expected), squared), rtol=1e-10, atol=0)
 
 
-def test_taylor_without_norms_is_over_all_weights_of_a_unit():
+@pytest.mark.parametrize("squared", [False, True])
+def test_taylor_without_norms_is_over_all_weights_of_a_unit(squared):
     model, groups, shape = perceptron()
     batches = data(shape)
     names, theta_PS, _ = structure_matrix(model, groups)
@@ -38,9 +45,9 @@ def test_taylor_without_norms_is_over_all_weights_of_a_unit():
     for images, labels in batches:
         model.zero_grad()
         cross_entropy(model(images), labels).backward()
-        expected.append((theta_PS.T @ torch.cat([model.get_parameter(name).grad.reshape(-1) for name in names])).abs())
-    score_S = UnitTaylor(TARGET, False).rank(groups, measured("taylor", model, groups, batches)).score_S
-    torch.testing.assert_close(score_S, torch.stack(expected).mean(0), rtol=1e-10, atol=0)
+        expected.append(theta_PS.T @ torch.cat([model.get_parameter(name).grad.reshape(-1) for name in names]))
+    score_S = UnitTaylor(TARGET, False, squared).rank(groups, measured("taylor", model, groups, batches)).score_S
+    torch.testing.assert_close(score_S, averaged(torch.stack(expected), squared), rtol=1e-10, atol=0)
 
 
 def test_magnitude_is_the_root_mean_square_of_what_produces_a_unit():

@@ -18,13 +18,19 @@ if TYPE_CHECKING:
 
 @dataclass
 class UnitTaylor(UnitPruner):
-    """The mean over batches of ``| sum_i theta_i g_i |``, over scales and shifts of its batch norms, else over all of it."""
+    """The mean over batches of ``| sum_i theta_i g_i |``, over scales and shifts of its batch norms, else over all of it.
+
+    ``squared``: half the mean of its square. A trained model's mean gradient is near zero and its loss of second order, of which that is
+    the Fisher's estimate; so these add up where a budget trades units of one group for those of another, and magnitudes do not.
+    """
+
+    squared: bool  # Molchanov et al. 2019, eq. 8; false: as HALP
 
     def passes(self, loss: Loss, outputs: int) -> tuple[int, int]:
         return 1, 1
 
     def sum_bytes(self, units: int, structure_weights: int) -> int:
-        return 3 * 8 * units
+        return 4 * 8 * units
 
     def measure(self, model: nn.Module, groups: Sequence[Group], batches: Callable[[], Iterator[Batch]], loss: Loss, seed: int) -> UnitSums:
         from workers import saliency
@@ -35,4 +41,4 @@ class UnitTaylor(UnitPruner):
         from workers.pruners.ranking import by_score
 
         sums.check()
-        return by_score(sums.sums["absolute_S"] / sums.batches, {})
+        return by_score(sums.sums["squares_S"] / (2 * sums.batches) if self.squared else sums.sums["absolute_S"] / sums.batches, {})
