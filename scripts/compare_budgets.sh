@@ -18,7 +18,7 @@ sweep() {
     local run=("$python" -m orchestrator --multirun "${common[@]}" "$@")
     local halp=("${run[@]}" pruner=halp pruner.target.within="${WITHIN:-0.03}" pruner.target.removed="${REMOVED:-0.2,0.35,0.5}")
     "${halp[@]}" pruner.target.solver=exact,uniform
-    "${halp[@]}" pruner.target.solver=exact,greedy pruner.squared=false
+    "${halp[@]}" pruner.target.solver=exact,greedy pruner.squared=false pruner.target.min_fraction=0
     "${run[@]}" pruner=sosp_h ++pruner.target.of=latency ++pruner.target.solver=exact ++pruner.target.within="${WITHIN:-0.03}" \
         pruner.target.removed="${REMOVED:-0.2,0.35,0.5}"
     "${run[@]}" pruner=taylor ++pruner.target.of=macs ++pruner.target.solver=exact pruner.squared=true \
