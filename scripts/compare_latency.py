@@ -25,6 +25,7 @@ from one_figure import curve, page
 from orchestrator.choose import dense_family
 from orchestrator.cluster.base import processor
 from orchestrator.report_figures import PALETTE, layout_of
+from orchestrator.units import count
 from workers.export import load_family, load_pruned
 from workers.latency import Latency, Runtime
 from workers.memory import keep_freed_memory
@@ -155,12 +156,13 @@ def main() -> None:
     images_NCHW = torch.randn(options.batch_size, *options.shape)
     timed = time_in_turn([load_pruned(model.file) for model in models], dense, images_NCHW, settings)
     lines = lines_of(models, [found.ratio for found in timed])
-    print(f"{options.runtime}, {options.batch_size} images, {options.threads} thread(s) of {processor()}, torch {torch.__version__};")
+    conditions = f"{options.runtime}, {count(options.batch_size, 'image')}, {count(options.threads, 'thread')}"
+    print(f"{conditions} of {processor()}, torch {torch.__version__};")
     worst = max(found.spread for found in timed)
     print(f"dense {timed[0].beside_ms:.3g} ms, {timed[0].repeats} turns, standard error of a time at most {worst:.1%} of it\n")
     print(table(lines))
     if options.page is not None:
-        title = f"Accuracy against measured time ({options.runtime}, {options.batch_size} images, {options.threads} threads)"
+        title = f"Accuracy against measured time ({conditions})"
         options.page.write_text(page(title, figure(lines, options.stage)), encoding="utf-8")
 
 
