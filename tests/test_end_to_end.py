@@ -22,7 +22,7 @@ from orchestrator.launch import plan_experiment
 from workers.export import load_pruned, load_state
 
 STAGES = ("evaluate dense", "collect", "score", "allocate", "solve", "join", "compare", "evaluate one-shot")
-SLOW = ("evaluate dense", "compare", "evaluate one-shot")  # to be killed at: as the others, in `make test-all`
+SLOW = ("evaluate dense", "allocate", "join", "compare", "evaluate one-shot")  # to be killed at: as the others, in `make test-all`
 ON_RAY = ("cluster=ray", "cluster.cpus_per_worker=0.5")
 
 

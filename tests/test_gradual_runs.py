@@ -74,7 +74,7 @@ def test_the_report_tells_of_each_round_and_the_plan_knows_every_stage(gradual: 
     assert {"half/one_shot", "half/recovered", "more/one_shot", "more/recovered"} <= {line["stage"] for line in lines}
 
 
-@pytest.mark.parametrize("stage", ["round more: collect", "round more: recover"])
+@pytest.mark.parametrize("stage", [pytest.param("round more: collect", marks=pytest.mark.slow), "round more: recover"])
 def test_a_driver_killed_in_the_second_round_continues_to_equal_bytes(stage: str, gradual: Path, tmp_path: Path) -> None:
     kill_at(stage, tmp_path, *TWO_ROUNDS)
     run(tmp_path, *TWO_ROUNDS)

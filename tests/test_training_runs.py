@@ -31,7 +31,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("stage", ["train dense", "recover", "evaluate recovered"])
+@pytest.mark.parametrize("stage", ["train dense", "recover", pytest.param("evaluate recovered", marks=pytest.mark.slow)])
 def test_a_driver_killed_while_training_continues_to_equal_bytes(stage: str, undisturbed: Path, tmp_path: Path) -> None:
     kill_at(stage, tmp_path, *TRAINING, *ONE_RANK)
     run(tmp_path, *TRAINING, *ONE_RANK)

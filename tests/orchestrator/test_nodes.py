@@ -142,6 +142,7 @@ def test_few_workers_are_spread_over_the_nodes(nodes: Nodes, attached: Callable[
     assert sorted(worker["node"] for worker in workers_of(cluster)) == ["127.0.0.2", "127.0.0.3"]
 
 
+@pytest.mark.slow
 def test_neighbouring_ranks_are_on_one_node(nodes: Nodes, attached: Callable[..., Ray], tmp_path: Path) -> None:
     nodes.only(n2=1, n3=2)
 
