@@ -29,7 +29,7 @@ from workers.timing import FEWEST, WARM_UPS
 
 HOST_FLOPS = 2e11  # of the CPU beside a GPU, where metrics are computed
 # of an operation at one size, until the runtime can be called, about
-PREPARE_SECONDS = {Runtime.EAGER: 0.003, Runtime.ONNXRUNTIME: 0.35, Runtime.COMPILE: 1.2}
+PREPARE_SECONDS = {Runtime.EAGER: 0.003, Runtime.ONNXRUNTIME: 0.45, Runtime.COMPILE: 1.2}
 GRAPH_SECONDS = 5.0  # of writing a model as ONNX and making 8 bits of its graph, about
 RANGE_PASSES = 4  # what it takes to make 8 bits, in forward passes over the images that the ranges are taken from, about
 HISTOGRAM_READS = 2  # of all scores, to find one threshold exactly

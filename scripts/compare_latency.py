@@ -83,7 +83,8 @@ def method(report: dict[str, Any]) -> str:
     target = pruner["target"]
     name = pruner["_target_"].rpartition(".")[2]
     name += (" normalised" if pruner.get("normalise") else "") + (" squared" if pruner.get("squared") else "")
-    return f"{name} by {target['of']}, {target['solver']}" if "of" in target else name
+    floor = f", floor {target['min_fraction']:.0%}" if target.get("min_fraction") else ""
+    return f"{name} by {target['of']}, {target['solver']}{floor}" if "of" in target else name
 
 
 def accuracy(report: dict[str, Any], stage: str) -> float | None:

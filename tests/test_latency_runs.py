@@ -7,12 +7,16 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 import torch
-from test_end_to_end import directory, run
+from test_end_to_end import arguments, directory, run
 from test_gradual_runs import report_of
 from test_structured_runs import stored
 
+from orchestrator.config import experiment_of
+from orchestrator.launch import plan_experiment
+from orchestrator.plan import PREPARE_SECONDS, Estimate
 from workers.export import load_family, load_pruned
 from workers.files import read_tensors
+from workers.latency import Runtime
 from workers.structure import find_groups
 
 HALP = (
@@ -31,6 +35,20 @@ def halved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("halved")
     run(folder, *HALP, WITHIN.format("null"))
     return folder
+
+
+def test_the_plan_of_timing_grows_with_the_work_of_a_run_and_not_with_patience(tmp_path: Path) -> None:
+    """Ten times the images are ten times the time beyond preparing an operation; the longest that one may take changes nothing."""
+
+    def of_timing(*settings: str) -> Estimate:
+        return plan_experiment(experiment_of(arguments(tmp_path, "pruner=halp", "pruner.target.removed=0.2", *settings))).stages[
+            "time operations"
+        ]
+
+    once, ten = of_timing("latency.batch_size=100"), of_timing("latency.batch_size=1000")
+    fixed = once.tasks * PREPARE_SECONDS[Runtime.EAGER]
+    assert once.tasks == ten.tasks and ten.seconds - fixed == pytest.approx(10 * (once.seconds - fixed))
+    assert of_timing("latency.batch_size=100", "latency.seconds=9").seconds == once.seconds
 
 
 def test_what_was_predicted_is_the_sum_of_the_table_and_within_the_budget(halved: Path) -> None:

@@ -162,8 +162,8 @@ def sosp_i(model: nn.Module, groups: Sequence[Group], batches: Batches, loss: Lo
 
 
 def taylor(model: nn.Module, groups: Sequence[Group], batches: Batches, loss: Loss, seed: int) -> UnitSums:
-    r"""``absolute_S`` and ``squares_S``: sums over batches of ``| sum_i theta_i g_i |``, with ``g`` the gradient of the mean loss of a
-    batch, and of its square.
+    r"""``absolute_S`` and ``squares_S``: the sums over batches of ``| sum_i theta_i g_i |`` and of its square, with ``g`` the gradient
+    of the mean loss of a batch.
 
     Where a group has batch norms, ``i`` runs over their scales and shifts alone, else over everything that produces the unit; tied layers
     are added before the absolute value is taken. The loss is that of the block Fisher (``calibration_loss``), with its draws by ``seed``.

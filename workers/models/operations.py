@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from workers.models.base import ModelFamily
 
 WHOLE = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, Attention, nn.MultiheadAttention)  # timed as one although some have children
-Size = TypeVar("Size")
-MOST_AXES = 2  # of an operation
 NOTHING = (nn.Identity, nn.Dropout)  # in eval mode
+MOST_AXES = 2  # of a function
+Size = TypeVar("Size")
 
 
 @dataclass(frozen=True, eq=False)
