@@ -41,9 +41,8 @@ def test_the_plan_of_timing_grows_with_the_work_of_a_run_and_not_with_patience(t
     """Ten times the images are ten times the time beyond preparing an operation; the longest that one may take changes nothing."""
 
     def of_timing(*settings: str) -> Estimate:
-        return plan_experiment(experiment_of(arguments(tmp_path, "pruner=halp", "pruner.target.removed=0.2", *settings))).stages[
-            "time operations"
-        ]
+        planned = plan_experiment(experiment_of(arguments(tmp_path, "pruner=halp", "pruner.target.removed=0.2", *settings)))
+        return planned.stages["time operations"]
 
     once, ten = of_timing("latency.batch_size=100"), of_timing("latency.batch_size=1000")
     fixed = once.tasks * PREPARE_SECONDS[Runtime.EAGER]
