@@ -107,6 +107,8 @@ def import_model(run: Run) -> Record:
     with run.timed("import"):
         worker = Worker("cpu", run.plan.resources.threads)
         record = run.find(to) or worker.import_model(ImportTask(family, fresh, run.experiment.seed, to))
+    for note in record.numbers.get("notes", []):
+        run.warn(note)
     run.note("import", record)
     return record
 

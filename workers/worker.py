@@ -71,11 +71,12 @@ class Worker:
         """Store a checkpoint, or seeded initial weights, as a model file."""
         started = time.time()
         state, keeps = (None, {}) if task.fresh else (task.family.pretrained_state(), task.family.pretrained_masks())
+        notes = [] if task.fresh else task.family.pretrained_notes()
         if state is None:
             torch.manual_seed(task.seed)
             state = task.family.build().state_dict()
         written = save_model(task.to.directory / "model.safetensors", task.family, state, keeps)
-        return finish(task.to, "import", {"model.safetensors": written}, {}, started)
+        return finish(task.to, "import", {"model.safetensors": written}, {"notes": notes}, started)
 
     @watched
     def collect(self, task: CollectTask) -> list[Record]:

@@ -76,6 +76,10 @@ class ModelFamily(ABC):
         """Of the checkpoint's layers that are known to be pruned, by name: True where a weight survives."""
         return {}
 
+    def pretrained_notes(self) -> list[str]:
+        """What ``pretrained_state`` left out of the checkpoint, a sentence each for the report."""
+        return []
+
     @abstractmethod
     def weights_fingerprint(self) -> str:
         """Digest of the checkpoint's bytes. Only called when there is a checkpoint."""

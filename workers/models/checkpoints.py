@@ -1,22 +1,25 @@
-"""Foreign checkpoints: read without running foreign code, brought under a model's names, and refused unless every tensor fits."""
+"""Foreign checkpoints: brought under a model's names, and refused unless every tensor fits and is finite."""
 
 from __future__ import annotations
 
-import pickle
 import re
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from workers.checks import require
-from workers.errors import ConfigError, SecateurError
-from workers.models import bundled
+from workers.errors import ConfigError
+from workers.models import bundled, checkpoint_files
+from workers.models.checkpoint_files import Found
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # averaged weights first, as timm does
-PREFIXES = ("module.", "_orig_mod.")  # left by data-parallel wrappers and torch.compile
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".pth.tar")
+FOLDERS = (
+    "it is a folder; make one file of it, DeepSpeed's with its zero_to_fp32.py, FSDP's with "
+    "torch.distributed.checkpoint.format_utils.dcp_to_torch_save"
+)
 
 TORCHVISION_NAMES = (
     (r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2"),
@@ -32,8 +35,12 @@ def check(checkpoint: str) -> None:
         bundled.check(checkpoint)
         return
     path = Path(checkpoint).expanduser()
-    require(path.suffix in SUFFIXES, "model.checkpoint", f"a file ending in {', '.join(SUFFIXES)} or bundled:NAME", checkpoint)
-    require(path.is_file(), "model.checkpoint", "an existing file", checkpoint, f"looked at {path.absolute()}")
+    folder = FOLDERS if path.is_dir() else ""
+    expected = f"a file ending in {', '.join(SUFFIXES)} or bundled:NAME"
+    require(path.name.endswith(SUFFIXES) or bool(folder), "model.checkpoint", expected, checkpoint)
+    require(
+        path.is_file(), "model.checkpoint", expected if folder else "an existing file", checkpoint, folder or f"looked at {path.absolute()}"
+    )
 
 
 def fingerprint(checkpoint: str | None) -> str:
@@ -49,55 +56,43 @@ def load(checkpoint: str, model: nn.Module, heads: set[str]) -> dict[str, Tensor
     """State dict of a checkpoint, fitting ``model`` exactly (names, shapes, types; in the model's order).
 
     ``model`` may live on the meta device: only its names and shapes are used. ``heads`` are its classifier modules.
-    Raises: ConfigError naming the checkpoint and the tensors that do not fit.
+    Raises: ConfigError naming the checkpoint and the tensors that do not fit, or are not finite.
     """
-    check(checkpoint)
     expected = cast(dict[str, Tensor], model.state_dict())
-    if checkpoint.startswith(bundled.PREFIX):
-        state = bundled.load(checkpoint, expected)
-    else:
-        state = _without_prefix(_unwrap(_read(Path(checkpoint).expanduser()), checkpoint))
-    state = _converted(state, model, expected)
-    _require_fit(checkpoint, state, expected, heads, _remedy_for_exported(checkpoint))
-    return {name: state[name].to(tensor.dtype).contiguous() for name, tensor in expected.items()}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if path.suffix == ".safetensors":
-        from workers.export import load_state
-        from workers.files import read_metadata, read_tensors
-
-        try:
-            return load_state(path)[0] if "secateur" in read_metadata(path) else read_tensors(path)
-        except SecateurError as error:
-            raise ConfigError(f"model.checkpoint: {error}") from error
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ConfigError(
-            f"model.checkpoint: {path} is no torch file of tensors and plain values, and nothing else is read, since that could run code; "
-            "where you trust it, load it yourself and save its state_dict as safetensors"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise ConfigError(f"model.checkpoint: {path} is not a readable torch file: {' '.join(str(error).split())[:160]}") from error
-
-
-def _unwrap(content: Any, checkpoint: str) -> dict[str, Tensor]:
-    for key in WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            return _unwrap(content[key], checkpoint)
-    tensors = isinstance(content, dict) and content and all(isinstance(tensor, Tensor) for tensor in content.values())
-    require(
-        bool(tensors), "model.checkpoint", f"a dict of tensors, alone or under {', '.join(WRAPPERS)}", type(content).__name__, checkpoint
-    )
-    return content
-
-
-def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in state):
-            return _without_prefix({name.removeprefix(prefix): tensor for name, tensor in state.items()})
+    found = _found(checkpoint, model, expected)
+    _require_fit(checkpoint, found, expected, heads)
+    state = {name: found.state[name].to(tensor.dtype).contiguous() for name, tensor in expected.items()}
+    require_finite(checkpoint, state)
     return state
+
+
+def notes(checkpoint: str, model: nn.Module) -> list[str]:
+    """What ``load`` leaves out of a checkpoint that fits, a sentence each."""
+    return list(_found(checkpoint, model, cast(dict[str, Tensor], model.state_dict())).notes)
+
+
+def require_finite(checkpoint: str, state: Mapping[str, Tensor]) -> None:
+    """Raise ``ConfigError`` that counts the numbers that are not finite, by tensor; pruning, and all outputs, would be spoilt by one."""
+    spoilt = []
+    for name, tensor in state.items():
+        nans, infinities = int(tensor.isnan().sum()), int(tensor.isinf().sum())
+        if nans or infinities:
+            counts = [f"{count} {what}" for count, what in ((nans, "NaN"), (infinities, "infinite")) if count]
+            spoilt.append(f"{name} ({' and '.join(counts)} of {tensor.numel()})")
+    if spoilt:
+        raise ConfigError(
+            f"model.checkpoint: expected finite numbers in {checkpoint}, got {_listed(spoilt, ', ', '')}; no output of such a model is "
+            "finite: take a checkpoint from before its training failed"
+        )
+
+
+def _found(checkpoint: str, model: nn.Module, expected: dict[str, Tensor]) -> Found:
+    check(checkpoint)
+    if checkpoint.startswith(bundled.PREFIX):
+        content = bundled.load(checkpoint, expected)
+    else:
+        content = checkpoint_files.read(Path(checkpoint).expanduser())
+    return checkpoint_files.find(content, expected, partial(_converted, model=model, expected=expected), checkpoint)
 
 
 def _converted(state: dict[str, Tensor], model: nn.Module, expected: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -125,10 +120,8 @@ def _released_by_torchvision(state: dict[str, Tensor], expected: dict[str, Tenso
     return {name: tensor for name, tensor in state.items() if name in expected or not name.startswith(TORCHVISION_AUXILIARY)}
 
 
-def _require_fit(checkpoint: str, state: dict[str, Tensor], expected: dict[str, Tensor], heads: set[str], remedy: str) -> None:
-    missing = [name for name in expected if name not in state]
-    unexpected = [name for name in state if name not in expected]
-    differing = [name for name in expected if name in state and state[name].shape != expected[name].shape]
+def _require_fit(checkpoint: str, found: Found, expected: dict[str, Tensor], heads: set[str]) -> None:
+    state, missing, unexpected, differing = found.state, found.missing, found.unexpected, found.differing
     if not (missing or unexpected or differing):
         return
     shapes = [f"{name} is {tuple(state[name].shape)}, the model has {tuple(expected[name].shape)}" for name in differing]
@@ -137,7 +130,9 @@ def _require_fit(checkpoint: str, state: dict[str, Tensor], expected: dict[str, 
         _listed(missing, ", ", "missing: "),
         _listed(unexpected, ", ", "unexpected: "),
     ]
-    remedy = remedy or _head_remedy([*missing, *unexpected, *differing], state, heads)
+    spread = bool(differing) and all(state[name].numel() == 0 for name in differing)
+    remedy = _remedy_for_exported(checkpoint) or _head_remedy([*missing, *unexpected, *differing], state, heads)
+    remedy = "its tensors are spread over ranks; gather them with DeepSpeed's zero_to_fp32.py" if spread else remedy
     raise ConfigError(f"model.checkpoint: {checkpoint} does not fit the model: {'; '.join(part for part in parts if part)}; {remedy}")
 
 

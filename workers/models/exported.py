@@ -78,11 +78,14 @@ class Exported(ModelFamily):
         return self.inside.groups(model, input_shape)
 
     def pretrained_state(self) -> dict[str, Tensor]:
-        """The tensors of the file. Raises: ConfigError if they are not those of its architecture."""
+        """The tensors of the file. Raises: ConfigError if they are not those of its architecture, or not finite."""
         from workers.export import load_pruned
+        from workers.models import checkpoints
 
         with _told():
-            return load_pruned(self.path).state_dict()
+            state = load_pruned(self.path).state_dict()
+        checkpoints.require_finite(str(self.checkpoint), state)
+        return state
 
     def pretrained_masks(self) -> dict[str, Tensor]:
         from workers.export import load_masks

@@ -84,6 +84,17 @@ class LibraryModel(ModelFamily):
             model = self.build()
         return checkpoints.load(self.checkpoint, model, self.heads(model))
 
+    def pretrained_notes(self) -> list[str]:
+        import torch
+
+        from workers.models import checkpoints
+
+        if self.checkpoint is None:
+            return []
+        with torch.device("meta"):
+            model = self.build()
+        return checkpoints.notes(self.checkpoint, model)
+
     def weights_fingerprint(self) -> str:
         from workers.models import checkpoints
 
