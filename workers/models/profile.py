@@ -12,6 +12,8 @@ from workers.models.base import Layer, ModelFamily
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from workers.errors import ConfigError
+
 WEIGHTED = ("addmm", "mm", "convolution", "_convolution")  # products with a weight; all others are of activations with each other
 
 
@@ -62,8 +64,6 @@ def profile(family: ModelFamily, input_shape: tuple[int, int, int]) -> ModelProf
     """
     import torch
 
-    from workers.errors import ConfigError
-
     with torch.device("meta"):
         model = family.build().eval()
         image_1CHW = torch.empty(1, *input_shape)
@@ -71,11 +71,8 @@ def profile(family: ModelFamily, input_shape: tuple[int, int, int]) -> ModelProf
     try:
         flops = _Flops(model, layers, image_1CHW)
         kept = _Kept(model, layers, image_1CHW)
-    except (RuntimeError, AssertionError) as error:
-        shape = "x".join(map(str, input_shape))
-        raise ConfigError(
-            f"data: images of {shape} (channels x height x width) do not fit the model: {str(error).splitlines()[0]}"
-        ) from error
+    except Exception as error:
+        raise _reason(model, image_1CHW, error) from error
     order = sorted(range(len(layers)), key=lambda index: (flops.before(layers[index].name), index))
     return ModelProfile(
         layers=tuple(layers[index] for index in order),
@@ -95,6 +92,32 @@ def profile(family: ModelFamily, input_shape: tuple[int, int, int]) -> ModelProf
         activation_bytes=kept.everything,
         largest_bytes=kept.largest,
     )
+
+
+def _reason(model: nn.Module, image_1CHW: Tensor, error: Exception) -> ConfigError:
+    """Why a pass failed that was looked at: a pass that is not looked at tells whether the image is to blame."""
+    import torch
+
+    from workers.errors import ConfigError
+
+    shape, made_for = "x".join(map(str, image_1CHW.shape[1:])), (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
+    size = "x".join(map(str, made_for or ()))
+    hint = f"; weights of this architecture are released for {size}" if made_for and size != shape else ""
+    try:
+        with torch.no_grad():
+            model(image_1CHW)
+    except Exception as misfit:
+        if isinstance(misfit, NotImplementedError) or "meta tensor" in str(misfit):
+            why = "since its forward pass looks at values"
+            return ConfigError(f"model: what it costs cannot be found without weights, {why}: {_line(misfit)}")
+        return ConfigError(f"data: images of {shape} (channels x height x width) do not fit the model: {_line(misfit)}{hint}")
+    return ConfigError(f"model: what it costs cannot be counted, although it takes images of {shape}: {_line(error)}; please report this")
+
+
+def _line(error: Exception) -> str:
+    """An exception's first line, with its name where that says more."""
+    first = next(iter(str(error).splitlines()), "").rstrip(".")
+    return first if isinstance(error, RuntimeError | AssertionError) and first else f"{type(error).__name__} {first}".rstrip()
 
 
 class _Flops:
@@ -122,6 +145,7 @@ class _Flops:
         def leave(name: str) -> None:
             self.own[name] += now()[0] - self._started[0]
 
+        model.requires_grad_(False)  # torch's counter fails on parameters that are expanded without gradients (class tokens)
         with torch.no_grad(), counter, Products(model, layers, enter, leave):
             self.output = model(image_1CHW)
         self.total = now()
@@ -202,7 +226,8 @@ def _flash_attention() -> Iterator[None]:
         def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
             kwargs = kwargs or {}
             plain = func is functional.scaled_dot_product_attention and len(args) == 3 and not kwargs.get("enable_gqa")
-            if plain and kwargs.get("attn_mask") is None and not kwargs.get("dropout_p") and args[0].ndim == 4:
+            plain = plain and args[0].ndim == 4 and args[0].shape[-1] == args[1].shape[-1] == args[2].shape[-1]  # as devices ask for
+            if plain and kwargs.get("attn_mask") is None and not kwargs.get("dropout_p"):
                 causal = kwargs.get("is_causal", False)
                 return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args, 0.0, causal, scale=kwargs.get("scale"))[0]
             return func(*args, **kwargs)
