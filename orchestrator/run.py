@@ -16,6 +16,7 @@ from orchestrator.plan import Plan, make_plan
 from orchestrator.progress import Progress
 from orchestrator.report import TaskRun
 from orchestrator.rounds import one_by_one
+from orchestrator.sources import classes_of
 from orchestrator.stages import prefix
 from orchestrator.store import MODEL, Store
 from orchestrator.track import Run as Tracked
@@ -25,6 +26,7 @@ from workers.messages import Destination, Record, RecoverTask
 from workers.models.base import ModelFamily
 from workers.models.profile import profile
 from workers.models.shrunk import ShrunkModel, selecting
+from workers.pruners.base import WeightPruner
 
 
 @dataclass
@@ -42,6 +44,9 @@ class Run:
     timeline: list[TaskRun] = field(default_factory=list)
     stage_seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.store = self.store.made_by(components(self.experiment))
 
     def rounds(self) -> Iterator[Run]:
         """A view for each round: its settings and plan, with everything else shared."""
@@ -160,6 +165,15 @@ class Run:
         start = time.perf_counter()
         yield
         self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+def components(experiment: Experiment) -> Iterator[str]:
+    """Dotted names of the classes that settings chose and that results come from."""
+    model, pruner = experiment.model, experiment.pruner
+    parts: list[Any] = [model, model.stored, experiment.data, pruner, *([pruner.statistic] if isinstance(pruner, WeightPruner) else [])]
+    for part in parts:
+        if part is not None:
+            yield from classes_of(part)
 
 
 def data_identity(run: Run, reads: tuple[str, ...]) -> dict:

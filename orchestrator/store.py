@@ -5,102 +5,41 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, is_dataclass
 from enum import Enum
-from functools import cache
 from pathlib import Path
 from typing import Any
 
+from orchestrator.sources import classes_of, code_version
 from workers.errors import DamagedResult
 from workers.files import digest, read_record
 from workers.messages import Destination, Record
 
-ROOT = Path(__file__).parent.parent
-
-WORKER = "workers/worker.py"
-DETECTOR = "workers/models/detector.py"
-STATISTICS = (
-    "workers/calibrate.py",
-    "workers/layer_inputs.py",
-    "workers/products.py",
-    "workers/moments.py",
-    "workers/pruners/statistics.py",
-    "workers/pruners/layout.py",
-    "kernels/statistics.py",
-    "kernels/outer.py",
-    "kernels/linalg.py",
-    "kernels/obs/vector.py",
-)
-STRUCTURE = ("workers/structure.py", "workers/models/structures_*.py", "workers/models/shrunk.py", "workers/models/resize.py")
-SALIENCY = ("workers/saliency.py", "workers/pruners/*.py", "kernels/saliency.py")
-
-# The source files whose text is part of a result's identity: editing one makes the results of its verbs be computed again.
-CODE = {
-    "import": (
-        *STRUCTURE,
-        "workers/models/widened.py",
-        "workers/models/exported.py",
-        "workers/export.py",
-        "workers/models/timm.py",
-        "workers/models/torchvision.py",
-        "workers/models/detection.py",
-        "workers/models/library.py",
-        "workers/models/checkpoints.py",
-        "workers/models/bundled.py",
-    ),
-    "evaluate": (WORKER, "workers/evaluation.py", DETECTOR, "workers/data/*.py"),
-    "assess": (WORKER, "workers/evaluation.py", "workers/average_precision.py"),
-    "compare": (WORKER, "workers/evaluation.py", "workers/losses.py", DETECTOR, "workers/data/*.py"),
-    "collect": (WORKER, *STATISTICS, "workers/losses.py", DETECTOR, "workers/data/*.py"),
-    "score": (WORKER, "workers/moments.py", "workers/pruners/*.py", "kernels/*.py", "kernels/obs/*.py"),
-    "solve": (WORKER, "workers/moments.py", "workers/pruners/*.py", "kernels/*.py", "kernels/obs/*.py"),
-    "allocate": ("orchestrator/allocate.py", "kernels/select.py"),
-    "join": (WORKER, "workers/export.py", "kernels/masks.py"),
-    "measure": (
-        WORKER,
-        *STRUCTURE,
-        "workers/saliency.py",
-        "workers/losses.py",
-        DETECTOR,
-        "workers/pruners/*.py",
-        "workers/data/*.py",
-        "kernels/saliency.py",
-    ),
-    "rank": (WORKER, *STRUCTURE, *SALIENCY),
-    "choose": (
-        "orchestrator/choose.py",
-        "orchestrator/widths.py",
-        "orchestrator/latency_table.py",
-        "kernels/knapsack.py",
-        "workers/models/*_costs.py",
-        *STRUCTURE,
-    ),
-    "time": ("workers/timing.py", "workers/models/operations.py", "workers/models/resize.py"),
-    "quantise": (
-        "workers/int8.py",
-        "workers/onnx_export.py",
-        "workers/evaluation.py",
-        "workers/average_precision.py",
-        DETECTOR,
-        "workers/timing.py",
-        "workers/data/*.py",
-    ),
-    "shrink": (WORKER, "workers/export.py", *STRUCTURE),
-    "recover": ("workers/recovery*.py", "workers/losses.py", DETECTOR, "workers/data/*.py"),
-}
 MODEL = "model.safetensors"
 
 
 class Store:
-    """A directory of results that outlives runs, shared by all runs and workers."""
+    """A directory of results that outlives runs, shared by all runs and workers.
 
-    def __init__(self, root: Path) -> None:
+    ``components`` are dotted names of the classes that results come from beside their verbs (see ``sources.classes_of``).
+    """
+
+    def __init__(self, root: Path, components: Iterable[str] = ()) -> None:
         self.root = root.resolve()
+        self.components = tuple(sorted(set(components)))
         self._verified: set[str] = set()
 
+    def made_by(self, components: Iterable[str]) -> Store:
+        """The same store, for results of other components."""
+        other = Store(self.root, components)
+        other._verified = self._verified
+        return other
+
     def destination(self, verb: str, **inputs: Any) -> Destination:
-        """Where the result of ``verb`` on ``inputs`` belongs."""
-        key = fingerprint(verb, code=_code_version(verb), **inputs)
+        """Where the result of ``verb`` on ``inputs`` belongs. The class of an input is one of the components."""
+        named = {name for value in inputs.values() if _is_component(value) for name in classes_of(value)}
+        key = fingerprint(verb, code=code_version(verb, tuple(sorted(named.union(self.components)))), **inputs)
         return Destination(key, self.root / verb / key[:2] / key[2:18])
 
     def find(self, to: Destination) -> Record | None:
@@ -138,10 +77,14 @@ def settings(component: Any, without: tuple[str, ...] = (), only: tuple[str, ...
     return {"type": f"{type(component).__module__}.{type(component).__qualname__}", **fields}
 
 
+def _is_component(value: Any) -> bool:
+    return is_dataclass(value) and not isinstance(value, type | Record | Destination)
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Record | Destination):
         return value.fingerprint
-    if is_dataclass(value) and not isinstance(value, type):
+    if _is_component(value):
         return _plain(settings(value))
     if isinstance(value, Enum):
         return value.value
@@ -152,12 +95,3 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, str | int | float | bool):
         return value
     raise TypeError(f"cannot fingerprint {type(value).__name__}")
-
-
-@cache
-def _code_version(verb: str) -> str:
-    total = hashlib.sha256()
-    for pattern in CODE[verb]:
-        for path in sorted(ROOT.glob(pattern)):
-            total.update(path.name.encode() + path.read_bytes())
-    return total.hexdigest()[:16]

@@ -46,14 +46,14 @@ def time_operations(run: Run, family: ModelFamily, streams: bool, model_ms: floa
     from workers.models.operations import find_operations
 
     latency, input_shape = run.experiment.latency, run.experiment.data.input_shape
-    here = identity(latency, run.plan.resources)
+    here, store = identity(latency, run.plan.resources), run.store.made_by(())  # an operation's text says all of it, whoever has it
     operations = find_operations(family, input_shape, latency.batch_size, find_groups(family, input_shape, streams))
 
     def measure(asked: list[tuple[int, Cell]]) -> list[Record]:
         tasks: dict[str, TimeOperationTask] = {}
         for number, units in asked:
             text = operations[number].at(units).text
-            to = run.store.destination("time", operation=text, **here)
+            to = store.destination("time", operation=text, **here)
             tasks.setdefault(text, TimeOperationTask(family, input_shape, streams, latency, number, units, to))
         records = dict(zip(tasks, run.map("time operations", Worker.time_operation, list(tasks.values()), alone=True), strict=True))
         return [records[operations[number].at(units).text] for number, units in asked]

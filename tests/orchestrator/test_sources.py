@@ -1,0 +1,352 @@
+"""The sources of a verb, found by reading, against the files whose functions run when it is carried out."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+from tiny import tiny_overrides
+
+from orchestrator import names, sources
+from orchestrator.config import experiment_of
+from orchestrator.run import components
+from orchestrator.sources import CANNOT_MATTER, NO_VERSION, VERBS, UnknownSource, code_version, package_version
+
+ROOT = names.ROOT
+CONF = ROOT / "conf"
+TARGETS = sorted(
+    {
+        line.split()[1]
+        for path in CONF.rglob("*.yaml")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if line.startswith("_target_: workers.")
+    }
+)
+VIT = ("workers.models.timm.TimmModel", "workers.data.digits.Digits")
+CAP = (*VIT, "workers.pruners.cap.CAP", "workers.pruners.statistics.BlockFisher")
+FOLDER = ("workers.models.timm.TimmModel", "workers.data.imagefolder.ImageFolder")
+
+
+SOSP = (*VIT, "workers.pruners.sosp.SOSPH")
+
+
+def files(verb: str, made_by: tuple[str, ...] = CAP) -> set[str]:
+    return set(sources.sources(verb, made_by).files)
+
+
+# --- against what runs
+
+UNITS = ["recovery=none", "pruner.target.removed=0.3"]
+CONVNET = ["model=digits_convnext", "model.checkpoint=null", "recovery@training=convnext_scratch", "training.epochs=1", "training.ranks=1"]
+RUNS = {
+    "cap": ["pruner=cap", "pruner.block_size=16", "recovery=adamw", "recovery.epochs=1", "recovery.ranks=1"],
+    "obc 2:4": ["pruner=obc", "recovery=none", "pruner.target.sparsity=0.5", "pruner.target.pattern='2:4'"],
+    "sosp_i": ["pruner=sosp_i", *UNITS],
+    "halp": ["pruner=halp", *UNITS, "pruner.target.within=null", "latency.seconds=0.001", "latency.widths=2", "latency.spread=0.5"],
+    "magnitude": ["pruner=magnitude", "recovery=none", "loss=features"],
+    "taylor": ["pruner=taylor", *UNITS, "pruner.streams=true", "pruner.target.solver=exact", "pruner.target.of=memory"],
+}
+
+
+class Ran(defaultdict):
+    """Files of the project with a function that ran while a verb was carried out, by verb."""
+
+    watching = False
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ran]:
+    found = Ran(set)
+    verbs: list[str] = []
+
+    def look(frame: FrameType, event: str, _: object) -> None:
+        path = frame.f_code.co_filename
+        if verbs and event == "call" and path.startswith(str(ROOT)) and frame.f_code.co_name != "<module>":
+            found[verbs[-1]].add(Path(path).relative_to(ROOT).as_posix())
+
+    def watched(verb: str, function: Callable) -> Callable:
+        def carry_out(*arguments: Any, **more: Any) -> Any:
+            if not found.watching:
+                return function(*arguments, **more)
+            verbs.append(verb)
+            threading.setprofile(look)
+            sys.setprofile(look)
+            try:
+                return function(*arguments, **more)
+            finally:
+                verbs.pop()
+                if not verbs:
+                    sys.setprofile(None)
+                    threading.setprofile(None)  # type: ignore[arg-type]
+
+        return carry_out
+
+    for verb, entries in VERBS.items():
+        for entry in entries:
+            place, _, name = entry.rpartition(".")
+            owner: Any = import_module(place.rpartition(".")[0]).Worker if place.endswith(".Worker") else import_module(place)
+            monkeypatch.setattr(owner, name, watched(verb, getattr(owner, name)))
+    yield found
+
+
+# What the driver asks of a component to call a result by.
+READ_BEFORE = {"choose": ("workers/data/",)}  # the shape of images
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_file_that_runs_is_among_the_sources_or_cannot_matter(name: str, ran: Ran, tmp_path: Path) -> None:
+    from orchestrator.launch import run_experiment
+
+    base = [override for override in tiny_overrides(tmp_path) if not override.startswith(("recovery=", "pruner."))]
+    experiment = experiment_of(base + RUNS[name])
+    run_experiment(experiment, {}, "")  # what is compiled once is compiled now: its compiler is not to be looked at
+    ran.watching = True
+    shutil.rmtree(tmp_path / "runs")
+    run_experiment(experiment, {}, "")
+    assert {"import", "evaluate", "assess", "compare"} < ran.keys()
+    made_by = tuple(sorted(set(components(experiment))))
+    models = files("import", made_by) | files("shrink", (*made_by, "workers.models.shrunk.ShrunkModel"))  # the name of a model knows these
+    for verb, executed in ran.items():
+        known = files(verb, made_by) | (set() if verb == "import" else models)
+        missing = {path for path in executed - known if path.startswith(names.PACKAGES)}
+        assert not {path for path in missing if not path.startswith((*CANNOT_MATTER, *READ_BEFORE.get(verb, ())))}, verb
+
+
+# --- what it says of the verbs
+
+
+def everything(verb: str) -> set[str]:
+    """With every class that a yaml can choose."""
+    return files(verb, (*TARGETS, "workers.models.shrunk.ShrunkModel", "workers.pruners.statistics.LayerHessian"))
+
+
+@pytest.mark.parametrize(
+    ("verb", "paths"),
+    [
+        ("choose", ["orchestrator/joint.py", "orchestrator/shrinking.py", "orchestrator/latency_table.py", "kernels/knapsack.py"]),
+        ("import", ["workers/worker.py", "workers/models/checkpoints.py", "workers/models/timm.py"]),
+        ("recover", ["workers/export.py", "workers/calibrate.py", "workers/recovery_deepspeed.py", "workers/data/digits.py"]),
+        ("measure", ["workers/calibrate.py", "workers/saliency.py", "workers/structure.py"]),
+        ("score", ["kernels/obs/cpu.py", "kernels/scores.py", "workers/pruners/obs.py", "workers/moments.py"]),
+        ("collect", ["kernels/outer.py", "workers/losses.py", "workers/data/sampling.py"]),
+        ("allocate", ["kernels/select.py", "orchestrator/rounds.py", "workers/worker.py"]),
+        ("assess", ["workers/average_precision.py"]),
+    ],
+)
+def test_what_a_verb_uses_is_found(verb: str, paths: list[str]) -> None:
+    assert set(paths) <= files(verb, SOSP if verb in ("measure", "choose") else CAP)
+
+
+def test_what_people_see_is_no_source_and_eliminating_none_of_an_evaluation() -> None:
+    for verb in VERBS:
+        assert not {path for path in everything(verb) if "report" in path or path.startswith(("scripts/", "tests/"))}, verb
+    for verb in ("import", "evaluate", "assess", "compare", "join", "recover", "time", "quantise"):
+        assert not {path for path in everything(verb) if path.startswith("kernels/obs/")}, verb
+    assert not any(path.startswith("workers/models/structures") for path in files("import") | files("evaluate") | files("recover"))
+
+
+def test_only_the_components_that_settings_chose_count() -> None:
+    for verb in VERBS:
+        found = files(verb)
+        assert not found & {"workers/data/coco.py", "workers/pruners/obc.py", "workers/models/torchvision.py"}, verb
+    assert "workers/pruners/cap.py" in files("score") and "workers/pruners/cap.py" not in files("collect") | files("evaluate")
+    assert files("evaluate", FOLDER) - files("evaluate") >= {"workers/data/imagefolder.py", "workers/data/decode.py"}
+    assert "PIL" in sources.sources("evaluate", FOLDER).packages and "PIL" not in sources.sources("evaluate", CAP).packages
+
+
+def test_a_family_that_settings_name_counts_too() -> None:
+    experiment = experiment_of(["+experiment=digits_convnext_expand"])
+    assert {"workers.models.widened.WidenedModel", "workers.models.timm.TimmModel"} <= set(components(experiment))
+
+
+def test_every_verb_that_is_stored_has_an_entry_and_the_other_way_round() -> None:
+    text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "orchestrator").rglob("*.py"))
+    assert set(re.findall(r'store\.destination\(\s*"(\w+)"', text)) == set(VERBS)
+
+
+def test_every_class_that_a_yaml_can_choose_is_found_by_some_verb() -> None:
+    for target in TARGETS:
+        place = target.rpartition(".")[0].replace(".", "/") + ".py"
+        assert any(place in files(verb, (target,)) for verb in VERBS), target
+
+
+def test_versions_of_what_changes_results_are_found_without_importing_it() -> None:
+    assert {"torch", "timm", "numpy"} <= set(sources.sources("evaluate", CAP).packages)
+    assert "torchvision" in sources.sources("evaluate", ("workers.models.torchvision.TorchvisionModel",)).packages
+    assert "deepspeed" in sources.sources("recover", CAP).packages
+    for verb in VERBS:
+        used = set(sources.sources(verb, tuple(TARGETS)).packages)
+        assert all(package_version(package) for package in used), used
+        assert not used & {"rich", "hydra", "omegaconf", "ray", "wandb", "plotly", *NO_VERSION}, verb
+    import PIL
+    import torch
+
+    assert (package_version("torch"), package_version("PIL")) == (torch.__version__.partition("+")[0], PIL.__version__)
+
+
+def test_another_version_of_a_package_makes_another_version_of_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {verb: code_version.__wrapped__(verb, CAP) for verb in VERBS}
+    monkeypatch.setattr(sources, "package_version", lambda name: "9" if name == "timm" else package_version(name))
+    after = {verb: code_version.__wrapped__(verb, CAP) for verb in VERBS}
+    changed = {verb for verb in VERBS if before[verb] != after[verb]}
+    assert changed == {verb for verb in VERBS if "timm" in sources.sources(verb, CAP).packages} and {"import", "recover"} <= changed
+    assert "assess" not in changed and "allocate" not in changed
+
+
+# --- in a copy of the project, elsewhere
+
+SAY = """
+import json, sys
+from orchestrator.sources import VERBS, code_version
+print(json.dumps({verb: code_version(verb, tuple(sys.argv[1:])) for verb in VERBS}), "torch" in sys.modules)
+"""
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Callable[[], dict[str, str]]:
+    """Versions of all verbs in a copy of the project that is not installed; ``tmp_path`` holds it."""
+    for package in names.PACKAGES:
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def versions() -> dict[str, str]:
+        found = subprocess.run([sys.executable, "-c", SAY, *CAP], cwd=tmp_path, capture_output=True, text=True, timeout=600, check=True)
+        text, imported = found.stdout.rsplit(maxsplit=1)
+        assert imported == "False", "it imports torch"
+        return json.loads(text)
+
+    return versions
+
+
+def test_editing_a_file_changes_the_verbs_that_use_it_wherever_the_project_lies(copy: Callable, tmp_path: Path) -> None:
+    first = copy()
+    assert first == {verb: code_version(verb, CAP) for verb in VERBS}
+    for path, changed in {
+        "orchestrator/report.py": set(),
+        "workers/messages.py": set(),
+        "workers/pruners/obc.py": set(),
+        "kernels/obs/cpu.py": {"score", "solve"},
+        "workers/losses.py": {"collect", "compare", "measure", "recover"},
+        "workers/worker.py": set(VERBS) - {"recover", "choose"},
+    }.items():
+        with (tmp_path / path).open("a", encoding="utf-8") as file:
+            file.write("\n")
+        after = copy()
+        assert {verb for verb in VERBS if after[verb] != first[verb]} == changed, path
+        first = after
+
+
+# --- how names are followed, in small projects
+
+SIMPLE = "f = limit = thing = Nothing = 1\n"
+SMALL = {
+    "workers/verbs.py": """
+from typing import TYPE_CHECKING
+from workers import plain
+from workers.shapes import Base
+if TYPE_CHECKING:
+    from workers.tasks import Task
+    from workers.unused import Nothing
+LIMIT = plain.limit
+def verb(task: "Task") -> "Nothing":
+    import torch
+    from workers.inner import helper
+    return helper(LIMIT, task.parts.turn())
+def other():
+    from workers.other import thing
+    return thing
+""".replace('"Task"', "Task").replace('"Nothing"', "Nothing"),
+    "workers/tasks.py": "from workers.shapes import Base\nclass Task:\n    parts: Base\n",
+    "workers/shapes.py": """
+from abc import ABC
+import json
+class Base(ABC):
+    def turn(self):
+        from workers.turned import f
+        return f
+    def unused(self):
+        from workers.unused import f
+        return f
+""",
+    "workers/square.py": """
+from workers.shapes import Base
+class Square(Base):
+    def turn(self):
+        from workers.squares import f
+        return f
+    def area(self):
+        from workers.unused import f
+        return f
+""",
+    "workers/network.py": """
+from torch import nn
+class Net(nn.Module):
+    def forward(self):
+        from workers.forward import f
+        return f
+def build():
+    return Net()
+""",
+    **{f"workers/{name}.py": SIMPLE for name in ("plain", "turned", "squares", "forward", "unused", "other")},
+    "workers/inner.py": "from workers.deeper import f\nhelper = f\n",
+    "workers/deeper.py": "from workers.network import build\nf = build\n",
+}
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A project of these files, with one verb."""
+    for path, text in SMALL.items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(text, encoding="utf-8")
+    monkeypatch.setattr(names, "ROOT", tmp_path)
+    monkeypatch.setattr(sources, "VERBS", {"verb": ("workers.verbs.verb",)})
+    monkeypatch.setattr(sources, "exempt", lambda: ("workers/errors.py",))
+    monkeypatch.setattr(names, "module", cache(names.module.__wrapped__))
+    monkeypatch.setattr(sources, "module", names.module)
+    yield tmp_path
+
+
+def small_files(*made_by: str) -> list[str]:
+    return [Path(path).stem for path in sources.sources.__wrapped__("verb", made_by).files]
+
+
+def test_imports_in_functions_methods_that_are_called_and_those_that_a_library_calls_are_followed(small: Path) -> None:
+    assert small_files() == ["deeper", "forward", "inner", "network", "plain", "shapes", "tasks", "turned", "verbs"]
+    assert small_files("workers.square.Square") == sorted([*small_files(), "square", "squares"])
+    assert sources.sources.__wrapped__("verb", ()).packages == ("torch",)
+
+
+@pytest.mark.parametrize(
+    ("path", "old", "new", "words"),
+    [
+        ("workers/inner.py", "workers.deeper", "workers.gone", "no gone"),
+        ("workers/inner.py", "import f", "import g as f", "no g in it"),
+        ("workers/inner.py", "import f", "import *", "from workers.deeper import \\*"),
+        ("workers/verbs.py", "def verb", "def word", "no verb in it"),
+        ("workers/verbs.py", "plain.limit", "plain.most", "no most in it"),
+    ],
+)
+def test_a_name_that_is_not_there_is_an_error(small: Path, path: str, old: str, new: str, words: str) -> None:
+    text = (small / path).read_text(encoding="utf-8")
+    (small / path).write_text(text.replace(old, new), encoding="utf-8")
+    with pytest.raises(UnknownSource, match=words):
+        small_files()
+
+
+def test_a_component_or_an_exemption_that_is_not_there_is_an_error(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UnknownSource, match=r"no class workers\.square\.Circle"):
+        small_files("workers.square.Circle")
+    monkeypatch.undo()
+    monkeypatch.setattr(sources, "CANNOT_MATTER", {"workers/gone.py": "it is gone"})
+    with pytest.raises(UnknownSource, match=r"workers/gone\.py"):
+        sources.exempt.__wrapped__()
