@@ -71,7 +71,7 @@ class Worker:
         """Store a checkpoint, or seeded initial weights, as a model file."""
         started = time.time()
         state, keeps = (None, {}) if task.fresh else (task.family.pretrained_state(), task.family.pretrained_masks())
-        notes = [] if task.fresh else task.family.pretrained_notes()
+        notes = task.family.pretrained_notes()
         if state is None:
             torch.manual_seed(task.seed)
             state = task.family.build().state_dict()

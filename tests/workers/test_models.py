@@ -123,12 +123,6 @@ def test_excluding_everything_is_refused():
         model.layers(on_meta(model))
 
 
-def test_layers_that_standardise_their_weights_are_refused_since_zeros_do_not_stay():
-    model = family("resnetv2_50x1_bit", {})
-    with pytest.raises(ConfigError, match="StdConv2d"):
-        model.layers(on_meta(model))
-
-
 def test_an_unknown_architecture_is_refused_with_suggestions():
     with pytest.raises(ConfigError, match="resnet50"):
         family("resnet_50", {}).check()

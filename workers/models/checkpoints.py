@@ -11,7 +11,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from workers.checks import require
-from workers.errors import ConfigError
+from workers.errors import ConfigError, SecateurError
 from workers.models import bundled, checkpoint_files
 from workers.models.checkpoint_files import Found
 
@@ -136,12 +136,21 @@ def _require_fit(checkpoint: str, found: Found, expected: dict[str, Tensor], hea
     raise ConfigError(f"model.checkpoint: {checkpoint} does not fit the model: {'; '.join(part for part in parts if part)}; {remedy}")
 
 
-def _remedy_for_exported(checkpoint: str) -> str:
-    """Empty unless a run exported the file: then it says itself of which architecture it is."""
+def is_exported(checkpoint: str) -> bool:
+    """Whether a run wrote the file."""
     from workers.files import read_metadata
 
-    own = checkpoint.endswith(".safetensors") and "secateur" in read_metadata(Path(checkpoint).expanduser())
-    return f"a run exported it, and its architecture is its own: model=exported model.checkpoint={checkpoint}" if own else ""
+    path = Path(checkpoint).expanduser()
+    try:
+        return path.suffix == ".safetensors" and path.is_file() and "secateur" in read_metadata(path)
+    except SecateurError:
+        return False
+
+
+def _remedy_for_exported(checkpoint: str) -> str:
+    """Empty unless a run exported the file: then it says itself of which architecture it is."""
+    remedy = f"a run exported it, and its architecture is its own: model=exported model.checkpoint={checkpoint}"
+    return remedy if is_exported(checkpoint) else ""
 
 
 def _listed(entries: list[str], between: str, title: str) -> str:

@@ -71,6 +71,10 @@ class LibraryModel(ModelFamily):
         device = next(model.parameters()).device
         return traced_groups(model, torch.zeros(1, *input_shape, device=device), self.heads(model))
 
+    def released(self) -> nn.Module:
+        """The architecture with the tensors that checkpoints have."""
+        return self.build()
+
     def pretrained_state(self) -> dict[str, Tensor] | None:
         """The checkpoint's tensors under the names and in the types of ``build()``. Position embeddings are resized bicubically without
         antialias where the image size differs. Raises: ConfigError if anything else does not fit."""
@@ -81,7 +85,7 @@ class LibraryModel(ModelFamily):
         if self.checkpoint is None:
             return None
         with torch.device("meta"):
-            model = self.build()
+            model = self.released()
         return checkpoints.load(self.checkpoint, model, self.heads(model))
 
     def pretrained_notes(self) -> list[str]:
@@ -92,7 +96,7 @@ class LibraryModel(ModelFamily):
         if self.checkpoint is None:
             return []
         with torch.device("meta"):
-            model = self.build()
+            model = self.released()
         return checkpoints.notes(self.checkpoint, model)
 
     def weights_fingerprint(self) -> str:

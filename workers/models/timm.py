@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from workers.errors import ConfigError
 from workers.models import library
-from workers.models.base import Layer, Output
+from workers.models.base import Output
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from workers.structure import Group
 
@@ -34,6 +34,9 @@ class TimmModel(library.LibraryModel):
     embedding) and the classifier heads, which stay dense as in the CAP paper unless ``stem_and_head`` is true. Of these, the ones that
     match a pattern of ``include`` and none of ``exclude`` are pruned. Patterns are shell globs on dotted module names (``*`` also spans
     dots). Norms, embeddings, layer scales and biases are never pruned.
+
+    **Differs from timm.** Convolutions that standardise their weights in every pass (BiT, NFNets, hybrid ViTs) are plain ones here, with
+    the weights that they would use: the same outputs, and a zero stays zero.
     """
 
     def __post_init__(self) -> None:
@@ -41,17 +44,47 @@ class TimmModel(library.LibraryModel):
 
     def build(self) -> nn.Module:
         """The architecture with initial weights drawn from torch's global generator. Raises: ConfigError for arguments it does not take."""
+        from workers.models.standardised import folded_
+
+        return folded_(self._created())
+
+    def _created(self) -> nn.Module:
         import timm
 
         self.require_known()
         return library.created(self.name, self.arguments, lambda: timm.create_model(self.name, pretrained=False, **self.arguments))
 
-    def layers(self, model: nn.Module) -> list[Layer]:
-        """Raises: ConfigError also for layers that standardise their weights when they are used: a zero does not stay zero there."""
-        layers = super().layers(model)
-        for layer in layers:
-            _refuse_standardised(layer.name, model.get_submodule(layer.name))
-        return layers
+    def released(self) -> nn.Module:
+        """As timm has it; as it is here where the checkpoint is a model file of our own."""
+        from workers.models import checkpoints
+
+        ours = self.checkpoint is not None and checkpoints.is_exported(self.checkpoint)
+        return self.build() if ours else self._created()
+
+    def pretrained_state(self) -> dict[str, Tensor] | None:
+        import torch
+
+        from workers.models.standardised import folded_state
+
+        state = super().pretrained_state()
+        if state is None:
+            return None
+        with torch.device("meta"):
+            model = self.released()
+        return folded_state(model, state)
+
+    def pretrained_notes(self) -> list[str]:
+        import torch
+
+        from workers.models.standardised import standardised
+
+        with torch.device("meta"):
+            folded = len(standardised(self.released()))
+        note = (
+            f"model: {folded} convolutions of {self.name} standardise their weights in every pass; here they are plain ones with the "
+            "weights that this gives: the same outputs, and zeros stay"
+        )
+        return super().pretrained_notes() + ([note] if folded else [])
 
     def heads(self, model: nn.Module) -> set[str]:
         """The classifier heads; none of a headless model."""
@@ -108,13 +141,3 @@ class TimmModel(library.LibraryModel):
 def _recorded(model: nn.Module, entry: str) -> set[str]:
     names = cast(Any, model).pretrained_cfg.get(entry) or ()
     return {names} if isinstance(names, str) else set(names)
-
-
-def _refuse_standardised(name: str, module: nn.Module) -> None:
-    from timm.layers import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
-
-    if isinstance(module, StdConv2d | StdConv2dSame | ScaledStdConv2d | ScaledStdConv2dSame):
-        raise ConfigError(
-            f"model.include: {name} is a {type(module).__name__}, which standardises its weights in every forward pass, so pruned weights "
-            "would not stay zero; leave such layers out with model.exclude or choose another architecture"
-        )
