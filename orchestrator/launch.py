@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.config import Experiment
+from orchestrator.identity import latency_fingerprint, run_fingerprint
 from orchestrator.plan import Plan
 from orchestrator.report import Report, write_report
 from orchestrator.report_rounds import round_lines
 from orchestrator.results import make_report
 from orchestrator.rounds import check_targets, plan_rounds
-from orchestrator.store import MODEL, Store, fingerprint, settings
+from orchestrator.store import MODEL, Store
 from orchestrator.units import size
 from workers.checks import require
 from workers.errors import DamagedResult, SecateurError
@@ -148,7 +149,7 @@ def measure_latency(experiment: Experiment) -> tuple[LatencyTable, dict[str, Any
     experiment.model.check()
     plan, streams = plan_experiment(experiment), isinstance(experiment.pruner, UnitPruner) and experiment.pruner.streams
     here = conditions(experiment.latency, plan.resources)
-    name = f"{experiment.name}-latency-{fingerprint(experiment.model, experiment.data.input_shape, here)[:8]}"
+    name = f"{experiment.name}-latency-{latency_fingerprint(experiment, streams, plan.resources)[:8]}"
     directory = Path(experiment.output).resolve() / name
     with Progress() as progress:
         tracked = FileRun(experiment.name, name, directory)
@@ -187,14 +188,6 @@ def _carry_out(run: Run) -> Outcome:
         raise SecateurError(f"{run.store.root}: {DAMAGED_RESULTS} stored results were damaged in one run; check the disk")
     finally:
         experiment.cluster.stop()
-
-
-def run_fingerprint(experiment: Experiment) -> str:
-    """Names the run's directory: the same request continues there, another one gets another."""
-    parts = [experiment.loss, experiment.model, experiment.training]
-    for name, part in experiment.schedule.items():
-        parts += [*([name] if name else []), part.pruner, *([part.steps] if part.steps > 1 else []), part.recovery]
-    return fingerprint(experiment.name, experiment.seed, settings(experiment.data), *parts)
 
 
 def export(outcome: Outcome, directory: Path, experiment: Experiment) -> dict[str, Any]:

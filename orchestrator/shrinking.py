@@ -112,9 +112,11 @@ def rank(run: Run, model: Record, sums: list[Record]) -> Record:
 def choose_units(run: Run, model: Record, ranking: Record, times: Times | None = None, correction: float = 1.0) -> Record:
     """Which units stay, decided here, so that the cost is at most this step's share of the target (times ``correction``)."""
     experiment, pruner = run.experiment, run.experiment.unit_pruner
-    reads: dict[str, Any] = {"target": replace(pruner.target, within=None), "ranking": ranking, "steps_left": run.steps_left}
+    shape, target = experiment.data.input_shape, replace(pruner.target, within=None)
+    reads: dict[str, Any] = {"target": target, "ranking": ranking, "input_shape": shape, "steps_left": run.steps_left}
     if times is not None:
-        reads |= {"times": [times.dense_ms, times.table.model_ms, *times.table.measured], "correction": correction}
+        measured = [times.dense_ms, times.table.model_ms, *times.table.measured]
+        reads |= {"times": measured, "widths": experiment.latency.widths, "correction": correction}
     to = run.store.destination("choose", **reads)
     record = run.find(to)
     if record is None:
@@ -123,7 +125,7 @@ def choose_units(run: Run, model: Record, ranking: Record, times: Times | None =
         order_S, score_S = found["order_S"].tolist(), found["score_S"].tolist()
 
         def ask() -> Question:
-            return question(pruner, run.family_of(model), experiment.data.input_shape, times)
+            return question(pruner, run.family_of(model), shape, times)
 
         asked = ask()
         budget = limit(asked.target, asked.dense, asked.cost.total, run.steps_left)

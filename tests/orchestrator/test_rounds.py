@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from orchestrator.allocate import layer_sparsities
 from orchestrator.config import Experiment, experiment_of
-from orchestrator.launch import plan_experiment, run_fingerprint
+from orchestrator.identity import run_fingerprint
+from orchestrator.launch import plan_experiment
 from orchestrator.rounds import toward
 from orchestrator.stages import kind, over_rounds, prefix, whose
-from orchestrator.store import fingerprint, settings
 from workers.errors import ConfigError
 from workers.models.base import Layer
 from workers.pruners.base import Scope, Target
@@ -129,11 +129,7 @@ def test_components_may_be_chosen_in_a_file(tmp_path: Path) -> None:
     assert (first.pruner.target.sparsity, second.pruner.target.sparsity) == (0.5, 0.9)
 
 
-def test_the_name_of_a_run_without_rounds_is_what_it_was() -> None:
-    """Runs of earlier versions are continued; what rounds do is part of a name."""
-    plain = experiment()
-    parts = (plain.loss, plain.model, plain.training, plain.pruner, plain.recovery)
-    assert run_fingerprint(plain) == fingerprint(plain.name, plain.seed, settings(plain.data), *parts)
+def test_what_rounds_do_is_part_of_the_name_of_a_run() -> None:
     written = ["steps=2", "+rounds={a:{}}", "+rounds={b:{}}", "+rounds={a:{},b:{}}", "+rounds={a:{recovery:null}}", "+rounds={a:{steps:2}}"]
     assert len({run_fingerprint(experiment(*override)) for override in [[], *([text] for text in written)]}) == len(written) + 1
 

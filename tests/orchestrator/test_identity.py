@@ -1,0 +1,133 @@
+"""Every setting that changes a result changes what the result is called: each is changed once, and those that may not are named."""
+
+from collections.abc import Iterator
+from copy import copy
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.config import Experiment, experiment_of
+from orchestrator.identity import NO_RESULT, latency_fingerprint, run_fingerprint
+
+COMMANDS = {
+    "digits": [],
+    "weights in patterns": ["pruner=sparsegpt", "pruner.target.pattern='2:4'", "data=fashion"],
+    "obc": ["pruner=obc", "data=imagefolder", "data.root=pets", "model=timm", "model.name=resnet18", "recovery=cap_vit"],
+    "woodfisher": ["pruner=woodfisher", "data=arrays", "data.path=x.npz", "model=torchvision", "model.name=resnet18"],
+    "wanda": ["pruner=wanda", "data=photos", "loss=sampled", "steps=2"],
+    "magnitude": ["pruner=magnitude", "+experiment=digits_gradual"],
+    "units": ["pruner=sosp_i", "+pruner.target.also={memory:0.3}"],
+    "random units": ["pruner=unit_random", "compare=false"],
+    "latency": ["pruner=halp", "data=coco", "data.root=coco", "model=ssdlite", "model.checkpoint=x", "recovery@training=detector_scratch"],
+    "unit magnitude": ["pruner=unit_magnitude", "recovery=none"],
+    "taylor in rounds": ["+experiment=fashion_resnet_halp_cap"],
+    "int8": ["int8=true", "+experiment=digits_convnext_expand"],
+    "scenes": ["+experiment=fashion_scenes"],
+}
+
+
+def experiment_named(name: str) -> Experiment:
+    return experiment_of(COMMANDS[name])
+
+
+def other(value: Any) -> Any:
+    """Another value of the same kind, sound or not."""
+    match value:
+        case bool():
+            return not value
+        case Enum():
+            return next(member for member in type(value) if member is not value)
+        case int() | float():
+            return value + 1
+        case str():
+            return value + "x"
+        case list() | tuple():
+            return [*value, 1]
+        case dict():
+            return value | {"other": 1}
+        case None:
+            return 7
+    raise TypeError(type(value))
+
+
+def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Paths of all settings below a dataclass, a dict of them, or a value."""
+    if is_dataclass(value):
+        for field in fields(value):
+            if field.name != "rounds" or value.rounds:
+                yield from leaves(getattr(value, field.name), (*path, field.name))
+    elif isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from leaves(inner, (*path, name))
+    else:
+        yield path
+
+
+def changed(value: Any, path: tuple[str, ...]) -> Any:
+    """A copy in which the setting at ``path`` is another. Nothing is checked."""
+    if not path:
+        return other(value)
+    if isinstance(value, dict):
+        return value | {path[0]: changed(value[path[0]], path[1:])}
+    new = copy(value)
+    object.__setattr__(new, path[0], changed(getattr(value, path[0]), path[1:]))
+    return new
+
+
+# Settings that may leave the name of a run as it is.
+MAY_NOT = {*NO_RESULT} - {"latency", "rounds", "pruner", "steps", "recovery"}
+
+
+def may_stay(experiment: Experiment, path: tuple[str, ...]) -> bool:
+    timed = experiment.int8 or any("latency" in str(vars(part.pruner)) for part in experiment.schedule.values())
+    if path[0] == "latency" or path == ("cluster", "threads"):  # the latter where latency.threads is null
+        return not timed
+    if path[0] in ("pruner", "steps", "recovery"):
+        return bool(experiment.rounds)  # each round has its own, made of these when the configuration is read
+    return path[0] in MAY_NOT
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_run_is_called_by_every_setting_but_those_that_may_not_change_a_result(name: str) -> None:
+    experiment = experiment_named(name)
+    before, found = run_fingerprint(experiment), list(leaves(experiment))
+    assert len(found) > 60
+    for path in found:
+        if path in (("cluster", "device"), ("cluster", "address")):
+            continue  # these are asked what they have, so they would have to be there
+        stays = run_fingerprint(changed(experiment, path)) == before
+        assert stays == may_stay(experiment, path), ".".join(path)
+
+
+def test_every_pruner_model_and_data_set_that_a_yaml_can_choose_is_among_them() -> None:
+    conf = Path(__file__).parent.parent.parent / "conf"
+    chosen: set[str] = set()
+    for name in COMMANDS:
+        experiment = experiment_named(name)
+        parts = [experiment.model, experiment.data, *(part.pruner for part in experiment.schedule.values())]
+        chosen |= {f"{type(part).__module__}.{type(part).__qualname__}" for part in parts}
+    for group in ("model", "data", "pruner"):
+        targets = {path.read_text(encoding="utf-8").partition("_target_: ")[2].split()[0] for path in (conf / group).glob("*.yaml")}
+        missing = targets - chosen
+        assert missing <= {"workers.models.exported.Exported"}, group  # that one reads a file
+
+
+def test_two_batch_sizes_under_a_target_of_latency_are_two_runs() -> None:
+    timed = ["pruner=halp", "+experiment=digits"]
+    found = {run_fingerprint(experiment_of([*timed, f"latency.batch_size={size}"])) for size in (1, 32)}
+    assert len(found) == 2
+    assert len({run_fingerprint(experiment_of([f"latency.batch_size={size}"])) for size in (1, 32)}) == 1, "nothing is timed"
+
+
+@pytest.mark.parametrize(
+    "setting", ["latency.widths=8", "latency.batch_size=2", "latency.spread=0.1", "latency.seconds=1", "pruner.streams=true"]
+)
+def test_a_table_of_latencies_is_called_by_what_it_was_measured_with(setting: str) -> None:
+    found = set()
+    for more in ([], [setting]):
+        experiment = experiment_of(["pruner=halp", *more])
+        found.add(latency_fingerprint(experiment, experiment.unit_pruner.streams, experiment.cluster.resources()))
+    assert len(found) == 2
