@@ -33,9 +33,11 @@ def conduct(composed: DictConfig) -> float | None:
 
 def carry_out(composed: DictConfig) -> float | None:
     """Plan or run, and print what a user wants to see."""
-    from orchestrator.config import Mode, load, plain
+    from orchestrator.config import Mode, check_request, load, plain
 
     experiment = load(composed)
+    if experiment.mode is Mode.RUN:
+        check_request(experiment)  # before anything heavy is imported
     from orchestrator.launch import plan_experiment, run_experiment
 
     console = Console()

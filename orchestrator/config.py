@@ -17,7 +17,7 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 
 from orchestrator.cluster.base import Cluster
 from orchestrator.track import Tracking
-from workers.checks import require
+from workers.checks import require, require_numbers
 from workers.data.base import Dataset
 from workers.errors import ConfigError
 from workers.latency import Latency
@@ -128,10 +128,32 @@ def load(composed: DictConfig) -> Experiment:
     """Typed settings of a composed configuration. Raises: ConfigError naming the key, what was expected and what was found."""
     given = plain(composed)
     scalars: Any = _typed(Scalars, {key: value for key, value in given.items() if key not in (*COMPONENTS, "rounds")}, "")
+    _check_places(scalars.name, scalars.output)
+    require(scalars.seed >= 0, "seed", "0 or more", scalars.seed)
     components = {key: _component(key, given.get(key), kind) for key, kind in COMPONENTS.items()}
-    require(bool(scalars.name) and "/" not in scalars.name, "name", "a name that can be a folder", scalars.name)
     _check_steps("steps", scalars.steps, components["pruner"])
     return Experiment(**vars(scalars), **components, rounds=_rounds(given))
+
+
+def check_request(experiment: Experiment) -> None:
+    """What a run needs beside what a plan does, as far as it can be told without any package. Raises: ConfigError."""
+    require(
+        experiment.model.checkpoint is not None or experiment.training is not None,
+        "model.checkpoint",
+        "a checkpoint, or a recipe to train the dense model (recovery@training=NAME)",
+        None,
+    )
+
+
+def _check_places(name: str, output: str) -> None:
+    """That a run writes where it says: below ``output``, in a folder of its name."""
+    plain = name.isprintable() and name == name.strip() and not name.startswith(".") and not {*name} & {*"/\\"}
+    require(bool(name) and plain and len(name) <= 100, "name", "a name that can be a folder (no slash, no dot at its beginning)", name)
+    require(bool(output.strip()) and output.isprintable(), "output", "a folder", output, "output=. is the one you are in")
+    require(not output.startswith("~"), "output", "a path in full, since ~ is for shells to replace", output, 'output="$HOME/runs"')
+    places = [Path(output), *Path(output).parents]
+    taken = next((place for place in places if place.exists() and not place.is_dir()), None)
+    require(taken is None, "output", "a folder, or one that can be made", output, f"{taken} is a file")
 
 
 def _rounds(given: dict[str, Any]) -> dict[str, Round]:
@@ -211,7 +233,9 @@ def _class(path: str, target: str) -> type:
 
 def _typed(kind: type, given: dict[str, Any], path: str) -> Any:
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), _with_enums(kind, given, path)))
+        merged = OmegaConf.merge(OmegaConf.structured(kind), _with_enums(kind, given, path))
+        require_numbers(OmegaConf.to_container(merged), path)
+        return OmegaConf.to_object(merged)
     except MissingMandatoryValue as error:
         raise ConfigError(f"{_key(path, error)}: a value is needed and none was given") from error
     except ConfigKeyError as error:

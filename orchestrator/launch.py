@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.config import Experiment
+from orchestrator.config import Experiment, check_request
 from orchestrator.identity import latency_fingerprint, run_fingerprint
 from orchestrator.plan import Plan
 from orchestrator.report import Report, write_report
@@ -99,14 +99,9 @@ def run_experiment(experiment: Experiment, config: dict[str, Any], command: str)
     from orchestrator.progress import Progress
     from orchestrator.run import Run
 
+    check_request(experiment)
     experiment.model.check()
     experiment.data.check()
-    require(
-        experiment.model.checkpoint is not None or experiment.training is not None,
-        "model.checkpoint",
-        "a checkpoint, or a recipe to train the dense model (recovery@training=NAME)",
-        None,
-    )
     if experiment.onnx or experiment.int8:
         check_packages()
     plan = plan_experiment(experiment)

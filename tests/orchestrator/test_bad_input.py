@@ -50,6 +50,24 @@ def assert_refused(found: Ended, *words: str) -> None:
         (["pruner=halp", "pruner.target.within=3"], ["pruner.target.within", "0.03"]),
         (["pruner=halp", "pruner.target.of=macs"], ["pruner.target.within", "null for of=macs"]),
         (["pruner=halp", "pruner.target.solver=dynamic"], ["pruner.target.solver", "exact"]),
+        (["seed=99999999999999999999999"], ["seed", "at most 2147483647", "99999999999999999999999"]),
+        (["seed=-1"], ["seed", "0 or more"]),
+        (["latency.batch_size=9999999999"], ["latency.batch_size", "at most 2147483647"]),
+        (["model.arguments.depth=9999999999"], ["model.arguments.depth", "at most 2147483647"]),
+        (["training.lr=inf"], ["training.lr", "a finite number", "inf"]),
+        (["pruner.dampening=nan"], ["pruner.dampening", "a finite number", "nan"]),
+        (["data.mean=[inf]"], ["data.mean[0]", "a finite number"]),
+        (["cluster.hardware.disk_gbs=inf"], ["cluster.hardware.disk_gbs", "a finite number"]),
+        (["+rounds.a.recovery.lr=inf"], ["rounds.a.recovery.lr", "a finite number"]),
+        (["pruner.target.scope=per_layer", "+pruner.target.per_layer={fc:nan}"], ["pruner.target.per_layer.fc", "a finite number"]),
+        (["name=.."], ["name", "'..'", "folder"]),
+        (["name=."], ["name", "'.'"]),
+        (["name=a/b"], ["name", "'a/b'"]),
+        (["name="], ["name", "''"]),
+        (["name='a '"], ["name", "'a '"]),
+        (["output="], ["output", "a folder", "output=."]),
+        (["output='~/runs'"], ["output", "~", "$HOME"]),
+        (["output=/proc/version/runs"], ["output", "/proc/version is a file"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and "=" in value[0] else "",
 )
@@ -79,8 +97,41 @@ def test_a_cluster_that_does_not_answer_is_named(tmp_path: Path) -> None:
     assert_refused(found, "cluster.address", "127.0.0.1:1")
 
 
-def test_a_misspelled_key_costs_no_import_of_torch(tmp_path: Path) -> None:
-    code = "import sys; sys.argv = ['x', 'pruner.blok=1']\nimport orchestrator.__main__ as m\n"
-    code += "try: m.main()\nfinally: print('torch' in sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert found.stdout.strip() == "False" and found.returncode == 2
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["pruner.blok=1"],
+        ["model=timm"],
+        ["model=deit_small", "recovery@training=none"],
+        ["data=imagefolder"],
+        ["seed=99999999999999999999999"],
+        ["training.lr=inf"],
+        ["name=.."],
+        ["output="],
+        ["pruner.target.pattern=5:4"],
+        ["latency.runtime=tensorrt"],
+        ["rounds={a:{steps:0}}"],
+    ],
+    ids=" ".join,
+)
+def test_what_can_be_told_without_torch_costs_no_import_of_it(overrides: list[str], tmp_path: Path) -> None:
+    code = f"import sys; sys.argv = ['x', *{overrides}]\nimport orchestrator.__main__ as m\n"
+    code += "try: m.main()\nfinally: print('torch' in sys.modules or 'timm' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert found.stdout.strip() == "False" and found.returncode == 2, found.stderr
+
+
+def test_settings_of_every_kind_are_read_without_torch(tmp_path: Path) -> None:
+    """So that an error of theirs is told at once."""
+    conf = Path(__file__).parent.parent.parent / "conf"
+    code = "import sys\nfrom orchestrator.config import experiment_of\nfrom workers.errors import ConfigError\n"
+    code += "for choice in sys.argv[1:]:\n    try: experiment_of([choice])\n    except ConfigError: pass\n"
+    code += "    assert 'torch' not in sys.modules, choice\nprint('read')"
+    choices = [f"{path.parent.name}={path.stem}" for path in conf.glob("*/*.yaml") if path.parent.name != "experiment"]
+    found = subprocess.run([sys.executable, "-c", code, *choices], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert found.stdout.strip() == "read", found.stderr
+
+
+def test_the_largest_seed_runs(tmp_path: Path) -> None:
+    found = orchestrate(*tiny_overrides(tmp_path), "seed=2147483647", "loss=sampled", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
