@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,12 +65,8 @@ def check_together(experiment: Experiment, profile: ModelProfile) -> None:
         loss.value,
         "loss=sampled needs no labels",
     )
-    require(
-        output is not Output.LOGITS or experiment.data.classes <= profile.outputs,
-        "model.arguments.num_classes",
-        f"at least the {experiment.data.classes} classes of the data",
-        profile.outputs,
-    )
+    if output is Output.LOGITS:
+        experiment.data.check_outputs(profile.outputs)
     if experiment.training is not None and experiment.model.checkpoint is None:
         check(experiment.training, experiment.data, output, taught=False, where="training")
     for name, part in experiment.schedule.items():
@@ -113,8 +110,11 @@ def run_experiment(experiment: Experiment, config: dict[str, Any], command: str)
     (directory / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     with Progress() as progress:
         warn_of_a_full_disk(plan, directory, progress)
+        experiment = settle_data(experiment, plan.profile, progress)
         tracked = experiment.tracking.start(experiment.name, identity[:8], config, directory, progress.warn)
         run = Run(experiment, plan, Store(Path(experiment.output) / "store"), directory, progress, tracked)
+        for remark in experiment.data.remarks(told_apart(experiment, plan.profile)):
+            run.warn(remark)
         try:
             outcome = _carry_out(run)
             with run.timed("export"):
@@ -155,6 +155,27 @@ def measure_latency(experiment: Experiment) -> tuple[LatencyTable, dict[str, Any
             return time_operations(run, experiment.model, streams, model_ms), here, directory
         finally:
             experiment.cluster.stop()
+
+
+def settle_data(experiment: Experiment, profile: ModelProfile, progress: Progress) -> Experiment:
+    """The experiment with everything decided that the settings of its data leave to the files and to the model. Raises: ConfigError."""
+    data, cache = experiment.data, Path(experiment.output).resolve() / "store" / "examined"
+    outputs, files = told_apart(experiment, profile), data.to_examine
+    if not files:
+        return replace(experiment, data=data.settled(outputs, cache, lambda count: None))
+    with progress.stage("examine images", files) as bar:
+        return replace(experiment, data=data.settled(outputs, cache, bar.advance))
+
+
+def told_apart(experiment: Experiment, profile: ModelProfile) -> int | None:
+    """How many classes the model tells apart; None where it has no classifier."""
+    match experiment.model.output:
+        case Output.LOGITS:
+            return profile.outputs
+        case Output.BOXES:
+            return profile.outputs - 5  # four offsets and the background
+        case Output.FEATURES:
+            return None
 
 
 def warn_of_a_full_disk(plan: Plan, directory: Path, progress: Progress) -> None:

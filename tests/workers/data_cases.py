@@ -3,6 +3,7 @@
 import torch
 
 from workers.data.digits import Digits
+from workers.data.examine import Broken, Examine
 from workers.data.imagefiles import Augmentation, Interpolation
 from workers.data.imagefolder import ImageFolder
 from workers.data.npz import Arrays
@@ -24,6 +25,8 @@ FILES = {
     "interpolation": Interpolation.BICUBIC,
     "mean": [0.5],
     "std": [0.25],
+    "background": [1.0],
+    "upright": True,
     "augmentation": Augmentation.LIGHT,
     "decoders": 0,
     "train_folder": "train",
@@ -31,6 +34,9 @@ FILES = {
     "expected_train": None,
     "expected_test": None,
     "expected_classes": None,
+    "class_map": None,
+    "broken": Broken.ERROR,
+    "examine": Examine.ENDS,
 }
 
 

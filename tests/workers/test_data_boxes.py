@@ -11,6 +11,7 @@ from test_data_files import write_idx
 
 from workers.data import scenes
 from workers.data.coco import Coco
+from workers.data.examine import Broken, Examine
 from workers.data.scenes import FashionScenes
 from workers.errors import ConfigError
 
@@ -119,7 +120,8 @@ def coco(root, **changes):
     names = {f"{split}_images": split for split in ("train", "test")} | {
         f"{split}_annotations": f"{split}.json" for split in ("train", "test")
     }
-    numbers = {"expected_train": None, "expected_test": None, "expected_classes": None, "decoders": 0}
+    numbers = {"expected_train": None, "expected_test": None, "expected_classes": None, "decoders": 0, "background": [1.0]}
+    numbers |= {"broken": Broken.ERROR, "examine": Examine.ENDS}
     settings = {**BASE, "image_size": 60, "mean": [0.0], "std": [1.0], "max_shift": 0, "flip": False, "root": str(root), **names, **numbers}
     return Coco(**{**settings, "calibration_batches": 3, "calibration_batch_size": 1, **changes})
 

@@ -193,7 +193,8 @@ def test_folders_that_do_not_fit_together_are_refused(image_root, tmp_path):
     with pytest.raises(ConfigError, match=r"got \['wasp'\]"):
         folder(image_root, test_folder=str(tmp_path / "val")).check()
     (tmp_path / "mixed" / "ant").mkdir(parents=True)
-    Image.new("RGB", (20, 20)).save(tmp_path / "mixed" / "stray.png")
+    for name in ("stray.png", "ant/0.png"):
+        Image.new("RGB", (20, 20)).save(tmp_path / "mixed" / name)
     with pytest.raises(ConfigError, match="expected one or the other"):
         folder(image_root, test_folder=str(tmp_path / "mixed")).check()
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
 
@@ -60,6 +62,39 @@ class Dataset(ABC):
     @abstractmethod
     def check(self) -> None:
         """Raise ``ConfigError`` with a remedy if the data is not there or too small for the settings."""
+
+    @property
+    def to_examine(self) -> int:
+        """How many files ``settled`` looks into."""
+        return 0
+
+    def settled(self, outputs: int | None, cache: Path, advance: Callable[[int], None]) -> Dataset:
+        """What the run goes on with: the data set with everything decided that its settings leave to the files and to the model.
+
+        Called once, by the driver, before any worker starts. ``outputs`` are the classes that the model tells apart, None where it has no
+        classifier; ``cache`` is a folder for what need not be found again; ``advance`` is told of files looked into. Raises: ConfigError.
+        """
+        return self
+
+    def check_outputs(self, outputs: int) -> None:
+        """Raise ``ConfigError`` if a classifier of so many outputs has none for some of the classes."""
+        from workers.checks import require
+
+        require(self.classes <= outputs, "model.arguments.num_classes", f"at least the {self.classes} classes of the data", outputs)
+
+    def remarks(self, outputs: int | None) -> list[str]:
+        """What a user should know of the data once they are settled, in sentences that a run prints and keeps among its warnings."""
+        if outputs is None or not 0 < self.classes < outputs:
+            return []
+        return [
+            f"the model tells {outputs} classes apart, the data have {self.classes}: a label is taken for the number of an output as it "
+            f"is{self.numbering}"
+        ]
+
+    @property
+    def numbering(self) -> str:
+        """How classes got their numbers, and what to do where the model has others: the end of a sentence on that."""
+        return "; write the model's numbers into the data if it has others"
 
     @abstractmethod
     def fingerprint(self) -> str:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,7 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from workers.checks import require
 from workers.data.arrays import check_normalisation
 from workers.data.base import Batch
+from workers.data.examine import Broken, Examine, Examined, broken_files, check_same, digest_of_names, digest_of_states, refuse, told
+from workers.data.imagefiles import check_background, in_bytes
 from workers.data.indexed import IndexedDataset
+from workers.data.listing import shown, some
 from workers.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from workers.data.sampling import Pick
+
+SPLITS = ("train", "test")
 
 
 @dataclass
@@ -37,6 +41,7 @@ class Coco(IndexedDataset):
     image_size: int  # pixels
     mean: list[float]  # of pixels in [0, 1]; one number per channel, or one for all
     std: list[float]
+    background: list[float]  # behind transparent pixels, in [0, 1]; one number per channel, or one for all
     max_shift: int  # training only: pixels, in each direction; 0: none
     flip: bool  # training only: mirror every other image
     decoders: int  # processes that decode ahead, per worker; 0: the worker itself does. Does not change a byte
@@ -48,6 +53,8 @@ class Coco(IndexedDataset):
     expected_train: int | None  # images; null: whatever is there
     expected_test: int | None
     expected_classes: int | None
+    broken: Broken
+    examine: Examine
 
     training_only: ClassVar[tuple[str, ...]] = ("max_shift", "flip")
     elsewhere: ClassVar[tuple[str, ...]] = (
@@ -59,15 +66,19 @@ class Coco(IndexedDataset):
         "expected_train",
         "expected_test",
         "expected_classes",
+        "broken",
+        "examine",
         "decoders",
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._examined: Examined | None = None
         require(self.image_size >= 1, "data.image_size", "at least 1 pixel", self.image_size)
         require(0 <= self.max_shift < self.image_size, "data.max_shift", "0 to data.image_size - 1 pixels", self.max_shift)
         require(self.decoders >= 0, "data.decoders", "at least 0", self.decoders)
         check_normalisation(self.mean, self.std, 3)
+        check_background(self.background)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -83,15 +94,19 @@ class Coco(IndexedDataset):
 
     def count(self, split: str) -> int:
         expected = self.expected_train if split == "train" else self.expected_test
-        return len(self._described(split).files) if expected is None else expected
+        return len(self._described(split).files) if expected is None or self._examined else expected
 
     def check(self) -> None:
         train, test = self._described("train"), self._described("test")
         for split, described in (("train", train), ("test", test)):
-            missing = next((name for name in described.files if not (self._images(split) / name).is_file()), None)
-            require(missing is None, f"data.{split}_images", "every image of the annotations", f"no {self._images(split)}/{missing}")
-        known = f"{train.classes} classes, as in training"
-        require(test.classes == train.classes, "data.test_annotations", known, test.classes, "give both files the same categories")
+            missing = [name for name in described.files if not (self._images(split) / name).is_file()]
+            every, found = "every image of the annotations", f"no {self._images(split)}/{some(missing)}"
+            require(not missing or self.broken is Broken.SKIP, f"data.{split}_images", every, found)
+        known, alike = f"the categories of {self.train_annotations}", train.categories == test.categories
+        found = "other names or ids" if len(train.categories) == len(test.categories) else f"{len(test.categories)} categories"
+        require(
+            alike, "data.test_annotations", known, found, "labels are counted from the smallest id: give both files the same categories"
+        )
         for name, number in {"train": len(train.files), "test": len(test.files), "classes": train.classes}.items():
             expected = getattr(self, f"expected_{name}")
             right = f"{expected} (data.expected_{name})"
@@ -103,24 +118,55 @@ class Coco(IndexedDataset):
 
         return self._described(split).objects_NT5 * np.array([1, *[self.image_size] * 4], np.float32)
 
+    @property
+    def to_examine(self) -> int:
+        return sum(len(self._described(split).files) for split in SPLITS)
+
+    def settled(self, outputs: int | None, cache: Path, advance: Callable[[int], None]) -> Coco:
+        """Examines the files."""
+        broken = {split: broken_files(self._images(split), self._described(split).files, self.examine, cache, advance) for split in SPLITS}
+        by_folder = {self._images(split): found for split, found in broken.items()}
+        if self.broken is Broken.ERROR:
+            refuse("data.root", by_folder, cache)
+        data = replace(self)
+        left = {split: frozenset(found) for split, found in broken.items()}
+        used = {split: self._described(split).without(left[split]) for split in SPLITS}
+        for split, described in used.items():
+            require(bool(described.files), f"data.{split}_images", "an image that can be read", f"none in {self._images(split)}")
+        remarks = told({shown(folder / name): why for name, why in found.items()} for folder, found in by_folder.items())
+        names = {split: digest_of_names(described.files) for split, described in used.items()}
+        data._examined = Examined(left, names, self._content(used), remarks)
+        super(Coco, data).check()  # the sizes asked for, now that files are left out
+        return data
+
+    def remarks(self, outputs: int | None) -> list[str]:
+        return super().remarks(outputs) + (self._examined.remarks if self._examined else [])
+
+    @property
+    def numbering(self) -> str:
+        return ", counted from the smallest category id; list all categories of the model in the annotation files if it has others"
+
     def content(self) -> str:
         """Digest of the annotations, and of names, sizes and times of the images: reading all of these would take long."""
+        return self._examined.content if self._examined else self._content({split: self._described(split) for split in SPLITS})
+
+    def _content(self, used: dict[str, _Described]) -> str:
         total = hashlib.sha256()
-        for split in ("train", "test"):
+        for split, described in used.items():
             total.update(self._annotations(split).read_bytes())
-            for name in self._described(split).files:
-                status = os.stat(self._images(split) / name)
-                total.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
+            total.update(digest_of_states(self._images(split), described.files).encode())
         return total.hexdigest()
 
     def read(self, split: str, picks: list[Pick]) -> Iterator[Batch]:
         from workers.data.decode import batches, squared
         from workers.data.pixels import moved, normalise
+        from workers.data.rgb import Reading
 
         files = [str(self._images(split) / name) for name in self._described(split).files]
         plain = [pick._replace(draws_ND=None) for pick in picks]
         square = squared(self.image_size)
-        read = batches(files, self.labels(split), plain, square, square, self.decoders)
+        reading = Reading(in_bytes(self.background), upright=False)  # boxes are of the image as it is stored
+        read = batches(files, self.labels(split), plain, square, square, reading, self.decoders)
         for (_, draws_ND), batch in zip(picks, read, strict=True):
             images_NCHW, labels_NT5 = moved(*batch, draws_ND, self.max_shift, self.flip)
             yield Batch(normalise(images_NCHW, self.mean, self.std), labels_NT5)
@@ -134,14 +180,34 @@ class Coco(IndexedDataset):
     def _described(self, split: str) -> _Described:
         path, where = self._annotations(split), f"data.{split}_annotations"
         require(path.is_file(), where, "a JSON file in COCO's layout", str(path), "set data.root, or the file's name under it")
-        return _read(path, path.stat().st_mtime_ns, where)
+        described = _read(path, path.stat().st_mtime_ns, where)
+        if self._examined is None:
+            return described
+        split = "test" if split == "test" else "train"
+        return _used(described, self._images(split), self._examined.left_out[split], self._examined.names[split])
 
 
 @dataclass(frozen=True, eq=False)
 class _Described:
     files: list[str]
-    classes: int
+    categories: dict[int, str]  # names by id
     objects_NT5: NDArray[np.float32]  # class, and corners as fractions of the image
+
+    @property
+    def classes(self) -> int:
+        return max(self.categories) - min(self.categories) + 1
+
+    def without(self, names: Collection[str]) -> _Described:
+        kept = [index for index, name in enumerate(self.files) if name not in names]
+        return replace(self, files=[self.files[index] for index in kept], objects_NT5=self.objects_NT5[kept])
+
+
+@lru_cache(maxsize=4)
+def _used(described: _Described, images: Path, left_out: frozenset[str], names: str) -> _Described:
+    """Raises: SecateurError if these are not the files that the run began with."""
+    used = described.without(left_out)
+    check_same(images, used.files, names)
+    return used
 
 
 @lru_cache(maxsize=4)
@@ -151,8 +217,8 @@ def _read(path: Path, modified_ns: int, where: str) -> _Described:
 
     try:
         described: dict[str, Any] = json.loads(path.read_bytes())
-        images, first = described["images"], min(category["id"] for category in described["categories"])
-        classes = max(category["id"] for category in described["categories"]) - first + 1
+        images, categories = described["images"], {category["id"]: str(category.get("name")) for category in described["categories"]}
+        first = min(categories)
         sizes = {image["id"]: (image["width"], image["height"]) for image in images}
         objects: dict[Any, list[list[float]]] = {image["id"]: [] for image in images}
         for entry in described["annotations"]:
@@ -163,10 +229,11 @@ def _read(path: Path, modified_ns: int, where: str) -> _Described:
         files = [image["file_name"] for image in images]
     except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         raise ConfigError(f"{where}: {path} is not in COCO's layout ({type(error).__name__}: {error})") from error
+    require(len(objects) == len(files), where, "images with ids of their own", f"{len(objects)} ids of {len(files)} images", str(path))
     most = max(map(len, objects.values()), default=0)
     require(most > 0, where, "at least one object", 0, str(path))
     objects_NT5 = np.full((len(files), most, 5), -1, np.float32)
     for row_T5, found in zip(objects_NT5, objects.values(), strict=True):
         if found:
             row_T5[: len(found)] = found
-    return _Described(files, classes, objects_NT5)
+    return _Described(files, categories, objects_NT5)

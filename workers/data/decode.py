@@ -17,8 +17,8 @@ from torch.utils import data
 from torchvision.transforms import v2
 
 from workers.data.base import Batch
+from workers.data.rgb import Reading, read_rgb
 from workers.data.sampling import Pick
-from workers.errors import SecateurError
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -44,11 +44,17 @@ def squared(size: int) -> Transform:
 
 
 def batches(
-    files: list[str], labels: NDArray[np.generic], picks: list[Pick], testing: Transform, training: Transform, decoders: int
+    files: list[str],
+    labels: NDArray[np.generic],
+    picks: list[Pick],
+    testing: Transform,
+    training: Transform,
+    reading: Reading,
+    decoders: int,
 ) -> Iterator[Batch]:
     """One batch for each pick, in order. ``decoders`` processes work ahead, each on whole batches, so the bytes do not depend on how many
     there are. Raises: SecateurError naming a file that cannot be decoded."""
-    reader = _Reader(files, labels, testing, training)
+    reader = _Reader(files, labels, testing, training, reading)
     if decoders == 0:
         return (reader[pick] for pick in picks)
     generator = torch.Generator().manual_seed(0)  # else the loader would draw from the caller's global generator
@@ -57,8 +63,8 @@ def batches(
 
 
 class _Reader(data.Dataset[Batch]):
-    def __init__(self, files: list[str], labels: NDArray[np.generic], testing: Transform, training: Transform) -> None:
-        self.files, self.labels, self.testing, self.training = files, labels, testing, training
+    def __init__(self, files: list[str], labels: NDArray[np.generic], testing: Transform, training: Transform, reading: Reading) -> None:
+        self.files, self.labels, self.testing, self.training, self.reading = files, labels, testing, training, reading
 
     def __getitem__(self, pick: Pick) -> Batch:
         seeds = [None] * len(pick.indices_N) if pick.draws_ND is None else [int(draw * 2**32) for draw in pick.draws_ND[:, 0]]
@@ -66,11 +72,7 @@ class _Reader(data.Dataset[Batch]):
         return Batch(torch.stack(images), torch.from_numpy(self.labels[pick.indices_N]))
 
     def _image(self, path: str, seed: int | None) -> Tensor:
-        try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
-        except OSError as error:
-            raise SecateurError(f"{path}: expected a readable image, got: {error}; remove or replace the file") from error
+        image = read_rgb(path, self.reading)
         if seed is None:
             return self.testing(image)
         with _seeded(seed):

@@ -53,7 +53,8 @@ class FashionMnist(ArrayDataset):
 
 def read(root: str | None) -> ImageArrays:
     """The whole set. Raises: ConfigError with a remedy if it is missing or damaged."""
-    return _read(find(root))
+    folder = find(root)
+    return _read(folder, tuple(_modified_ns(folder, name) for name in FILES))
 
 
 def find(root: str | None) -> Path:
@@ -72,8 +73,13 @@ def _file(folder: Path, name: str) -> Path | None:
     return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 
+def _modified_ns(folder: Path, name: str) -> int:
+    path = _file(folder, name)
+    return path.stat().st_mtime_ns if path else 0
+
+
 @lru_cache(maxsize=2)
-def _read(folder: Path) -> ImageArrays:
+def _read(folder: Path, modified_ns: tuple[int, ...]) -> ImageArrays:
     import numpy as np
 
     train, train_labels, test, test_labels = (_idx(folder, name) for name in FILES)

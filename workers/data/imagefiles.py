@@ -39,6 +39,8 @@ class ImageFiles(IndexedDataset):
     interpolation: Interpolation
     mean: list[float]  # of pixels in [0, 1]; one number per channel, or one for all
     std: list[float]
+    background: list[float]  # behind transparent pixels, in [0, 1]; one number per channel, or one for all
+    upright: bool  # images are turned as their EXIF orientation says
     augmentation: Augmentation  # training only
     decoders: int  # processes that decode ahead, per worker; 0: the worker itself does. Does not change a byte
 
@@ -50,6 +52,7 @@ class ImageFiles(IndexedDataset):
         require(0 < self.crop_fraction <= 1, "data.crop_fraction", "a fraction in (0, 1]", self.crop_fraction)
         require(self.decoders >= 0, "data.decoders", "at least 0", self.decoders)
         check_normalisation(self.mean, self.std, 3)
+        check_background(self.background)
 
     @abstractmethod
     def files(self, split: str) -> list[str]:
@@ -61,8 +64,20 @@ class ImageFiles(IndexedDataset):
 
     def read(self, split: str, picks: list[Pick]) -> Iterator[Batch]:
         from workers.data.decode import batches, transforms
+        from workers.data.rgb import Reading
 
         testing, training = transforms(
             self.image_size, self.crop_fraction, self.interpolation.value, self.mean, self.std, self.augmentation.value
         )
-        return batches(self.files(split), self.labels(split), picks, testing, training, self.decoders)
+        reading = Reading(in_bytes(self.background), self.upright)
+        return batches(self.files(split), self.labels(split), picks, testing, training, reading, self.decoders)
+
+
+def check_background(background: list[float]) -> None:
+    holds = len(background) in (1, 3) and all(0 <= number <= 1 for number in background)
+    require(holds, "data.background", "1 or 3 numbers in [0, 1]", background)
+
+
+def in_bytes(background: list[float]) -> tuple[int, ...]:
+    """As 0 to 255 for red, green and blue."""
+    return tuple(round(255 * number) for number in background) * (3 // len(background))
