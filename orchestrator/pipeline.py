@@ -9,7 +9,7 @@ from dataclasses import asdict
 from orchestrator.allocate import Allocation, Units, allocate, asked_sparsity
 from orchestrator.costs import PlannedLayer, cost_model
 from orchestrator.outcome import Outcome, RoundOutcome, Step, UnitStep
-from orchestrator.plan import cut_grid
+from orchestrator.plan import cut_grid, on_unfit
 from orchestrator.rounds import toward
 from orchestrator.run import Run, data_identity
 from orchestrator.shrinking import take_out
@@ -75,6 +75,8 @@ def prune_and_recover(run: Run, before: Record, dense: Record, outputs: dict[str
 
 def mask_weights(run: Run, model: Record) -> list[Step]:
     """To the target in steps."""
+    if run.plan.unfit:
+        run.warn(f"{run.prefix}{on_unfit(run.plan)}")
     steps: list[Step] = []
     for part in run.steps():
         steps.append(prune_once(part, steps[-1].model if steps else model))

@@ -13,10 +13,11 @@ from orchestrator.costs import SCORED_BYTES, SOLVED_BYTES, CostModel, PlannedLay
 from orchestrator.footprint import Footprint, check_memory, footprint
 from orchestrator.grid import makespan, portions
 from orchestrator.latency_table import sizes
+from orchestrator.units import count, percent
 from workers.data.base import TASK_SAMPLES
 from workers.int8 import RANGE_IMAGES
 from workers.latency import MODEL_PATIENCE, Runtime
-from workers.models.base import ModelFamily, Output
+from workers.models.base import Layer, ModelFamily, Output
 from workers.models.operations import find_operations
 from workers.models.profile import ModelProfile
 from workers.models.profile import profile as model_profile
@@ -58,6 +59,7 @@ class Plan:
     stages: dict[str, Estimate]
     stage_bytes: dict[str, int]  # of a worker, at its worst
     store_bytes: int
+    unfit: tuple[Layer, ...] = ()  # left dense, since they cannot follow the pattern
     after: ModelProfile | None = None  # of the model once units are out, as far as it can be known before
 
     @property
@@ -88,6 +90,21 @@ def plan_layers(experiment: Experiment, profile: ModelProfile) -> tuple[PlannedL
     )
 
 
+def pruned_part(experiment: Experiment, profile: ModelProfile) -> ModelProfile:
+    """Without the layers that are left dense, since they cannot follow the pattern."""
+    pruned = {layer.name for layer in experiment.weight_pruner.fitting(profile.layers)}
+    found = [(layer, depth) for layer, depth in zip(profile.layers, profile.depths, strict=True) if layer.name in pruned]
+    return replace(profile, layers=tuple(layer for layer, _ in found), depths=tuple(depth for _, depth in found))
+
+
+def on_unfit(plan: Plan) -> str:
+    """Which layers stay dense since they cannot follow the pattern, and how much of the model that is."""
+    share = percent(sum(layer.weights for layer in plan.unfit) / plan.profile.prunable_weights)
+    names = ", ".join(layer.name for layer in plan.unfit)
+    found = f"{len(plan.unfit)} of {count(len(plan.profile.layers), 'layer')}, {share} of their weights, cannot follow the pattern"
+    return f"{found} and stay dense (pruner.target.unfit=dense), so the target is of the others: {names}"
+
+
 def cut_grid(
     experiment: Experiment, profile: ModelProfile, resources: Resources, layers: Sequence[PlannedLayer]
 ) -> list[list[PlannedLayer]]:
@@ -106,6 +123,7 @@ def make_plan(experiment: Experiment, profile: ModelProfile, resources: Resource
 
 def plan_masks(experiment: Experiment, profile: ModelProfile, resources: Resources) -> Plan:
     """A round that masks weights."""
+    whole, profile = profile, pruned_part(experiment, profile)
     layers = plan_layers(experiment, profile)
     bytes_of = footprint(experiment, profile, resources)
     sparsity = 0.0 if experiment.steps > 1 else asked_sparsity(experiment.weight_pruner.target, profile.layers)
@@ -124,7 +142,8 @@ def plan_masks(experiment: Experiment, profile: ModelProfile, resources: Resourc
         shards=experiment.data.shards,
         resources=resources,
         hardware=experiment.cluster.hardware,
-        profile=profile,
+        profile=whole,
+        unfit=tuple(experiment.weight_pruner.unfit(whole.layers)),
         stages=_stages(experiment, profile, profile, resources, _masking(experiment, profile, resources, layers, cut)),
         stage_bytes=stage_bytes,
         store_bytes=_stored_statistics(experiment, layers) + _stored_models(experiment, profile),

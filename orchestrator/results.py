@@ -88,6 +88,8 @@ def asked_weights(pruner: WeightPruner, plan: Plan) -> dict[str, Any]:
     asked: dict[str, Any] = {"sparsity": asked_sparsity(target, [planned.layer for planned in plan.layers]), "scope": target.scope.value}
     if not pruner.pattern.is_free:
         asked["pattern"] = target.pattern
+    if plan.unfit:
+        asked["left_dense"] = [layer.name for layer in plan.unfit]
     if target.per_layer:
         asked["per_layer"] = target.per_layer
     return asked

@@ -14,7 +14,7 @@ from orchestrator.stages import prefix
 from workers.checks import require
 from workers.models.base import Layer
 from workers.models.profile import ModelProfile
-from workers.pruners.base import Pruner, Scope, Target, WeightPruner
+from workers.pruners.base import Pruner, Scope, Target, Unfit, WeightPruner
 from workers.pruners.units import UnitPruner
 
 # Stages of the run; EACH_ROUND are those of a round, all others belong to its steps.
@@ -78,7 +78,7 @@ def check_targets(experiment: Experiment, layers: Sequence[Layer]) -> None:
         )
         if isinstance(part.pruner, UnitPruner):
             narrowed[name] = part.pruner.target.round_to
-        elif isinstance(part.pruner, WeightPruner):
+        elif isinstance(part.pruner, WeightPruner) and part.pruner.target.unfit is Unfit.ERROR:
             _check_widths(part.pruner, name, narrowed)
         if of != "weights":
             reached.pop("weights", None)  # zeros go with the units that they are in
@@ -103,6 +103,7 @@ def _asked(pruner: Pruner, layers: Sequence[Layer]) -> tuple[str, str, float]:
     assert isinstance(pruner, WeightPruner)
     target = pruner.target
     pruner.check(layers)
+    layers = pruner.fitting(layers)
     if target.scope is not Scope.GLOBAL:
         layer_sparsities(target, layers)
     return "weights", "per_layer" if target.scope is Scope.PER_LAYER else "sparsity", asked_sparsity(target, layers)
@@ -132,4 +133,5 @@ def plan_rounds(experiment: Experiment, profile: ModelProfile, resources: Resour
     largest = max(plans.values(), key=lambda plan: plan.worker_bytes)
     first = next(iter(plans.values()))
     store_bytes = sum(parts[name].steps * plan.store_bytes for name, plan in plans.items())
-    return replace(largest, stages=stages, profile=first.profile, after=plan.after, store_bytes=store_bytes)
+    unfit = tuple({layer.name: layer for each in plans.values() for layer in each.unfit}.values())
+    return replace(largest, stages=stages, profile=first.profile, after=plan.after, unfit=unfit, store_bytes=store_bytes)

@@ -17,7 +17,7 @@ from workers.calibrate import GradientSum
 from workers.errors import ConfigError
 from workers.losses import Loss
 from workers.models.base import Layer
-from workers.pruners.base import Scope, Sensitivity, Target, WeightPruner
+from workers.pruners.base import Scope, Sensitivity, Target, Unfit, WeightPruner
 from workers.pruners.cap import CAP, Score
 from workers.pruners.magnitude import Magnitude
 from workers.pruners.obc import OBC
@@ -187,9 +187,19 @@ def test_a_pattern_that_cannot_be_is_refused(pattern: str, sparsity: float) -> N
         Target(sparsity, Scope.GLOBAL, {}, pattern)
 
 
-def test_a_layer_that_the_pattern_does_not_divide_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"depthwise with 1.*model\.exclude"):
-        Magnitude(Target(0.5, Scope.GLOBAL, {}, "2:4")).check([LINEAR, Layer("depthwise", 8, 9, 9, 8)])
+def test_all_layers_that_the_pattern_does_not_divide_are_named() -> None:
+    layers = [LINEAR, Layer("depthwise", 8, 9, 9, 8), Layer("wide", 8, 6 * 9, 9)]
+    with pytest.raises(ConfigError, match=r"2 of 3 others: depthwise with 1, wide with 6.*unfit=dense.*model\.exclude"):
+        Magnitude(Target(0.5, Scope.GLOBAL, {}, "2:4")).check(layers)
+
+
+def test_layers_that_the_pattern_does_not_divide_can_be_left_dense() -> None:
+    layers = [LINEAR, Layer("depthwise", 8, 9, 9, 8)]
+    pruner = Magnitude(Target(0.5, Scope.GLOBAL, {}, "2:4", Unfit.DENSE))
+    pruner.check(layers)
+    assert pruner.fitting(layers) == [LINEAR] and pruner.unfit(layers) == layers[1:]
+    with pytest.raises(ConfigError, match="none among 1: depthwise with 1"):
+        pruner.check(layers[1:])
 
 
 def test_the_factor_of_the_sweep_is_that_of_the_inverse_and_dampening_that_was_raised_is_told() -> None:

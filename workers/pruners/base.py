@@ -29,14 +29,25 @@ class Scope(Enum):
     PER_LAYER = "per_layer"  # given by patterns
 
 
+class Unfit(Enum):
+    """What becomes of layers whose inputs cannot be cut into the buckets or units of a pattern."""
+
+    ERROR = "error"  # they are named, and nothing runs
+    DENSE = "dense"  # they are left as they are, as if ``model.exclude`` named them: targets are fractions of the other layers
+
+
 @dataclass
 class Target:
-    """How much is pruned: a fraction of all prunable weights, zeros already there included; and which weights may go together."""
+    """How much is pruned: a fraction of all prunable weights, zeros already there included; and which weights may go together.
+
+    Weights of layers that are left dense by ``unfit`` are not prunable, so they do not count.
+    """
 
     sparsity: float
     scope: Scope
     per_layer: dict[str, float] = field(default_factory=dict)  # pattern of layer names -> sparsity, for scope=per_layer
     pattern: str = "unstructured"  # unstructured | N:M | groups:U, along the inputs of a layer
+    unfit: Unfit = Unfit.ERROR
 
     def __post_init__(self) -> None:
         require(
@@ -106,16 +117,27 @@ class WeightPruner(Pruner, ABC):
         return parse(self.target.pattern)
 
     def check(self, layers: Sequence[Layer]) -> None:
-        """Raise ``ConfigError`` naming a layer that cannot follow the pattern."""
-        for layer in layers:
-            inputs = layer.columns // layer.kernel
-            require(
-                inputs % self.pattern.length == 0,
-                "pruner.target.pattern",
-                f"layers whose inputs are a multiple of {self.pattern.length} for {self.target.pattern}",
-                f"{layer.name} with {inputs}",
-                f"leave it dense with model.exclude=['{layer.name}'] or a wider pattern of names",
-            )
+        """Raise ``ConfigError`` naming all layers that cannot follow the pattern, or if none can."""
+        unfit = self.unfit(layers)
+        multiple = f"layers whose inputs are a multiple of {self.pattern.length} for {self.target.pattern}"
+        found = ", ".join(f"{layer.name} with {layer.columns // layer.kernel}" for layer in unfit)
+        require(
+            not unfit or self.target.unfit is Unfit.DENSE,
+            "pruner.target.pattern",
+            multiple,
+            f"{len(unfit)} of {len(layers)} others: {found}",
+            "pruner.target.unfit=dense leaves them dense; so does model.exclude, layer by layer",
+        )
+        require(len(unfit) < len(layers), "pruner.target.pattern", multiple, f"none among {len(layers)}: {found}", "choose another pattern")
+
+    def unfit(self, layers: Sequence[Layer]) -> list[Layer]:
+        """Those whose inputs cannot be cut into the units or buckets of the pattern."""
+        return [layer for layer in layers if layer.columns // layer.kernel % self.pattern.length]
+
+    def fitting(self, layers: Sequence[Layer]) -> list[Layer]:
+        """Those that are pruned."""
+        unfit = {layer.name for layer in self.unfit(layers)}
+        return [layer for layer in layers if layer.name not in unfit]
 
     @property
     @abstractmethod
