@@ -1,7 +1,8 @@
 """Model files: the weights of a pruned model and how to build it, in one safetensors file that loads anywhere.
 
 A pruned layer ``name`` is stored as ``name.weight.mask`` (one bit per weight, row-major) and ``name.weight.values`` (its surviving weights
-in the same order), so the file shrinks with sparsity; everything else is stored as it is. The header holds a JSON spec.
+in the same order), so the file shrinks with sparsity; everything else is stored as it is, what a module has under several names once. The
+header holds a JSON spec.
 The pipeline keeps its models in the same format: what is evaluated is what is exported.
 """
 
@@ -34,7 +35,10 @@ def save_model(path: Path, family: ModelFamily, state: Mapping[str, Tensor], mas
 
     from kernels.masks import pack_bits
 
-    family, tensors = family.stored, {name: tensor.detach().cpu() for name, tensor in state.items()}
+    family = family.stored
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        again = aliases(family.build())
+    tensors = {name: tensor.detach().cpu() for name, tensor in state.items() if again.get(name) not in state}
     layers: dict[str, dict[str, Any]] = {}
     for layer, mask in masks.items():
         weight = tensors.pop(f"{layer}.weight")
@@ -48,6 +52,16 @@ def save_model(path: Path, family: ModelFamily, state: Mapping[str, Tensor], mas
         layers[layer] = {"shape": list(weight.shape), "kept": int(keep.sum()), "of": weight.numel()}
     spec = {"format": FORMAT, "family": target_of(family), "settings": asdict(family) | {"checkpoint": None}, "layers": layers}
     return write_tensors(path, tensors, {"secateur": json.dumps(spec, sort_keys=True)})
+
+
+def aliases(model: nn.Module) -> dict[str, str]:
+    """Of tensors that a module has under several names (layers that are used twice): the first name by each other one."""
+    first: dict[int, str] = {}
+    again = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if first.setdefault(id(tensor), name) != name:
+            again[name] = first[id(tensor)]
+    return again
 
 
 def read_spec(path: Path | str) -> dict[str, Any]:
@@ -112,13 +126,14 @@ def load_pruned(path: Path | str) -> nn.Module:
 
     with torch.random.fork_rng(devices=[]):
         model = load_family(path).build()
-    own = model.state_dict()
+    again, own = aliases(model), model.state_dict()
     for name, tensor in _weights(Path(path)):
         if name not in own or own[name].shape != tensor.shape:
             raise SecateurError(f"{path}: its tensor {name} of shape {tuple(tensor.shape)} is none of the architecture's")
         own.pop(name).copy_(tensor)
-    if own:
-        raise SecateurError(f"{path}: its tensors lack {', '.join(own)}")
+    lacking = [name for name in own if name not in again]
+    if lacking:
+        raise SecateurError(f"{path}: its tensors lack {', '.join(lacking)}")
     return model.eval()
 
 

@@ -1,11 +1,12 @@
 """Model files: what comes back, what is refused, and how much memory reading them takes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from workers.errors import SecateurError
+from workers.errors import ConfigError, SecateurError
 from workers.export import load_model, load_pruned, load_state, save_model
 from workers.files import read_metadata, read_tensors, write_tensors
 from workers.memory import give_back, peak_bytes
@@ -40,6 +41,37 @@ def test_a_model_comes_back_bit_for_bit_with_its_masks(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     assert all(torch.equal(keep, state[f"{name}.weight"] != 0) for name, keep in masks.items()) and len(masks) == 24
     assert all(torch.equal(tensor, state[name]) for name, tensor in load_state(tmp_path / "model")[0].items())
+
+
+def test_layers_that_are_used_twice_are_stored_once_and_pruned_in_all_their_places(tmp_path: Path) -> None:
+    """CoaT hands one convolution to several blocks, whose state dict names it once for each. From import to join, and as a checkpoint."""
+    coat = TimmModel(name="coat_tiny", arguments={"num_classes": 10}, checkpoint=None, include=["*"], exclude=[])
+    theirs = coat.build().state_dict()
+    torch.save(theirs, tmp_path / "theirs.pth")
+    found = replace(coat, checkpoint=str(tmp_path / "theirs.pth")).pretrained_state()
+    assert found is not None and all(torch.equal(found[name], tensor) for name, tensor in theirs.items())
+    save_model(tmp_path / "dense", coat, found, {})
+    state, masks = load_state(tmp_path / "dense")
+    names = [layer.name for layer in coat.layers(coat.build())]
+    first, second = "cpe1.proj", "serial_blocks1.1.cpe.proj"
+    assert first in names and second not in names and f"{second}.weight" in theirs and f"{second}.weight" not in state
+    keep = torch.rand(state[f"{first}.weight"].shape) < 0.5
+    state[f"{first}.weight"] *= keep
+    save_model(tmp_path / "pruned.safetensors", coat, state, masks | {first: keep})
+    model = load_pruned(tmp_path / "pruned.safetensors")
+    assert model.get_submodule(first) is model.get_submodule(second)
+    assert torch.equal(model.get_parameter(f"{second}.weight") != 0, keep)
+    again = replace(coat, checkpoint=str(tmp_path / "pruned.safetensors")).pretrained_state()
+    assert again is not None and all(torch.equal(again[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_one_tensor_that_a_checkpoint_has_twice_and_unlike_is_refused(tmp_path: Path) -> None:
+    coat = TimmModel(name="coat_tiny", arguments={"num_classes": 10}, checkpoint=str(tmp_path / "w.pth"), include=["*"], exclude=[])
+    state = {name: tensor.clone() for name, tensor in coat.build().state_dict().items()}
+    state["serial_blocks1.1.cpe.proj.bias"] += 1
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(ConfigError, match=r"serial_blocks1.1.cpe.proj.bias and cpe1.proj.bias are one tensor of the model, and differ in"):
+        coat.pretrained_state()
 
 
 @pytest.mark.parametrize("damage", ["missing", "shape", "unknown"])

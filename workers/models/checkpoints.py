@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from workers.checks import require
@@ -58,9 +59,14 @@ def load(checkpoint: str, model: nn.Module, heads: set[str]) -> dict[str, Tensor
     ``model`` may live on the meta device: only its names and shapes are used. ``heads`` are its classifier modules.
     Raises: ConfigError naming the checkpoint and the tensors that do not fit, or are not finite.
     """
+    from workers.export import aliases
+
     expected = cast(dict[str, Tensor], model.state_dict())
     found = _found(checkpoint, model, expected)
     _require_fit(checkpoint, found, expected, heads)
+    for name, first in aliases(model).items():
+        if not torch.equal(found.state[name], found.state[first]):
+            raise ConfigError(f"model.checkpoint: {name} and {first} are one tensor of the model, and differ in {checkpoint}")
     state = {name: found.state[name].to(tensor.dtype).contiguous() for name, tensor in expected.items()}
     require_finite(checkpoint, state)
     return state
@@ -102,12 +108,25 @@ def _converted(state: dict[str, Tensor], model: nn.Module, expected: dict[str, T
     """
     from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
+    state = _shared(state, model)
     if type(model).__module__.startswith("torchvision."):
         return _released_by_torchvision(state, expected)
     patches = state.get("patch_embed.proj.weight")
     if not isinstance(model, VisionTransformer) or patches is None or patches.shape != expected["patch_embed.proj.weight"].shape:
         return state
     return checkpoint_filter_fn(dict(state), model, interpolation="bicubic", antialias=False)
+
+
+def _shared(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Tensors that the model has under several names, under all of them: files may hold one."""
+    from workers.export import aliases
+
+    found = dict(state)
+    for name, first in aliases(model).items():
+        for here, there in ((name, first), (first, name)):
+            if there in state and here not in found:
+                found[here] = state[there]
+    return found
 
 
 def _released_by_torchvision(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
