@@ -130,7 +130,10 @@ class ImageFolder(ImageFiles):
 
     def check_outputs(self, outputs: int) -> None:
         if self.class_map is None:
-            return super().check_outputs(outputs)
+            idle = [] if self.classes <= outputs or not self._folder("train").is_dir() else self._listing("train").idle()
+            without = f"; of these {some(idle)} have no training images" if idle else ""
+            enough = f"at least the {self.classes} classes of the data{without}"
+            return require(self.classes <= outputs, "model.arguments.num_classes", enough, outputs)
         beyond = {name: number for name, number in self.class_map.items() if number >= outputs}
         require(not beyond, "data.class_map", f"numbers below {outputs}, as many outputs as the model has", beyond)
 
