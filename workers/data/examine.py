@@ -14,7 +14,7 @@ from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
-from workers.data.listing import DANGLING, shown, some
+from workers.data.listing import DANGLING, SPECIAL, shown, some
 from workers.errors import ConfigError, SecateurError
 
 BUCKETS = 1024  # parts of a folder, by the hash of names, that are examined anew if a file in them changes
@@ -156,8 +156,8 @@ def _fault(path: Path, examine: Examine) -> _Fault | None:
 
     from workers.data.rgb import Reading, read_rgb, reason
 
-    if not path.exists():
-        return _Fault(DANGLING if path.is_symlink() else "no such file", False)
+    if not path.is_file():
+        return _Fault(SPECIAL if path.exists() else DANGLING if path.is_symlink() else "no such file", False)
     try:
         with Image.open(path) as image, path.open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))

@@ -51,7 +51,8 @@ class Listing:
         import numpy as np
 
         kept_N = np.array([name not in names for name in self.names], bool)
-        return replace(self, names=[name for name in self.names if name not in names], class_N=self.class_N[kept_N])
+        left = [name for name in self.names if name not in names]
+        return replace(self, names=left, class_N=self.class_N[kept_N] if self.classes else self.class_N)
 
     def idle(self) -> list[str]:
         """Classes that no image is of."""

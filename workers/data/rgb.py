@@ -46,7 +46,10 @@ def read_rgb(path: str, reading: Reading) -> Image.Image:
             image = _rgb(file, reading.background)
             return _turned(image, file) if reading.upright else image
     except Exception as error:  # Pillow lets errors of many kinds pass: of the system, of zlib and struct, of sizes and of syntax
-        raise SecateurError(f"{path}: expected a readable image, got: {reason(error)}; remove or replace the file") from error
+        raise SecateurError(
+            f"{path}: expected a readable image, got: {reason(error)}; remove or replace the file, or find all such "
+            "files before the run by data.examine=decode (data.broken=skip leaves them out)"
+        ) from error
 
 
 def reason(error: Exception) -> str:
