@@ -42,6 +42,7 @@ from workers.pruners.statistics import BlockFisher, LayerHessian
 
 SIDES = (96, 112, 128, 160, 192, 224, 256)  # of images that are tried, the smallest first
 BATCHES, SAMPLES = 2, 2
+NORMALISED = 8  # images that batch norms are set by
 PORTION = 8_000_000  # weights whose gradients are collected at a time
 WIDEST = 2048  # columns up to which the matrix of a layer's inputs is summed too
 PRUNED = 400_000  # weights of the layers that are scored and solved, the smaller ones first
@@ -116,11 +117,11 @@ def _family(architecture: str, arguments: dict[str, int]) -> TimmModel:
 
 
 def _pruned(module: str, family: TimmModel, side: int, folder: Path) -> Row:
-    initial = _unlike_initial(family.build())
+    batches = [Batch(_images(SAMPLES, side), torch.full((SAMPLES,), -1)) for _ in range(BATCHES)]
+    initial = _unlike_initial(family.build(), _images(NORMALISED, side))
     layers = family.layers(initial)
     save_model(folder / "dense.safetensors", family, initial.state_dict(), {})
     dense = load_pruned(folder / "dense.safetensors")
-    batches = [Batch(torch.randn(SAMPLES, 3, side, side), torch.full((SAMPLES,), -1)) for _ in range(BATCHES)]
     _require_inputs(dense, layers, batches)
     chosen = _smaller(layers)
     moments = _measured(dense, layers, batches, {layer.name for layer in chosen})
@@ -145,13 +146,29 @@ def _pruned(module: str, family: TimmModel, side: int, folder: Path) -> Row:
     )
 
 
+def _images(samples: int, side: int) -> Tensor:
+    """Noise that is coarse and fine, so that samples differ after pooling too."""
+    coarse = torch.nn.functional.interpolate(torch.randn(samples, 3, 4, 4), size=(side, side), mode="bilinear")
+    return coarse + 0.5 * torch.randn(samples, 3, side, side)
+
+
 @torch.no_grad()
-def _unlike_initial(model: nn.Module) -> nn.Module:
-    """Scales and shifts that are not all zero or one: a block that is switched off to begin with passes no gradient on."""
+def _unlike_initial(model: nn.Module, images_NCHW: Tensor) -> nn.Module:
+    """As a trained model is: a block that is switched off to begin with passes no gradient on, nor does a softmax that is saturated.
+
+    So scales and shifts are not all zero or one, and batch norms know what they normalise.
+    """
     for parameter in model.parameters():
         if parameter.numel() and bool((parameter == parameter.flatten()[0]).all()):
             parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model.eval()
+    norms = [module for module in model.eval().modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train().momentum = 1.0
+    model(images_NCHW)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.eval().momentum = momentum
+    return model
 
 
 def _smaller(layers: Sequence[Layer]) -> list[Layer]:
