@@ -111,7 +111,12 @@ class Question:
     dense: float
     floors: dict[str, int]
     levels: Callable[[Group], Sequence[int]]  # numbers of units that a knapsack chooses from
-    others: tuple[Budget, ...]  # that have to be kept, too
+    others: tuple[Budget, ...]  # that have to be kept, too: those of ``target.also``, in its order
+    dense_units: dict[str, int]  # of each group before anything was taken out
+
+    @property
+    def others_by_name(self) -> dict[str, Budget]:
+        return dict(zip(self.target.also, self.others, strict=True))
 
 
 def question(pruner: UnitPruner, family: ModelFamily, input_shape: tuple[int, int, int], times: Times | None = None) -> Question:
@@ -124,7 +129,8 @@ def question(pruner: UnitPruner, family: ModelFamily, input_shape: tuple[int, in
 
     target, groups, dense = pruner.target, find_groups(family, input_shape, pruner.streams), dense_family(family)
     dense_groups = find_groups(dense, input_shape, pruner.streams)
-    least = floors(target, groups, {group.name: group.units for group in dense_groups})
+    dense_units = {group.name: group.units for group in dense_groups}
+    least = floors(target, groups, dense_units)
 
     def budget(of: Of, removed: float) -> Budget:
         at_first = cost_of(of, dense, dense_groups, input_shape).total
@@ -133,9 +139,9 @@ def question(pruner: UnitPruner, family: ModelFamily, input_shape: tuple[int, in
     others = tuple(budget(Of(of), removed) for of, removed in target.also.items())
     if times is not None:
         cost = structure_costs.PartCost(times.table.parts(), {group.name: group.units for group in groups})
-        return Question(target, groups, cost, times.dense_ms, least, times.table.levels, others)
+        return Question(target, groups, cost, times.dense_ms, least, times.table.levels, others, dense_units)
     asked = budget(target.of, target.removed)
-    return Question(target, groups, asked.cost, asked.dense, least, _levels, others)
+    return Question(target, groups, asked.cost, asked.dense, least, _levels, others, dense_units)
 
 
 def _levels(group: Group) -> Sequence[int]:
@@ -234,17 +240,16 @@ def cost_of(of: Of, family: ModelFamily, groups: Sequence[Group], input_shape: t
         return Memory(family, groups, input_shape)
     with torch.device("meta"):
         model, image_1CHW = family.build().eval(), torch.empty(1, *input_shape)
-    return structure_costs.parameters(model) if of is Of.PARAMETERS else structure_costs.macs(model, image_1CHW)
+    return structure_costs.parameters(model) if of is Of.PARAMETERS else structure_costs.macs(model, image_1CHW, groups)
 
 
 def floors(target: UnitTarget, groups: Sequence[Group], dense_units: Mapping[str, int]) -> dict[str, int]:
-    """How many units every group keeps at least. A convolution without channels is no layer, so one stays."""
-    from workers.structure import Kind
+    """How many units every group keeps at least: what is asked for, and one where nothing works without."""
 
     def least(group: Group) -> int:
         asked = max(target.min_units, ceil(target.min_fraction * dense_units[group.name] - 1e-9))
         step = step_of(group, target.round_to)
-        return min(-(-max(asked, 0 if group.kind in (Kind.HEAD, Kind.NEURON) else 1) // step) * step, group.units)
+        return min(-(-max(asked, group.least) // step) * step, group.units)
 
     return {group.name: least(group) for group in groups}
 

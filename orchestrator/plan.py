@@ -185,7 +185,8 @@ def after_round(experiment: Experiment) -> ModelFamily:
     with torch.device("meta"):
         state = experiment.model.build().state_dict()
     asked = question(replace(pruner, target=countable(pruner.target)), experiment.model, input_shape)
-    return shrunk(experiment.model, state, take(state, groups, choose_for(asked, order_S, [])))
+    kept = choose_for(asked, order_S, [])
+    return shrunk(experiment.model, state, take(state, groups, kept), groups, kept)
 
 
 def _needs(experiment: Experiment, bytes_of: Footprint) -> list[tuple[str, int, str]]:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from orchestrator.units import count, percent
 from workers.models.base import ModelFamily
-from workers.structure import Group
+from workers.structure import Group, find_structure
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,8 @@ def structure_table(family: ModelFamily, input_shape: tuple[int, int, int]) -> r
 
     with torch.device("meta"):
         model = family.build().eval()
-    groups = family.groups(model, input_shape)
+    found = find_structure(family, input_shape)
+    groups = found.groups
     shapes = shapes_of(family)
     total = sum(shape.numel() for shape in shapes.values())
     table = Table(title="Groups (a unit goes with all of its slices)", title_justify="left")
@@ -32,7 +33,18 @@ def structure_table(family: ModelFamily, input_shape: tuple[int, int, int]) -> r
         weights = unit_weights(group, shapes)
         share = percent(group.units * weights / total)
         table.add_row(group.name, group.kind.value, f"{group.units:,}", f"{weights:,}", share, _modules(group.consumed))
-    return rich.console.Group(table, *_sentences(family, model, groups))
+    return rich.console.Group(table, *_sentences(family, model, groups), *_left_out(found.left_out))
+
+
+def _left_out(reasons: dict[str, str]) -> list[str]:
+    """Groups that do not hold, by reason."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        by_reason.setdefault(reason, []).append(name)
+    return [
+        f"Left out, since the model without half of their units is not the one with them silenced ({reason}): {', '.join(names)}."
+        for reason, names in by_reason.items()
+    ]
 
 
 def shapes_of(family: ModelFamily) -> dict[str, torch.Size]:

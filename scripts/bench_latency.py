@@ -56,7 +56,7 @@ def main() -> None:
         kept = {group.name: torch.arange(group.units) < half[group.name] for group in groups}
         with torch.device("meta"):
             state = family.build().state_dict()
-        smaller = shrunk(family, state, take(state, groups, kept))
+        smaller = shrunk(family, state, take(state, groups, kept), groups, kept)
         measured, told = (
             time_model(realised(smaller.build(), CPU), image, settings).ms,
             total_ms(operations, half, settings, known),

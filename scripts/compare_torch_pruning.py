@@ -96,7 +96,7 @@ def without(dense: Path, groups: list[Group], kept: dict[str, Tensor], to: Path)
     """The file of the model without the units that go."""
     family, (state, _) = load_family(dense), load_state(dense)
     smaller = take(state, groups, kept)
-    save_model(to, shrunk(family, state, smaller), smaller, {})
+    save_model(to, shrunk(family, state, smaller, groups, kept), smaller, {})
     return to
 
 

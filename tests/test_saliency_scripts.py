@@ -77,7 +77,7 @@ def test_the_rise_of_a_unit_is_that_of_the_model_without_it() -> None:
     for rise, at in zip(found, units, strict=True):
         kept = {group.name: torch.tensor([places[at] != (group.name, unit) for unit in range(group.units)]) for group in groups}
         smaller = take(state, groups, kept)
-        without = shrunk(family, state, smaller).build().eval()
+        without = shrunk(family, state, smaller, groups, kept).build().eval()
         without.load_state_dict(smaller)
         with torch.no_grad():
             expected = cross_entropy(without(images), labels) - cross_entropy(model(images), labels)

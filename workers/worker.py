@@ -177,7 +177,7 @@ class Worker:
         smaller = take(state, groups, kept)
         weights = take({f"{name}.weight": keep for name, keep in keeps.items()}, groups, kept)
         masked = {name: weights[f"{name}.weight"] for name in keeps}
-        written = save_model(task.to.directory / "model.safetensors", shrunk(family, state, smaller), smaller, masked)
+        written = save_model(task.to.directory / "model.safetensors", shrunk(family, state, smaller, groups, kept), smaller, masked)
         return finish(task.to, "shrink", {"model.safetensors": written}, {}, started)
 
     def time_operation(self, task: TimeOperationTask) -> Record:

@@ -185,7 +185,8 @@ def test_a_second_round_counts_what_the_first_took():
         state = made.build().state_dict()
     dense = cost_of(Of.PARAMETERS, made, groups, SHAPE).total
     first = UnitRandom(target(0.3, Of.PARAMETERS), streams=False, seed=0)
-    once = shrunk(made, state, take(state, groups, choose_for(question(first, made, SHAPE), range(264), [])))
+    kept = choose_for(question(first, made, SHAPE), range(264), [])
+    once = shrunk(made, state, take(state, groups, kept), groups, kept)
     left = sum(group.units for group in find_groups(once, SHAPE, streams=False))
     second = UnitRandom(target(0.6, Of.PARAMETERS), streams=False, seed=0)
     kept = choose_for(question(second, once, SHAPE), range(left), [])

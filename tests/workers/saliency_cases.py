@@ -13,7 +13,7 @@ from workers.pruners.sosp import SOSPH, SOSPI, Product
 from workers.pruners.taylor import UnitTaylor
 from workers.pruners.unit_baselines import UnitMagnitude, UnitRandom
 from workers.pruners.units import Of, UnitTarget
-from workers.structure import Group, Kind, Slice
+from workers.structure import Group, Kind, Slice, find_groups
 
 TARGET = UnitTarget(0.5, Of.STRUCTURES, 1, 0.0)
 EPSILON = 1e-2
@@ -94,7 +94,7 @@ def transformer():
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.3)
-    return model, family.groups(model, (3, 8, 8)), (3, 8, 8)
+    return model, find_groups(family, (3, 8, 8), streams=False), (3, 8, 8)
 
 
 NETS = {"perceptron": perceptron, "convolutional": convolutional, "transformer": transformer}

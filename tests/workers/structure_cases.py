@@ -4,13 +4,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from workers.models.shrunk import shrunk
-from workers.structure import mask_, take
+from workers.structure import find_structure, mask_, take
 
 
 def on_meta(made, size, channels=3):
-    with torch.device("meta"):
-        model = made.build().eval()
-    return made.groups(model, (channels, size, size))
+    return find_structure(made, (channels, size, size)).groups
 
 
 def trained_looking(made, seed=0):
@@ -53,7 +51,7 @@ def silenced(made, state, groups, kept):
 
 def smaller(made, model, groups, kept):
     state = take(model.state_dict(), groups, kept)
-    reduced = shrunk(made, model.state_dict(), state)
+    reduced = shrunk(made, model.state_dict(), state, groups, kept)
     built = reduced.build().double().eval()
     built.load_state_dict(state)
     return reduced, built

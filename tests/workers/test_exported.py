@@ -35,8 +35,9 @@ FAMILIES = {"vit": VIT, "resnet": RESNET, "wide": WIDE}
 def written(path: Path, family) -> dict[str, torch.Tensor]:
     """Half of the units taken out, then half of the weights of one layer masked."""
     groups, before = find_groups(family, SHAPE, streams=False), family.build().state_dict()
-    state = take(before, groups, {group.name: half(group.units) for group in groups})
-    small = shrunk(family, before, state)
+    kept = {group.name: half(group.units) for group in groups}
+    state = take(before, groups, kept)
+    small = shrunk(family, before, state, groups, kept)
     layer = small.layers(small.build())[-1].name
     keep = torch.rand(state[f"{layer}.weight"].shape) < 0.5
     state[f"{layer}.weight"] = state[f"{layer}.weight"] * keep
@@ -60,9 +61,10 @@ def test_it_is_the_model_in_the_file_and_the_dense_one_of_what_follows(name: str
     assert torch.equal(load_pruned(tmp_path / "imported.safetensors")(image), load_pruned(path)(image))
 
     groups = find_groups(family, SHAPE, streams=False)
-    smaller = take(found, groups, {group.name: half(group.units) for group in groups})
-    again = shrunk(load_family(tmp_path / "imported.safetensors"), found, smaller)
-    assert again == shrunk(family, found, smaller), "planned as it is carried out"
+    kept = {group.name: half(group.units) for group in groups}
+    smaller = take(found, groups, kept)
+    again = shrunk(load_family(tmp_path / "imported.safetensors"), found, smaller, groups, kept)
+    assert again == shrunk(family, found, smaller, groups, kept), "planned as it is carried out"
     save_model(tmp_path / "smaller.safetensors", again, smaller, {})
     load_pruned(tmp_path / "smaller.safetensors")
     read = load_family(tmp_path / "smaller.safetensors")

@@ -36,7 +36,7 @@ def test_memory_falls_to_that_of_the_smaller_model(name):
             cost.take(group)
     with torch.device("meta"):
         state, image_1CHW = made.build().state_dict(), torch.empty(1, 3, size, size)
-    after = shrunk(made, state, take(state, groups, kept))
+    after = shrunk(made, state, take(state, groups, kept), groups, kept)
     with torch.device("meta"):
         small = after.build().eval()
     held = 4 * (sum(parameter.numel() for parameter in small.parameters()) + written(small, image_1CHW))

@@ -31,8 +31,9 @@ def written(path, name="vit_tiny_patch16_224", arguments=VIT, keep=half, sparsit
     state, family = model.state_dict(), made
     if keep is not None:
         groups = on_meta(made, 32, channels=1)
-        state = take(state, groups, {group.name: keep(group.units) for group in groups})
-        family = shrunk(made, model.state_dict(), state)
+        kept = {group.name: keep(group.units) for group in groups}
+        state = take(state, groups, kept)
+        family = shrunk(made, model.state_dict(), state, groups, kept)
     masks = {layer.name: torch.rand(state[f"{layer.name}.weight"].shape) >= sparsity for layer in family.layers(family.build())}
     save_model(path, family, state | {f"{name}.weight": state[f"{name}.weight"] * mask for name, mask in masks.items()}, masks)
     return path

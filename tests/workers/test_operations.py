@@ -48,7 +48,7 @@ def halved(family, groups):
     with torch.device("meta"):
         state = family.build().state_dict()
     kept = {group.name: torch.arange(group.units) < half[group.name] for group in groups}
-    return half, shrunk(family, state, take(state, groups, kept))
+    return half, shrunk(family, state, take(state, groups, kept), groups, kept)
 
 
 def cases(operations, units):

@@ -1,8 +1,5 @@
 """What can be taken out of a model whole: without it, the model does what it did with it silenced, and is really smaller."""
 
-import threading
-import time
-
 import pytest
 import torch
 from structure_cases import assert_the_same_without_units, half, on_meta, one, silenced, smaller, trained_looking
@@ -10,9 +7,9 @@ from torch import nn
 
 from workers.errors import ConfigError
 from workers.export import load_family, load_pruned, save_model
-from workers.models import structures_traced
 from workers.models.base import Output
 from workers.models.shrunk import shrunk
+from workers.models.structures_traced import trace
 from workers.models.timm import TimmModel
 from workers.structure import Kind, take
 
@@ -116,13 +113,6 @@ def test_what_a_norm_takes_a_mean_over_stays():
     assert {group.kind for group in on_meta(family("convnext_tiny", **arguments), size)} == {Kind.NEURON}
 
 
-def test_a_trace_that_takes_two_halves_for_one_gives_no_group():
-    """EVA-02's MLPs multiply the two halves of one matrix; torch-pruning sees the neurons of both, of which the next layer has half."""
-    with torch.device("meta"):
-        model, image_1CHW = family("eva02_tiny_patch14_224", **VIT).build().eval(), torch.zeros(1, 3, 28, 28)
-    assert structures_traced.traced_groups(model, image_1CHW, {"head"}) == []
-
-
 def test_units_removed_twice_are_units_removed_at_once():
     """The groups of a shrunk model are found again, and what is left after two rounds does not depend on there having been two."""
     made = family("mobilenetv3_small_100")
@@ -151,7 +141,7 @@ def test_a_smaller_model_is_loaded_from_its_file(name, tmp_path):
     groups, model = on_meta(made, size), trained_looking(made).float()
     kept = {group.name: half(group.units) for group in groups}
     state = take(model.state_dict(), groups, kept)
-    reduced = shrunk(made, model.state_dict(), state)
+    reduced = shrunk(made, model.state_dict(), state, groups, kept)
     layer = reduced.layers(reduced.build())[0].name
     keep = torch.rand(state[f"{layer}.weight"].shape) < 0.5
     state[f"{layer}.weight"] = state[f"{layer}.weight"] * keep
@@ -163,29 +153,10 @@ def test_a_smaller_model_is_loaded_from_its_file(name, tmp_path):
     assert loaded(torch.zeros(1, 3, size, size)).shape == (1, 10)
 
 
-def test_a_trace_that_does_not_end_is_ended():
-    going = threading.Event()
-
-    def for_ever():
-        going.set()
-        while True:
-            time.sleep(0.001)
-
-    before = threading.active_count()
-    with pytest.raises(TimeoutError):
-        structures_traced.within(0.2, for_ever)
-    assert going.is_set()
-    for _ in range(100):
-        if threading.active_count() == before:
-            return
-        time.sleep(0.05)
-    pytest.fail("the thread still runs")
-
-
 def test_a_channel_takes_its_whole_flattened_map_along():
     """A fully connected layer after flattening has as many columns for a channel as the map has pixels."""
     model = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(5 * 16, 7), nn.ReLU(), nn.Linear(7, 2))
-    channels, neurons = structures_traced.traced_groups(model, torch.zeros(1, 3, 4, 4), {"5"})
+    channels, neurons = trace(model.to("meta"), torch.empty(1, 3, 4, 4, device="meta")).groups
     assert (channels.kind, channels.units, neurons.kind, neurons.units) == (Kind.CHANNEL, 5, Kind.NEURON, 7)
     assert torch.equal(channels.consumed[0].index_UK, torch.arange(80).view(5, 16))
 
@@ -200,8 +171,8 @@ class Broken(nn.Module):
 
 
 def test_a_model_that_cannot_be_traced_is_refused_by_module():
-    with pytest.raises(ConfigError, match=r"Broken cannot be found: .*last module: second"):
-        structures_traced.traced_groups(Broken(), torch.zeros(1, 3, 8, 8), set())
+    with pytest.raises(ConfigError, match=r"forward pass of Broken on one image of 3x8x8 .* ended at module second"):
+        trace(Broken().to("meta"), torch.empty(1, 3, 8, 8, device="meta"))
 
 
 def test_mode_structure_prints_the_groups(capsys):

@@ -8,7 +8,7 @@ from test_structure import FAMILIES, family
 from workers.models import structure_costs
 from workers.models.shrunk import shrunk
 from workers.models.torchvision import TorchvisionModel
-from workers.structure import take
+from workers.structure import find_groups, take
 
 ALIKE = ("densenet121", "mobilenetv2_100", "efficientnet_b0", "resnet50d", "convnext_atto", "deit_tiny_distilled_patch16_224")
 
@@ -21,7 +21,7 @@ def test_costs_fall_to_what_torch_counts_of_the_smaller_model(name):
     groups = on_meta(made, size)
     with torch.device("meta"):
         model, image_1CHW = made.build().eval(), torch.empty(1, 3, size, size)
-    macs, parameters, units = structure_costs.macs(model, image_1CHW), structure_costs.parameters(model), structure_costs.Count(groups)
+    macs, parameters, units = structure_costs.macs(model, image_1CHW, groups), structure_costs.parameters(model), structure_costs.Count(groups)
     assert 2 * macs.total == forward_flops(model, image_1CHW)
     assert parameters.total == sum(parameter.numel() for parameter in model.parameters())
     torch.manual_seed(0)
@@ -32,7 +32,7 @@ def test_costs_fall_to_what_torch_counts_of_the_smaller_model(name):
                 cost.take(group)
     state = take(model.state_dict(), groups, kept)
     with torch.device("meta"):
-        small = shrunk(made, model.state_dict(), state).build().eval()
+        small = shrunk(made, model.state_dict(), state, groups, kept).build().eval()
     assert 2 * macs.total == forward_flops(small, image_1CHW)
     assert parameters.total == sum(parameter.numel() for parameter in small.parameters())
     assert units.total == sum(int(stays.sum()) for stays in kept.values())
@@ -45,7 +45,8 @@ def test_attention_that_is_no_part_of_any_unit_is_counted_all_the_same():
     )
     with torch.device("meta"):
         model, image_1CHW = made.build().eval(), torch.empty(1, 3, 64, 64)
-    macs, (group, *_) = structure_costs.macs(model, image_1CHW), made.groups(model, (3, 64, 64))
+    groups = find_groups(made, (3, 64, 64), streams=False)
+    macs, (group, *_) = structure_costs.macs(model, image_1CHW, groups), groups
     assert 2 * macs.total == forward_flops(model, image_1CHW)
     before = macs.total
     macs.take(group)

@@ -11,7 +11,7 @@ from workers.errors import ConfigError
 from workers.export import load_family, load_pruned, save_model
 from workers.models.resize import resize_
 from workers.models.shrunk import shrunk
-from workers.models.structures_mlp import mlp_groups
+from workers.models.structures_traced import trace
 from workers.models.torchvision import TorchvisionModel
 from workers.structure import Kind, mask_, take
 
@@ -59,7 +59,8 @@ def test_hidden_neurons_of_torchvisions_transformer_can_go_even_all_of_them(neur
     torch.manual_seed(0)
     sizes = {"image_size": 16, "patch_size": 8, "num_layers": 2, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 24, "num_classes": 5}
     model, small = (VisionTransformer(**sizes).double().eval() for _ in range(2))
-    groups = mlp_groups(model)
+    with torch.device("meta"):
+        groups = trace(VisionTransformer(**sizes).eval(), torch.empty(1, 3, 16, 16)).groups
     kept = {group.name: torch.randperm(24) < neurons for group in groups}
     state = take(model.state_dict(), groups, kept)
     resize_(small, {name: tensor.shape for name, tensor in state.items()})
@@ -170,8 +171,9 @@ def test_a_smaller_model_is_loaded_from_its_file(tmp_path):
     """Bit for bit, sparse layers included; its family says what is in it."""
     made = family("mnasnet0_5")
     groups, model = on_meta(made, 64), trained_looking(made).float()
-    state = take(model.state_dict(), groups, {group.name: half(group.units) for group in groups})
-    reduced = shrunk(made, model.state_dict(), state)
+    kept = {group.name: half(group.units) for group in groups}
+    state = take(model.state_dict(), groups, kept)
+    reduced = shrunk(made, model.state_dict(), state, groups, kept)
     layer = reduced.layers(reduced.build())[0].name
     keep = torch.rand(state[f"{layer}.weight"].shape) < 0.5
     state[f"{layer}.weight"] = state[f"{layer}.weight"] * keep

@@ -62,7 +62,7 @@ def test_a_wide_model_is_shrunk_and_loaded_like_any_other(name, tmp_path):
     groups, model = find_groups(made, (3, size, size), streams=False), made.build().eval()
     kept = {group.name: half(group.units) for group in groups}
     state = take(model.state_dict(), groups, kept)
-    save_model(tmp_path / "model.safetensors", shrunk(made, model.state_dict(), state), state, {})
+    save_model(tmp_path / "model.safetensors", shrunk(made, model.state_dict(), state, groups, kept), state, {})
     loaded = load_pruned(tmp_path / "model.safetensors")
     assert loaded(torch.randn(1, 3, size, size)).shape == (1, 10)
     assert units(load_family(tmp_path / "model.safetensors"), size).items() >= {g: int(stays.sum()) for g, stays in kept.items()}.items()

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from workers.structure import Group
-
 
 class Output(Enum):
     """What a module yields for N images."""
@@ -60,10 +58,6 @@ class ModelFamily(ABC):
     @abstractmethod
     def layers(self, model: nn.Module) -> list[Layer]:
         """The prunable layers in forward (definition) order. Raises ``ConfigError`` if a pattern matches nothing."""
-
-    @abstractmethod
-    def groups(self, model: nn.Module, input_shape: tuple[int, int, int]) -> list[Group]:
-        """What can be taken out of the model whole, as it takes images of ``(channels, height, width)``. Raises: ConfigError."""
 
     @abstractmethod
     def pretrained_state(self) -> dict[str, Tensor] | None:

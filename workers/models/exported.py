@@ -17,8 +17,6 @@ from workers.models.shrunk import ShrunkModel, selecting
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from workers.structure import Group
-
 
 @dataclass
 class Exported(ModelFamily):
@@ -73,9 +71,6 @@ class Exported(ModelFamily):
 
     def layers(self, model: nn.Module) -> list[Layer]:
         return self.inside.layers(model)
-
-    def groups(self, model: nn.Module, input_shape: tuple[int, int, int]) -> list[Group]:
-        return self.inside.groups(model, input_shape)
 
     def pretrained_state(self) -> dict[str, Tensor]:
         """The tensors of the file. Raises: ConfigError if they are not those of its architecture, or not finite."""

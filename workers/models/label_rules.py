@@ -80,7 +80,7 @@ def pointwise(call: Call, tensors: Sequence[Tensor] | None = None, shape: Sequen
         for tensor in tensors:
             own = dim - (len(shape) - tensor.ndim)
             if own >= 0 and tensor.shape[own] > 1 and tensor.stride(own) != 0 and whole(call.labels(tensor), own) is None:
-                call.ties.freeze(factor for factor in factors if dim in factor.dims)
+                call.ties.fix([factor for factor in factors if dim in factor.dims], dim)
     return call.ties.combine(factors)
 
 
@@ -213,8 +213,9 @@ def cat(call: Call) -> Result:
     if len(others) > 1:
         for labels, tensor in zip(others, tensors, strict=True):
             for factor in (factor for other in others for factor in other):
-                if any(whole(labels, axis) is None and tensor.shape[axis] > 1 and tensor.stride(axis) != 0 for axis in factor.dims):
-                    call.ties.freeze([factor])
+                for axis in factor.dims:
+                    if whole(labels, axis) is None and tensor.shape[axis] > 1 and tensor.stride(axis) != 0:
+                        call.ties.fix([factor], axis)
     rest = call.ties.combine([factor for labels in others for factor in labels])
     return (*rest, Factor((dim,), joined)) if joined.any() else rest
 
@@ -291,7 +292,7 @@ def contract(call: Call, left: tuple[Tensor, Sequence[int]], right: tuple[Tensor
     inner = [whole(tuple(side), summed) for side in sides]
     for one, other, (tensor, indices) in ((inner[0], inner[1], right), (inner[1], inner[0], left)):
         if one is not None and other is None and tensor.shape[list(indices).index(summed)] > 1:
-            call.ties.freeze([one])
+            call.ties.fix([one], summed)
     if inner[0] is not None and inner[1] is not None:
         small, large = sorted((inner[0], inner[1]), key=lambda factor: len(factor.dims))
         if not set(small.dims) <= set(large.dims):
@@ -304,7 +305,7 @@ def contract(call: Call, left: tuple[Tensor, Sequence[int]], right: tuple[Tensor
             labelled = [factor for factor in left_over if index in factor.dims]
             shared = index in left[1] and index in right[1] and index != summed
             if labelled and shared and tensor.shape[dim] > 1 and tensor.stride(dim) != 0 and whole(call.labels(tensor), dim) is None:
-                call.ties.freeze(labelled)
+                call.ties.fix(labelled, index)
     return call.ties.combine(left_over)
 
 
@@ -382,8 +383,8 @@ def convolution(call: Call) -> Result:
     inputs, weight, bias, groups = (call.given[name] for name in ("input", "weight", "bias", "groups"))
     outs, ins = (1, 0) if call.given["transposed"] else (0, 1)
     labels, kernel = call.labels(inputs), call.labels(weight)
-    call.ties.freeze(factor for factor in labels if factor.dims not in ((1,), (0,)))
-    batch = tuple(factor for factor in labels if factor.dims == (0,))
+    call.ties.freeze(factor for factor in labels if factor.dims != (1,) and 0 not in factor.dims)
+    batch = tuple(factor.only([0], call.ties) for factor in labels if 0 in factor.dims)
     given = next((factor for factor in labels if factor.dims == (1,)), None)
     rows, columns = (next((factor for factor in kernel if factor.dims == (dim,)), None) for dim in (outs, ins))
     made = None

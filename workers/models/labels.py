@@ -79,9 +79,11 @@ class Ties:
     pairs: list[tuple[Atoms, Atoms]] = field(default_factory=list)
     meetings: list[tuple[Factor, Factor]] = field(default_factory=list)  # of a larger factor and one over some of its dimensions
     products: list[Factor] = field(default_factory=list)  # factors of several dimensions
+    stays: Atoms = field(default_factory=lambda: np.zeros(1, np.int64))  # 1 for each atom that was frozen itself
 
     def fresh(self, count: int) -> Atoms:
         self.atoms += count
+        self.stays = np.concatenate([self.stays, np.zeros(max(count, len(self.stays)), np.int64)]) if self.atoms > len(self.stays) else self.stays
         return np.arange(self.atoms - count, self.atoms, dtype=np.int64)
 
     def tie(self, left_: Atoms, right_: Atoms) -> None:
@@ -93,6 +95,19 @@ class Ties:
     def freeze(self, factors: Iterable[Factor]) -> None:
         for factor in factors:
             self.tie(np.unique(factor.atoms_), np.array([FROZEN], np.int64))
+            self.stays[factor.atoms_] = 1
+
+    def fix(self, factors: Iterable[Factor], dim: int) -> None:
+        """Units are not along ``dim``: something else has all of its positions. Along others they may still be."""
+        for factor in factors:
+            if len(factor.dims) == 1:
+                self.freeze([factor])
+            else:
+                factor.tied_along([dim], self)
+
+    def free(self, labels: Labels) -> Labels:
+        """Without factors of which all is frozen: nothing more is to be learned of them."""
+        return tuple(factor for factor in labels if not self.stays[factor.atoms_].all())
 
     def meet(self, larger: Factor, smaller: Factor) -> None:
         """Both label the same positions, ``smaller`` over some of the dimensions only, the same for all positions in the others."""

@@ -17,8 +17,6 @@ from workers.models.base import Layer, ModelFamily
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from workers.structure import Group
-
 REFUSALS = (TypeError, ValueError, AssertionError, RuntimeError, KeyError, ZeroDivisionError, AttributeError)  # of unfit arguments
 
 
@@ -61,15 +59,6 @@ class LibraryModel(ModelFamily):
     def layers(self, model: nn.Module) -> list[Layer]:
         dense = set() if self.stem_and_head else self.ends(model)
         return chosen(self.matrices(model), dense, self.include, self.exclude, self.name)
-
-    def groups(self, model: nn.Module, input_shape: tuple[int, int, int]) -> list[Group]:
-        """As torch-pruning traces them; what leaves the heads stays."""
-        import torch
-
-        from workers.models.structures_traced import traced_groups
-
-        device = next(model.parameters()).device
-        return traced_groups(model, torch.zeros(1, *input_shape, device=device), self.heads(model))
 
     def released(self) -> nn.Module:
         """The architecture with the tensors that checkpoints have."""

@@ -36,7 +36,7 @@ class Memory:
         self._falls = {}
         for group in groups:
             kept = {other.name: torch.arange(other.units) >= (other is group) for other in groups}
-            after = shrunk(family, state, take(state, groups, kept))
+            after = shrunk(family, state, take(state, groups, kept), groups, kept)
             with torch.device("meta"):
                 smaller = after.build().eval()
             self._falls[group.name] = self._written - written(smaller, image_1CHW)

@@ -14,8 +14,8 @@ from timm.layers import Attention
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from workers.models.resize import resize_
-from workers.structure import Group
+from workers.models.resize import number_of, resize_
+from workers.structure import Group, remainder
 
 if TYPE_CHECKING:
     from workers.models.base import ModelFamily
@@ -24,6 +24,8 @@ WHOLE = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, Attention, nn.MultiheadA
 NOTHING = (nn.Identity, nn.Dropout)  # in eval mode
 MOST_AXES = 2  # of a function
 Size = TypeVar("Size")
+Value = TypeVar("Value")
+OF_MODULE = -1  # in the place of a dimension: the groups of a convolution
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,23 +66,33 @@ class Operation:
         if self.function is not None:
             return Case(_Function(self.function, self.arguments), shapes)
         module = nn.Sequential(*(copy.deepcopy(module) for _, module in self.modules))
-        weights = self._shapes(units)
-        resize_(module, {f"{index}.{leaf}": shape for index, (name, _) in enumerate(self.modules) for leaf, shape in _below(name, weights)})
+        shapes, sizes = self._shapes(units)
+        resize_(module, self._inside(shapes), self._inside(sizes))
         return Case(module[0] if len(module) == 1 else module, shapes)  # attention may take several inputs, which a sequence cannot
 
-    def _shapes(self, units: Sequence[int]) -> dict[str, list[int]]:
+    def _shapes(self, units: Sequence[int]) -> tuple[dict[str, list[int]], dict[str, int]]:
+        """Of its tensors, and the numbers that its modules keep."""
         tensors = {f"{name}.{leaf}": tensor for name, module in self.modules for leaf, tensor in _tensors(module)}
+        numbers = {f"{name}.groups": getattr(module, "groups", 1) for name, module in self.modules}
         shapes: dict[str, list[int]] = {}
+        sizes: dict[str, int] = {}
         for axis, left in zip(self.axes, units, strict=True):
-            for (tensor, dim), positions in axis.positions.items():
-                shapes.setdefault(tensor, list(tensors[tensor].shape))[dim] -= positions * (axis.units - left)
-        return shapes
+            for (name, dim), positions in axis.positions.items():
+                gone = positions * (axis.units - left)
+                if dim == OF_MODULE:
+                    sizes[name] = sizes.get(name, numbers[name]) - gone
+                else:
+                    shapes.setdefault(name, list(tensors[name].shape))[dim] -= gone
+        return shapes, sizes
 
-
-def _below(name: str, shapes: Mapping[str, list[int]]) -> Iterator[tuple[str, list[int]]]:
-    for tensor, shape in shapes.items():
-        if tensor.startswith(f"{name}."):
-            yield tensor.removeprefix(f"{name}."), shape
+    def _inside(self, named: Mapping[str, Value]) -> dict[str, Value]:
+        """Under the names that they have in a sequence of the modules."""
+        places = {name: index for index, (name, _) in enumerate(self.modules)}
+        found = {}
+        for key, value in named.items():
+            owner = next(name for name in places if key.startswith(f"{name}."))
+            found[f"{places[owner]}.{key.removeprefix(f'{owner}.')}"] = value
+        return found
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -166,9 +178,12 @@ def _falling_inputs(
         narrower = copy.deepcopy(whole)
         for part in group.slices:
             narrower[part.tensor][part.dim] -= part.index_UK.shape[1]
-        resize_(less, narrower)
+        kept = {group.name: torch.arange(group.units) > 0}
+        left = remainder(model, [group], kept)
+        resize_(less, narrower | left.shapes, left.sizes, left.narrow)
         traced = _trace(less, images_NCHW)
-        resize_(less, whole)
+        dense = {name: number_of(model, name) for name in left.sizes}
+        resize_(less, whole, dense, {name: [of, of] for name, (_, of) in left.narrow.items()})
         for before, after, sizes in zip(found, traced, falling, strict=True):
             if before.arguments != after.arguments:
                 continue  # sizes are among them, so it can only be timed as it is
@@ -264,6 +279,8 @@ def _positions(groups: Sequence[Group]) -> dict[tuple[str, int], dict[str, int]]
         for part in group.slices:
             of = found.setdefault((part.tensor, part.dim), {})
             of[group.name] = of.get(group.name, 0) + part.index_UK.shape[1]
+        for size in group.sizes:
+            found.setdefault((size.name, OF_MODULE), {})[group.name] = size.of_unit
     return found
 
 
@@ -280,6 +297,7 @@ def _operation(
         for leaf, tensor in _tensors(module)
         for dim in range(tensor.ndim)
     }
+    weights |= {(f"{name}.groups", OF_MODULE): of for name, _ in found.modules if (of := positions.get((f"{name}.groups", OF_MODULE)))}
     of_weights, of_inputs = _by_groups(weights), _by_groups(falling)
     axes = tuple(
         Axis(names, sum(units[name] for name in names), of_weights.get(names, {}), of_inputs.get(names, {}))

@@ -3,37 +3,145 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any
 
 import torch
 from timm.layers import Attention
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+RESHAPES = (torch.Tensor.reshape, torch.Tensor.view, torch.reshape)
 
 
-def resize_(model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Give the named tensors of a model new shapes, in place. Their values are arbitrary then."""
+def resize_(
+    model: nn.Module,
+    shapes: Mapping[str, Sequence[int]],
+    sizes: Mapping[str, int] | None = None,
+    narrow: Mapping[str, Sequence[int]] | None = None,
+) -> None:
+    """Give the named tensors of a model new shapes, in place. Their values are arbitrary then; buffers keep their first ones, since what is
+    in no state dict is the same for all units.
+
+    ``sizes`` are numbers that modules keep, such as how many heads they have, by dotted name. ``narrow`` are modules that have so many of so
+    many heads (left, whole) and read their width off that of their input (``NarrowHeads``).
+    """
     for name, shape in shapes.items():
-        owner, _, leaf = name.rpartition(".")
-        module = model.get_submodule(owner)
+        module, leaf = _owner(model, name)
         old = getattr(module, leaf)
         new = torch.empty(tuple(shape), dtype=old.dtype, device=old.device)
-        setattr(module, leaf, nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new)
-    for module in model.modules():
-        _fit(module)
+        if isinstance(old, nn.Parameter):
+            setattr(module, leaf, nn.Parameter(new, requires_grad=old.requires_grad))
+        else:
+            setattr(module, leaf, _first(old, shape) if all(map(int.__le__, shape, old.shape)) else new)
+    for name, value in (sizes or {}).items():
+        _set_number(model, name, value)
+    for name, (left, whole) in (narrow or {}).items():
+        _narrow(model.get_submodule(name), left, whole)
+    for name, module in model.named_modules():
+        _fit(module, f"{name}.groups" in (sizes or {}))
 
 
-def _fit(module: nn.Module) -> None:
+def number_of(model: nn.Module, name: str) -> int:
+    """A number that a module keeps, or an element of several: ``blocks.0.attn.num_heads``, ``conv.split_sizes[1]``.
+
+    Raises: ValueError if there is no such number.
+    """
+    module, leaf = _owner(model, name)
+    attribute, _, index = leaf.partition("[")
+    value = getattr(module, attribute, None)
+    if index and isinstance(value, list | tuple):
+        value = value[int(index[:-1])]
+    if type(value) is not int:
+        raise ValueError(f"{name} is no whole number of a {type(module).__name__}")
+    return value
+
+
+def _set_number(model: nn.Module, name: str, value: int) -> None:
+    number_of(model, name)
+    module, leaf = _owner(model, name)
+    attribute, _, index = leaf.partition("[")
+    if index:
+        values = list(getattr(module, attribute))
+        values[int(index[:-1])] = value
+        setattr(module, attribute, type(getattr(module, attribute))(values))
+    else:
+        setattr(module, attribute, value)
+
+
+def _first(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    return tensor[tuple(slice(size) for size in shape)].clone()
+
+
+def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    owner, _, leaf = name.rpartition(".")
+    return model.get_submodule(owner), leaf
+
+
+def _fit(module: nn.Module, grouped: bool) -> None:
     match module:
         case nn.Linear():
             module.out_features, module.in_features = module.weight.shape
         case nn.Conv2d():
-            if module.groups == module.in_channels and module.groups > 1:  # depthwise
-                module.groups = len(module.weight)
+            if module.groups == module.in_channels and module.groups > 1 and not grouped:  # depthwise; each channel has as many outputs
+                module.groups = len(module.weight) * module.groups // module.out_channels
             module.out_channels, module.in_channels = len(module.weight), module.weight.shape[1] * module.groups
         case nn.BatchNorm2d() if module.running_mean is not None:
             module.num_features = len(module.running_mean)
         case Attention():
             module.attn_dim = module.proj.weight.shape[1]
             module.num_heads = module.attn_dim // module.head_dim
+
+
+class NarrowHeads:
+    """Attention that has lost heads and whose ``forward`` takes the width of all heads for that of its input, C, and that of one for C / heads.
+
+    While it runs, shapes that it asks for with these numbers are the ones of the heads that are left.
+    """
+
+    units_left: int
+    units_whole: int
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        shape = next(value.shape for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        with _Widths(self.units_left, self.units_whole, set(shape[1:])):
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+
+
+def _narrow(module: nn.Module, left: int, whole: int) -> None:
+    if not isinstance(module, NarrowHeads):
+        whole_class = type(module)
+        module.__class__ = type(f"Narrow{whole_class.__name__}", (NarrowHeads, whole_class), {"__module__": whole_class.__module__})
+    module.units_left, module.units_whole = left, whole  # type: ignore[assignment]
+
+
+class _Widths(TorchFunctionMode):
+    """Corrects shapes that do not hold what is reshaped."""
+
+    def __init__(self, left: int, whole: int, widths: set[int]) -> None:
+        super().__init__()
+        self.of_one = {width // left: width // whole for width in widths if width % whole == 0 and left}
+        self.of_all = {width: width // whole * left for width in widths if width % whole == 0}
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in RESHAPES and not kwargs:
+            tensor, *rest = args
+            shape = list(rest[0]) if len(rest) == 1 and isinstance(rest[0], list | tuple | torch.Size) else rest
+            if all(isinstance(size, int) for size in shape):
+                args = (tensor, self._held(tensor.numel(), shape))
+        return function(*args, **(kwargs or {}))
+
+    def _held(self, count: int, shape: list[int]) -> list[int]:
+        if -1 in shape:
+            index = next((index for index in reversed(range(len(shape))) if shape[index] in self.of_one), None)
+            fits = index is None or count % -prod(shape) == 0
+            return shape if fits else [*shape[:index], self.of_one[shape[index]], *shape[index + 1 :]]
+        for index in reversed(range(len(shape))):
+            for widths in (self.of_one, self.of_all):
+                held = [*shape[:index], widths.get(shape[index], shape[index]), *shape[index + 1 :]]
+                if prod(shape) != count == prod(held):
+                    return held
+        return shape
 
 
 class NoHeads(nn.Module):

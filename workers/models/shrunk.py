@@ -9,7 +9,7 @@ from workers.models.base import Layer, ModelFamily, Output
 from workers.models.widened import WidenedModel
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor, nn
 
@@ -18,12 +18,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class ShrunkModel(ModelFamily):
-    """What ``family`` with its ``settings`` builds, with some tensors of other ``shapes``: all that there is to say of the architecture."""
+    """What ``family`` with its ``settings`` builds, with some tensors of other ``shapes``: all that there is to say of the architecture, but
+    for ``sizes`` that modules keep beside their tensors and heads left in ``narrow`` modules (``resize_``)."""
 
     checkpoint: str | None
     family: str
     settings: dict[str, Any]
     shapes: dict[str, list[int]] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    narrow: dict[str, list[int]] = field(default_factory=dict)
 
     @property
     def dense(self) -> ModelFamily:
@@ -39,14 +42,11 @@ class ShrunkModel(ModelFamily):
         from workers.models.resize import resize_
 
         model = self.dense.build()
-        resize_(model, self.shapes)
+        resize_(model, self.shapes, self.sizes, self.narrow)
         return model
 
     def layers(self, model: nn.Module) -> list[Layer]:
         return self.dense.layers(model)
-
-    def groups(self, model: nn.Module, input_shape: tuple[int, int, int]) -> list[Group]:
-        return self.dense.groups(model, input_shape)
 
     def pretrained_state(self) -> dict[str, Tensor] | None:
         return None
@@ -67,17 +67,24 @@ class ShrunkModel(ModelFamily):
         return self.dense.output
 
 
-def shrunk(family: ModelFamily, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> ShrunkModel:
-    """The family of a model built by ``family``, once its tensors are those of ``after`` instead of ``before``."""
-    from workers.export import target_of
+def shrunk(
+    family: ModelFamily, before: Mapping[str, Tensor], after: Mapping[str, Tensor], groups: Sequence[Group], kept: Mapping[str, Tensor]
+) -> ShrunkModel:
+    """The family of a model built by ``family``, once its tensors are those of ``after`` instead of ``before``, which is when units of
+    ``groups`` are left as ``kept`` says."""
+    import torch
 
-    family = family.stored
+    from workers.export import target_of
+    from workers.structure import Remainder, remainder
+
+    family, left = family.stored, Remainder()
+    if any(group.sizes or group.narrow or group.running for group in groups):
+        with torch.device("meta"):
+            left = remainder(family.build(), groups, kept)
+    shapes = {name: list(after[name].shape) for name, tensor in before.items() if tensor.shape != after[name].shape} | left.shapes
     if isinstance(family, ShrunkModel):
-        target, settings, shapes = family.family, family.settings, dict(family.shapes)
-    else:
-        target, settings, shapes = target_of(family), asdict(family) | {"checkpoint": None}, {}
-    shapes |= {name: list(after[name].shape) for name, tensor in before.items() if tensor.shape != after[name].shape}
-    return ShrunkModel(None, target, settings, shapes)
+        return replace(family, shapes=family.shapes | shapes, sizes=family.sizes | left.sizes, narrow=family.narrow | left.narrow)
+    return ShrunkModel(None, target_of(family), asdict(family) | {"checkpoint": None}, shapes, left.sizes, left.narrow)
 
 
 def selecting(family: ModelFamily, selection: dict[str, Any]) -> ModelFamily:

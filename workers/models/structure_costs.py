@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
 import torch
-from timm.layers import Attention
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from workers.structure import Group
+from workers.models.resize import resize_
+from workers.structure import Group, Kind, home, remainder, take
 
 Size = tuple[str, int]  # a tensor and one of its dimensions
 
@@ -116,11 +117,11 @@ def parameters(model: nn.Module) -> Cost:
 
 
 @torch.no_grad()
-def macs(model: nn.Module, image_1CHW: Tensor) -> Cost:
+def macs(model: nn.Module, image_1CHW: Tensor, groups: Sequence[Group]) -> Cost:
     """Multiply-adds of a forward pass of one sample, as torch's counter has them (where it sees attention: on the meta device).
 
-    A weight of a Linear or Conv2d layer meets every position of its layer's output once; in timm's attention queries meet keys, and
-    attention meets values, for each pair of tokens. What else the counter finds does not depend on units that may go.
+    A weight of a Linear or Conv2d layer meets every position of its layer's output once; what attention multiplies beside falls with each
+    of its heads. What else the counter finds does not depend on units of ``groups`` that may go.
     """
     shapes = {name: tensor.shape for name, tensor in model.named_parameters()}
     terms: list[Term] = []
@@ -132,25 +133,48 @@ def macs(model: nn.Module, image_1CHW: Tensor) -> Cost:
 
         hooks.append(module.register_forward_hook(note))
 
-    def attending(name: str, module: Attention) -> None:
-        def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            tokens = inputs[0].shape[1]
-            terms.append(Term(2 * tokens * tokens, ((name, 1),)))
-
-        hooks.append(module.register_forward_pre_hook(note))
-
     hooks: list = []
     for name, module in model.named_modules():
         match module:
             case nn.Linear() | nn.Conv2d():
                 weighted(f"{name}.weight", module)
-            case Attention():
-                attending(f"{name}.proj.weight", module)
     try:
         with FlopCounterMode(display=False) as counter:
             model(image_1CHW)
     finally:
         for hook in hooks:
             hook.remove()
+    terms += _beside_weights(model, image_1CHW, [group for group in groups if group.kind is Kind.HEAD])
     rest = counter.get_total_flops() // 2 - Cost(terms, shapes).total
     return Cost([*terms, Term(rest, ())], shapes)
+
+
+def _beside_weights(model: nn.Module, image_1CHW: Tensor, heads: Sequence[Group]) -> list[Term]:
+    """A term for the heads of each group, of what its module multiplies without a Linear or Conv2d layer: seen on a model with a head less."""
+    if not heads:
+        return []
+    kept = {group.name: torch.arange(group.units) >= min(1, group.units - 1) for group in heads}  # the last one stays
+    state, less = model.state_dict(), copy.deepcopy(model)
+    left = remainder(model, heads, kept)
+    resize_(less, {name: list(tensor.shape) for name, tensor in take(state, heads, kept).items()} | left.shapes, left.sizes, left.narrow)
+    before, after = _unweighted(model, image_1CHW, heads), _unweighted(less, image_1CHW, heads)
+    found = []
+    for group in heads:
+        part, fallen = group.consumed[0], before[group.name] - (after[group.name] if group.units > 1 else 0)
+        found.append(Term(fallen // part.index_UK.shape[1], ((part.tensor, part.dim),)))
+    return found
+
+
+def _unweighted(model: nn.Module, image_1CHW: Tensor, groups: Sequence[Group]) -> dict[str, int]:
+    """Multiply-adds in the module of each group that are not those of its Linear and Conv2d layers."""
+    root = type(model).__name__
+    with FlopCounterMode(display=False) as counter:
+        model(image_1CHW)
+    counts = {name: sum(of.values()) // 2 for name, of in counter.get_flop_counts().items()}
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    found = {}
+    for group in groups:
+        name = home(group)
+        inside = [layer for layer in layers if layer.startswith(f"{name}.")]
+        found[group.name] = counts.get(f"{root}.{name}", 0) - sum(counts.get(f"{root}.{layer}", 0) for layer in inside)
+    return found

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, combinations
 from typing import Any
 
 import torch
@@ -19,11 +19,12 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from workers.models.resize import resize_
 from workers.models.structures_traced import Entered, Trace
-from workers.structure import Group, Kind, Size, left_over, mask_, take
+from workers.structure import Group, Kind, Size, Slice, home, join, mask_, remainder, take
 
 TOLERANCE = 1e-9  # relative to the largest output, in float64
 TOLERANCE_FLOAT32 = 1e-4
 FLOAT64_PARAMETERS = 200_000_000  # more than these in one module are tried in float32
+MOST_JOINED = 4  # groups that are tried together
 OWN = (nn.Linear, nn.Conv2d, nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)  # tell their sizes by their tensors
 
 
@@ -43,14 +44,14 @@ def check(build: Callable[[], nn.Module], traced: Trace) -> Checked:
     """
     with _without_parameters():
         model = build().eval()
-    known: dict[str, list[Group | str]] = {}
-    found: dict[str, Group | str] = {}
+    known: dict[str, list[Group | str | None]] = {}
+    found: dict[str, Group | str | None] = {}
     for name, groups in _by_module(model, traced).items():
         key = _key(model, name, groups, traced)
         if key not in known:
             known[key] = _tried(model, name, groups, traced.entered)
         for group, result in zip(groups, known[key], strict=True):
-            found[group.name] = result if isinstance(result, str) else _like(group, result, name)
+            found[group.name] = result if not isinstance(result, Group) else replace(_renamed(result, f"{name}." if name else "", 0), name=group.name)
     results = {group.name: found[group.name] for group in traced.groups}
     kept = [result for result in results.values() if isinstance(result, Group)]
     return Checked(kept, {name: result for name, result in results.items() if isinstance(result, str)})
@@ -84,16 +85,6 @@ def _by_module(model: nn.Module, traced: Trace) -> dict[str, list[Group]]:
     return found
 
 
-def home(group: Group) -> str:
-    """The innermost module that holds all tensors of a group."""
-    paths = [part.tensor.split(".")[:-1] for part in group.slices]
-    shared = [names[0] for names in zip(*paths, strict=False) if len(set(names)) == 1]
-    for length in range(len(shared), -1, -1):
-        if all(path[:length] == paths[0][:length] for path in paths):
-            return ".".join(paths[0][:length])
-    return ""
-
-
 def _key(model: nn.Module, name: str, groups: Sequence[Group], traced: Trace) -> str:
     """All that the result of trying depends on."""
     module, start = model.get_submodule(name), len(name) + 1 if name else 0
@@ -103,23 +94,16 @@ def _key(model: nn.Module, name: str, groups: Sequence[Group], traced: Trace) ->
     return repr((type(module), tensors, slices, given, repr(module)))
 
 
-def _like(group: Group, tried: Group, name: str) -> Group:
-    """What was found for a group of another module of the same kind."""
-    prefix = f"{name}." if name else ""
-    sizes = tuple(Size(f"{prefix}{size.name}", size.of_unit) for size in tried.sizes)
-    return replace(group, sizes=sizes, narrow=tuple(prefix + inner if inner else name for inner in tried.narrow), least=tried.least)
-
-
-def _tried(model: nn.Module, name: str, groups: list[Group], entered: Mapping[str, Entered]) -> list[Group | str]:
-    """For each group itself as it holds (names of its sizes from the module on), or why it does not."""
+def _tried(model: nn.Module, name: str, groups: list[Group], entered: Mapping[str, Entered]) -> list[Group | str | None]:
+    """For each group itself as it holds (with names from the module on), or why it does not; None if another one took it in."""
     trial = _Trial(model, name, entered[name])
-    own = [_from(group, name) for group in groups]
+    own = [_renamed(group, "", len(name) + 1 if name else 0) for group in groups]
     ways = [list(_ways(trial.module, group)) for group in own]
     firsts = [way[0] for way in ways]
     if trial.fails(firsts) is None:
-        held: list[Group | str] = list(firsts)
+        held: list[Group | str | None] = list(firsts)
     else:
-        held = [_first_that_holds(trial, way) for way in ways]
+        held = _joined(trial, own, [_first_that_holds(trial, way) for way in ways])
         together = [group for group in held if isinstance(group, Group)]
         if together and (reason := trial.fails(together)) is not None:
             held = [f"not together with others of its module: {reason}" if isinstance(group, Group) else group for group in held]
@@ -127,7 +111,25 @@ def _tried(model: nn.Module, name: str, groups: list[Group], entered: Mapping[st
     if free and trial.fails(free, empty=True) is not None:
         free = [group for group in free if trial.fails([group], empty=True) is None]
     names = {group.name for group in free}
-    return [group if isinstance(group, str) else replace(group, least=0 if group.name in names else 1) for group in held]
+    return [replace(group, least=0 if group.name in names else 1) if isinstance(group, Group) else group for group in held]
+
+
+def _joined(trial: _Trial, own: Sequence[Group], held: list[Group | str]) -> list[Group | str | None]:
+    """Groups that hold only together, since one number of their module tells the units of both: the first takes the others in."""
+    held_: list[Group | str | None] = list(held)
+    alone = [index for index, group in enumerate(held) if isinstance(group, str)]
+    for units in dict.fromkeys(own[index].units for index in alone):
+        together = [index for index in alone if own[index].units == units]
+        for chosen in (together, *combinations(together, 2)) if 1 < len(together) <= MOST_JOINED else ():
+            if any(not isinstance(held_[index], str) for index in chosen):
+                continue
+            found = _first_that_holds(trial, list(_ways(trial.module, join([own[index] for index in chosen]))))
+            if isinstance(found, Group):
+                first, *others = chosen
+                held_[first] = found
+                for index in others:
+                    held_[index] = None
+    return held_
 
 
 def _first_that_holds(trial: _Trial, ways: Sequence[Group]) -> Group | str:
@@ -140,29 +142,33 @@ def _first_that_holds(trial: _Trial, ways: Sequence[Group]) -> Group | str:
     return next((reason for reason in reasons if "differs" in reason), reasons[0])
 
 
-def _from(group: Group, name: str) -> Group:
-    """With names from the module ``name`` on."""
-    start = len(name) + 1 if name else 0
-    parts = ([replace(part, tensor=part.tensor[start:]) for part in listed] for listed in (group.produced, group.consumed, group.running))
-    produced, consumed, running = (tuple(listed) for listed in parts)
-    sizes = tuple(Size(size.name[start:], size.of_unit) for size in group.sizes)
-    return replace(group, produced=produced, consumed=consumed, running=running, sizes=sizes)
+def _renamed(group: Group, prefix: str, start: int) -> Group:
+    """With other names of tensors and modules: from ``start`` on, behind ``prefix``."""
+
+    def parts(listed: Iterable[Slice]) -> tuple[Slice, ...]:
+        return tuple(replace(part, tensor=prefix + part.tensor[start:]) for part in listed)
+
+    sizes = tuple(Size(prefix + size.name[start:], size.of_unit) for size in group.sizes)
+    narrow = tuple((prefix + name[start:]).rstrip(".") for name in group.narrow)
+    produced, consumed, running = (parts(listed) for listed in (group.produced, group.consumed, group.running))
+    return replace(group, produced=produced, consumed=consumed, running=running, sizes=sizes, narrow=narrow)
 
 
 def _ways(module: nn.Module, group: Group) -> Iterator[Group]:
     """In which numbers of its modules a group may show, likeliest first."""
-    around = _around(module, group)
+    around, inner = _around(module, group)
     numbers = [(f"{name}.{key}" if name else key, key, value) for name, owner in around for key, value in _whole_numbers(owner)]
     counts = [Size(name, 1) for name, key, value in numbers if value == group.units and ("head" in key or "group" in key)]
+    places = [Size(name, 1) for name, key, value in numbers if value == group.units and "[" in key]
+    parts = _parts(module, around, group)
     widths_ = {group.units * part.index_UK.shape[1]: part.index_UK.shape[1] for part in group.slices}
     taken = {size.name for size in counts}
     widths = [Size(name, widths_[value]) for name, _, value in numbers if value in widths_ and name not in taken]
-    inner = tuple(name for name, _ in around)[-1:]
     plain = [counts, []] if group.kind is Kind.HEAD else [[], counts]
     options: list[tuple[list[Size], tuple[str, ...]]] = []
     for sizes in plain:
-        options += [(sizes, ()), ([*sizes, *widths], ())]
-    options += [([*counts, *more], (name,)) for name in inner for more in ([], widths) if counts]
+        options += [(sizes, ()), ([*sizes, *widths], ()), ([*sizes, *places], ()), (parts, ())]
+    options += [([*counts, *more], (inner,)) for more in ([], widths) if counts]
     seen = []
     for sizes, narrow in options:
         if (sizes, narrow) not in seen:
@@ -170,15 +176,42 @@ def _ways(module: nn.Module, group: Group) -> Iterator[Group]:
             yield replace(group, sizes=(*group.sizes, *sizes), narrow=narrow)
 
 
-def _around(module: nn.Module, group: Group) -> list[tuple[str, nn.Module]]:
-    """The modules above the group's tensors, from ``module`` to the innermost that holds all of them."""
+def _around(module: nn.Module, group: Group) -> tuple[list[tuple[str, nn.Module]], str]:
+    """The modules above the group's tensors, and the name of the innermost that holds all of them."""
+    names = {""}
+    for part in group.slices:
+        path = part.tensor.split(".")[:-1]
+        names |= {".".join(path[:length]) for length in range(1, len(path) + 1)}
+    around = [(name, owner) for name in sorted(names) if not isinstance(owner := module.get_submodule(name), OWN)]
     inner = home(group)
-    names = [""] + [".".join(inner.split(".")[:length]) for length in range(1, len(inner.split(".")) + 1) if inner]
-    return [(name, owner) for name in names if not isinstance(owner := module.get_submodule(name), OWN)]
+    while isinstance(module.get_submodule(inner), OWN):
+        inner = inner.rpartition(".")[0]
+    return around, inner
 
 
-def _whole_numbers(module: nn.Module) -> Iterable[tuple[str, int]]:
-    return [(key, value) for key, value in vars(module).items() if type(value) is int and not key.startswith("_")]
+def _whole_numbers(module: nn.Module) -> Iterator[tuple[str, int]]:
+    """By the name of the attribute, and its index if it holds several."""
+    for key, value in vars(module).items():
+        if not key.startswith("_") and type(value) is int:
+            yield key, value
+        elif not key.startswith("_") and isinstance(value, list | tuple) and all(type(part) is int for part in value):
+            yield from ((f"{key}[{index}]", part) for index, part in enumerate(value))
+
+
+def _parts(module: nn.Module, around: Sequence[tuple[str, nn.Module]], group: Group) -> list[Size]:
+    """Sizes of the parts that an output of the group's first layer is split into, where a module keeps them as a list."""
+    part = group.produced[0]
+    whole = module.get_parameter(part.tensor).shape[part.dim]
+    for name, owner in around:
+        for key, value in vars(owner).items():
+            if isinstance(value, list | tuple) and len(value) > 1 and all(type(size) is int for size in value) and sum(value) == whole:
+                ends = torch.tensor(value).cumsum(0)
+                of_UK = torch.bucketize(part.index_UK, ends, right=True)
+                counts_UP = torch.stack([(of_UK == index).sum(1) for index in range(len(value))], dim=1)
+                if bool((counts_UP == counts_UP[0]).all()):
+                    prefix = f"{name}.{key}" if name else key
+                    return [Size(f"{prefix}[{index}]", int(count)) for index, count in enumerate(counts_UP[0]) if count]
+    return []
 
 
 class _Trial:
@@ -243,14 +276,15 @@ class _Trial:
         return torch.zeros(units, dtype=torch.bool).index_fill_(0, order[: max(1, units // 2)], True)
 
     def _silenced(self, groups: Sequence[Group], kept: Mapping[str, Tensor]) -> nn.Module:
-        self.module.load_state_dict(self.state)
-        mask_(dict(self.module.named_parameters()), groups, kept)
-        return self.module
+        silenced = copy.deepcopy(self.module)  # which never runs itself: some modules remember what they computed
+        mask_(dict(silenced.named_parameters()), groups, kept)
+        return silenced
 
     def _smaller(self, groups: Sequence[Group], kept: Mapping[str, Tensor]) -> nn.Module:
-        state = take(self.state, groups, kept)
-        smaller = copy.deepcopy(self.module)
-        resize_(smaller, {key: tensor.shape for key, tensor in state.items() if tensor.shape != self.state[key].shape}, *left_over(smaller, groups, kept))
+        state, smaller = take(self.state, groups, kept), copy.deepcopy(self.module)
+        shapes = {key: list(tensor.shape) for key, tensor in state.items() if tensor.shape != self.state[key].shape}
+        left = remainder(smaller, groups, kept)
+        resize_(smaller, shapes | left.shapes, left.sizes, left.narrow)
         smaller.load_state_dict(state)
         return smaller
 

@@ -1,152 +1,371 @@
-"""Structures of convolutional networks, from the dependency graph of torch-pruning (its one door)."""
+"""What can be taken out of any model, from the operations of one forward pass on the meta device.
+
+Each position of each parameter is an atom (``labels.py``), each operation ties those that go together (``label_rules.py``), and what is tied is
+a class. Classes that read and are read by the same tensors in the same numbers are the units of one group.
+"""
 
 from __future__ import annotations
 
-import ctypes
-import threading
-import warnings
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
 
 from workers.errors import ConfigError
-from workers.structure import Group, Kind, Slice
+from workers.models.label_rules import RULES, VIEWS, Call, pointwise
+from workers.models.labels import FROZEN, Atoms, Factor, Labels, Ties
+from workers.structure import Group, Kind, Size, Slice, home
 
-TRACE_SECONDS = 120.0  # torch-pruning can search for ever
-Found = TypeVar("Found")
+
+@dataclass(frozen=True, eq=False)
+class Entered:
+    """A call of a module: what it was given, tensors on the meta device."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
 
 
-def traced_groups(model: nn.Module, image_1CHW: Tensor, heads: set[str]) -> list[Group]:
-    """In the order of definition. ``heads`` are the layers whose outputs leave the model.
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """What one forward pass tells of a model's structure."""
 
-    Left out are groups that a norm takes a mean over (LayerNorm, GroupNorm: without a unit it is another function), that no layer reads,
-    those of grouped convolutions that are not depthwise, those whose units do not correspond one to one, and those of more units than a
-    tensor has (halves that are multiplied).
-    Raises: ConfigError naming the module at which the graph could not be found in time, or at all.
+    groups: list[Group]
+    entered: dict[str, Entered]  # the first call of each module that was called
+    unknown: list[str]  # operations that have no rule: what they work on stays whole
+
+
+def trace(model: nn.Module, image_1CHW: Tensor) -> Trace:
+    """Groups in the order of definition. ``model`` and image live on the meta device.
+
+    Not found are units that a norm takes a mean over (without one it is another function), that no layer reads, or whose output leaves the
+    model. Raises: ConfigError naming the module at which the forward pass of one image ended.
     """
-    import torch_pruning as tp
-
-    at = [""]
-    hooks = [module.register_forward_pre_hook(_noting(at, name)) for name, module in model.named_modules() if name]
-    outputs = [model.get_submodule(name) for name in heads]
-
-    def trace() -> list:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            graph = tp.DependencyGraph().build_dependency(model, image_1CHW, verbose=False)
-            return list(graph.get_all_groups(ignored_layers=outputs, root_module_types=[nn.Conv2d, nn.Linear]))
-
+    follower = _Follower(model)
     try:
-        traced = within(TRACE_SECONDS, trace)
-    except TimeoutError as error:
-        raise ConfigError(_failure(model, at, f"was not found in {TRACE_SECONDS:.0f} s")) from error
-    except Exception as error:  # whatever the tracing of a foreign model raises
-        raise ConfigError(_failure(model, at, f"cannot be found: {' '.join(str(error).split())[:160]}")) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-    names = {module: name for name, module in model.named_modules()}
-    parameters = {id(parameter): name for name, parameter in model.named_parameters()}
-    order = {name: index for index, name in enumerate(names.values())}
-    groups = [group for entry in traced if (group := _group(entry, names, parameters, set(outputs), order)) is not None]
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    return sorted((group for group in groups if _fits(group, shapes)), key=lambda group: order[group.name])
+        with torch.no_grad(), follower.watching(), follower:
+            output = model(image_1CHW)
+    except Exception as error:  # whatever a foreign model raises
+        raise ConfigError(
+            f"model.name: the forward pass of {type(model).__name__} on one image of {'x'.join(map(str, image_1CHW.shape[1:]))} "
+            f"(channels x height x width) ended at module {follower.at or 'none'}: {' '.join(str(error).split())[:160]}; prune it with a "
+            "pruner of single weights, such as pruner=cap"
+        ) from error
+    for tensor in tree_flatten(output)[0]:
+        if isinstance(tensor, Tensor):
+            follower.ties.freeze(follower.labels(tensor))
+    return Trace(_groups(model, follower), follower.entered, sorted(follower.unknown))
 
 
-def _noting(at: list[str], name: str) -> Callable[..., None]:
-    def note(*_: object) -> None:
-        at[0] = name
+@dataclass(frozen=True)
+class _Dimension:
+    """Whose positions a run of atoms are."""
 
-    return note
-
-
-def _failure(model: nn.Module, at: list[str], reason: str) -> str:
-    return (
-        f"model.name: the structure of {type(model).__name__} {reason} (last module: {at[0] or 'none'}); "
-        "prune it with a pruner of single weights, such as pruner=cap"
-    )
+    tensor: str
+    dim: int
+    first: int  # atom
+    count: int
+    running: bool = False
 
 
-def within(seconds: float, work: Callable[[], Found]) -> Found:
-    """The result of ``work``, or TimeoutError; what runs too long is ended where it is."""
-    done: list[Found] = []
-    failed: list[BaseException] = []
+class _Follower(TorchDispatchMode):
+    """Watches operations and ties the atoms of their tensors."""
 
-    def carry_out() -> None:
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.ties = Ties()
+        self.entered: dict[str, Entered] = {}
+        self.unknown: set[str] = set()
+        self.dimensions: list[_Dimension] = []
+        self.read: set[int] = set()  # first atoms of dimensions that are summed over
+        self.added: list[Atoms] = []  # atoms of residual streams
+        self.attended: list[Atoms] = []
+        self.at = ""
+        self._model = model
+        self._labels: dict[int, Labels] = {}
+        self._whose: dict[int, str] = {}  # parameters, and views of them
+        self._constant: set[int] = set()  # tensors that do not depend on the image
+        self._before: dict[int, int] = {}  # operations that a tensor depends on, one bit each
+        self._alive: list[Any] = []
+        self._operations = 0
+        self._name_parameters()
+
+    def _name_parameters(self) -> None:
+        seen: dict[int, str] = {}
+        tensors = [(*item, False) for item in self._model.named_parameters(remove_duplicate=False)]
+        tensors += [(*item, True) for item in self._model.named_buffers(remove_duplicate=False)]
+        for name, tensor, running in tensors:
+            twice = id(tensor) in seen
+            if twice:
+                self.ties.freeze(self._labels[id(tensor)])
+                continue
+            seen[id(tensor)] = name
+            factors = []
+            for dim, size in enumerate(tensor.shape):
+                if size > 1:
+                    atoms_ = self.ties.fresh(size)
+                    factors.append(Factor((dim,), atoms_))
+                    self.dimensions.append(_Dimension(name, dim, int(atoms_[0]), size, running))
+            self._labels[id(tensor)] = tuple(factors)
+            self._whose[id(tensor)] = name
+            self._constant.add(id(tensor))
+            self._alive.append(tensor)
+
+    def labels(self, tensor: Any) -> Labels:
+        return self._labels.get(id(tensor), ())
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        hooks = [module.register_forward_pre_hook(self._entering(name), with_kwargs=True) for name, module in self._model.named_modules()]
         try:
-            done.append(work())
-        except BaseException as error:
-            failed.append(error)
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
-    thread = threading.Thread(target=carry_out, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
-        raise TimeoutError(f"not done in {seconds:.0f} s")
-    if failed:
-        raise failed[0]
-    return done[0]
+    def _entering(self, name: str) -> Callable[..., None]:
+        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self.at = name
+            self.entered.setdefault(name, Entered(*tree_map(lambda value: value, (args, kwargs))))  # lists may grow later
+
+        return enter
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        output = function(*args, **kwargs)
+        inputs = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, Tensor)]
+        outputs = [value for value in tree_flatten(output)[0] if isinstance(value, Tensor)]
+        if not inputs or not outputs:
+            self._alive += outputs
+            return output
+        call = Call(function, args, kwargs, outputs[0], self.labels, self.ties)
+        self._follow(call, inputs, outputs)
+        return output
+
+    def _follow(self, call: Call, inputs: list[Tensor], outputs: list[Tensor]) -> None:
+        name = call.name.rstrip("_") if call.name.endswith("_") and not call.name.startswith("__") else call.name
+        found = self._found(name, call, inputs)
+        per_output = found if isinstance(found, list) else [found]
+        constant = all(id(tensor) in self._constant for tensor in inputs)
+        if name in ("add", "add_") and len(inputs) == 2:
+            self._note_streams(inputs, per_output[0])
+        self._operations += 1
+        before = 1 << self._operations
+        for tensor in inputs:
+            before |= self._before.get(id(tensor), 0)
+        for index, tensor in enumerate(outputs):
+            self._alive.append(tensor)
+            labels = per_output[index] if index < len(per_output) else ()
+            self._labels[id(tensor)] = self.ties.free(labels)
+            self._before[id(tensor)] = before | self._before.get(id(tensor), 0)
+            if constant:
+                self._constant.add(id(tensor))
+            else:
+                self._constant.discard(id(tensor))
+            if name in VIEWS and id(inputs[0]) in self._whose:
+                self._whose[id(tensor)] = self._whose[id(inputs[0])]
+        self._note_reads(call)
+        if call.groups is not None:
+            self._note_groups(call)
+
+    def _found(self, name: str, call: Call, inputs: list[Tensor]) -> Any:
+        if not any(self.labels(tensor) for tensor in inputs):
+            return ()
+        if "scaled_dot_product" in name:
+            from workers.models.label_rules import attention
+
+            found = attention(call)
+            self.attended += [factor.atoms_ for factor in found]
+            return [found]
+        if name in RULES:
+            found = RULES[name](call)
+            if name in ("bmm", "baddbmm") and not any(id(tensor) in self._constant for tensor in inputs):
+                self.attended += [factor.atoms_ for factor in found if factor.dims[0] == 0]
+            return found
+        if torch.Tag.pointwise in call.function.tags or name in ("where", "masked_fill", "lerp", "addcmul", "fill"):
+            return pointwise(call)
+        self.unknown.add(name)
+        call.freeze_all()
+        return ()
+
+    def _note_streams(self, inputs: list[Tensor], labels: Any) -> None:
+        """What is added to something that it was computed from."""
+        one, other = inputs
+        if id(one) in self._constant or id(other) in self._constant:
+            return
+        first, second = self._before.get(id(one), 0), self._before.get(id(other), 0)
+        if first and second and (first & second in (first, second)):
+            self.added += [factor.atoms_ for factor in labels]
+
+    def _note_reads(self, call: Call) -> None:
+        others = [tensor for tensor, _ in call.read]
+        for tensor, dim in call.read:
+            beside = [other for other in others if other is not tensor]
+            if id(tensor) in self._whose or (id(tensor) in self._constant and any(id(other) not in self._constant for other in beside)):
+                for factor in self.labels(tensor):
+                    if dim in factor.dims:
+                        self.read.update(np.unique(factor.atoms_).tolist())
+
+    def _note_groups(self, call: Call) -> None:
+        assert call.groups is not None
+        name = self._whose.get(id(call.given["weight"]))
+        if name is None:
+            self.ties.freeze([Factor((0,), call.groups)])
+        else:
+            module = name.rpartition(".")[0]
+            self.dimensions.append(_Dimension(f"{module}.groups", -1, int(call.groups[0]), len(call.groups)))
+
+
+def _classes(ties: Ties) -> Atoms:
+    """The class of each atom, once it is decided along which dimension the units of each product are."""
+    steps = (_decided, _along_the_outer, _along_the_inner, _cut)
+    class_ = _connected(ties)
+    step = 0
+    while step < len(steps):
+        pairs = len(ties.pairs)
+        steps[step](ties, class_)
+        step = 0 if len(ties.pairs) > pairs else step + 1
+        if step == 0:
+            class_ = _connected(ties)
+    return class_
+
+
+def _connected(ties: Ties) -> Atoms:
+    left_, right_ = (np.concatenate([np.zeros(1, np.int64), *(pair[side] for pair in ties.pairs)]) for side in (0, 1))
+    ties.pairs[:] = [(left_, right_)]
+    graph = coo_array((np.ones(len(left_), np.int8), (left_, right_)), shape=(ties.atoms, ties.atoms))
+    return connected_components(graph, directed=False)[1]
+
+
+def _varies(class_: Atoms, axes: Iterable[int]) -> bool:
+    return any(bool((class_ != class_.take([0], axis)).any()) for axis in axes)
+
+
+def _axes(larger: Factor, smaller: Factor) -> tuple[list[int], list[int]]:
+    """Those that the smaller factor has, and the rest."""
+    shared = [axis for axis, dim in enumerate(larger.dims) if dim in smaller.dims]
+    return shared, [axis for axis in range(len(larger.dims)) if axis not in shared]
+
+
+def _decided(ties: Ties, class_: Atoms) -> None:
+    """Units are along the dimensions of the smaller factor, so both go together; or along the others, so the smaller one stays."""
+    for larger, smaller in ties.meetings:
+        of_, (shared, rest) = class_[larger.atoms_], _axes(larger, smaller)
+        if not _varies(of_, shared):
+            if (class_[smaller.atoms_] != class_[FROZEN]).any():
+                ties.freeze([smaller])
+        elif not _varies(of_, rest) and (class_[smaller.spread(larger.dims)] != of_).any():
+            ties.tie(larger.atoms_, smaller.spread(larger.dims))
+
+
+def _along_the_outer(ties: Ties, class_: Atoms) -> None:
+    """Where nothing else says it: a factor that lacks the innermost dimension tells the units, such as heads."""
+    for larger, smaller in ties.meetings:
+        of_, (shared, rest) = class_[larger.atoms_], _axes(larger, smaller)
+        if smaller.dims[-1] < larger.dims[-1] and _varies(of_, shared) and _varies(of_, rest):
+            ties.tie(larger.atoms_, smaller.spread(larger.dims))
+
+
+def _along_the_inner(ties: Ties, class_: Atoms) -> None:
+    """And one that has it is the same for all units, such as the scale of a norm inside a head."""
+    for larger, smaller in ties.meetings:
+        of_, (shared, rest) = class_[larger.atoms_], _axes(larger, smaller)
+        if _varies(of_, shared) and _varies(of_, rest):
+            larger.tied_along([larger.dims[axis] for axis in shared], ties)
+            return
+
+
+def _cut(ties: Ties, class_: Atoms) -> None:
+    """Units of a product are along one dimension: that with most of them, if nothing else says which."""
+    for factor in ties.products:
+        of_ = class_[factor.atoms_]
+        varying = [axis for axis in range(of_.ndim) if _varies(of_, [axis])]
+        if len(varying) > 1:
+            kept = max(varying, key=lambda axis: of_.shape[axis])
+            factor.tied_along([dim for axis, dim in enumerate(factor.dims) if axis != kept], ties)
+
+
+def _groups(model: nn.Module, follower: _Follower) -> list[Group]:
+    """Classes with the same slices, as groups."""
+    class_ = _classes(follower.ties)
+    frozen = class_[FROZEN]
+    of: dict[int, dict[tuple[int, bool], list[int]]] = {}
+    for index, dimension in enumerate(follower.dimensions):
+        first = dimension.first
+        for position, number in enumerate(class_[first : first + dimension.count].tolist()):
+            if number != frozen:
+                of.setdefault(number, {}).setdefault((index, first + position in follower.read), []).append(position)
+    alike: dict[tuple, list[dict[tuple[int, bool], list[int]]]] = {}
+    for parts in of.values():
+        signature = tuple(sorted((index, read, len(positions)) for (index, read), positions in parts.items()))
+        alike.setdefault(signature, []).append(parts)
+    marked = {kind: set(class_[np.concatenate(found)].ravel().tolist()) if found else set() for kind, found in (
+        (Kind.STREAM, [atoms_.ravel() for atoms_ in follower.added]), (Kind.HEAD, [atoms_.ravel() for atoms_ in follower.attended]))}  # fmt: skip
+    order = {name: index for index, (name, _) in enumerate(model.named_modules())}
+    found: list[Group] = []
+    for units in alike.values():
+        number = int(class_[follower.dimensions[next(iter(units[0]))[0]].first + next(iter(units[0].values()))[0]])
+        marks = {kind for kind, numbers in marked.items() if number in numbers}
+        group = _group(model, follower.dimensions, units, marks, order)
+        if group is not None:
+            found.append(group)
+    return _named(sorted(found, key=lambda group: order[group.name]))
 
 
 def _group(
-    entry: object, names: dict[nn.Module, str], parameters: dict[int, str], outputs: set[nn.Module], order: dict[str, int]
+    model: nn.Module,
+    dimensions: list[_Dimension],
+    units: list[dict[tuple[int, bool], list[int]]],
+    marks: set[Kind],
+    order: Mapping[str, int],
 ) -> Group | None:
-    """A group of torch-pruning in our terms, called after the first layer in ``order`` that produces it; None if it is to be left out."""
-    produced: dict[tuple[str, int], Slice] = {}
-    consumed: dict[tuple[str, int], Slice] = {}
-    running: dict[tuple[str, int], Slice] = {}
-    roots: dict[str, bool] = {}  # whether linear
-    added = False
-    for item in entry:  # type: ignore[attr-defined]
-        module, reads = item.dep.target.module, item.dep.handler.__name__.endswith("in_channels")
-        index_UK = _by_unit(item.idxs, item.root_idxs)
-        if index_UK is None:
-            return None
-        if isinstance(module, nn.Parameter):
-            name = parameters[id(module)]
-            produced[name, -1] = Slice(name, module.ndim - 1, index_UK)
-        elif isinstance(module, nn.Conv2d | nn.Linear):
-            name, depthwise = names[module], isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels
-            if isinstance(module, nn.Conv2d) and module.groups > 1 and not (depthwise and module.out_channels == module.groups):
-                return None
-            if reads and not depthwise:
-                consumed[name, 1] = Slice(f"{name}.weight", 1, index_UK)
-                continue
-            if module in outputs:
-                return None
-            roots[name] = isinstance(module, nn.Linear)
-            produced[name, 0] = Slice(f"{name}.weight", 0, index_UK)
-            if module.bias is not None:
-                produced[f"{name}.bias", 0] = Slice(f"{name}.bias", 0, index_UK)
-        elif isinstance(module, nn.BatchNorm2d):
-            name = names[module]
-            for leaf in ("weight", "bias"):
-                if getattr(module, leaf) is not None:
-                    produced[f"{name}.{leaf}", 0] = Slice(f"{name}.{leaf}", 0, index_UK)
-            for leaf in ("running_mean", "running_var"):
-                running[f"{name}.{leaf}", 0] = Slice(f"{name}.{leaf}", 0, index_UK)
-        elif module in names:  # a norm over units, or something not known
-            return None
+    """None of what no layer makes, nothing reads, or has one unit."""
+    produced, consumed, running, sizes = [], [], [], []
+    roots: dict[str, nn.Module] = {}
+    for index, read in units[0]:
+        dimension = dimensions[index]
+        index_UK = torch.tensor([parts[index, read] for parts in units])
+        part = Slice(dimension.tensor, dimension.dim, index_UK)
+        owner = dimension.tensor.rpartition(".")[0]
+        if dimension.dim < 0:
+            sizes.append(Size(dimension.tensor, index_UK.shape[1]))
+        elif dimension.running:
+            running.append(part)
+        elif read:
+            consumed.append(part)
         else:
-            added |= "AddBackward" in item.dep.target.name
-    if not consumed or not roots:
+            produced.append(part)
+            if (
+                dimension.tensor.endswith(".weight")
+                and dimension.dim == 0
+                and isinstance(model.get_submodule(owner), nn.Linear | nn.Conv2d)
+            ):
+                roots[owner] = model.get_submodule(owner)
+    if len(units) < 2 or not consumed or not roots:
         return None
     root = min(roots, key=lambda name: order[name])
-    kind = Kind.STREAM if added else Kind.NEURON if roots[root] else Kind.CHANNEL
-    return Group(root, kind, tuple(produced.values()), tuple(consumed.values()), tuple(running.values()))
+    usual = Kind.NEURON if isinstance(roots[root], nn.Linear) else Kind.CHANNEL
+    heads = Kind.HEAD in marks and any(part.index_UK.shape[1] > 1 for part in produced)
+    kind = Kind.STREAM if Kind.STREAM in marks else Kind.HEAD if heads else usual
+    return Group(root, kind, tuple(produced), tuple(consumed), tuple(running), tuple(sizes))
 
 
-def _fits(group: Group, shapes: Mapping[str, torch.Size]) -> bool:
-    return all(int(part.index_UK.max()) < shapes[part.tensor][part.dim] for part in group.slices)
-
-
-def _by_unit(indices: list[int], roots: list[int]) -> Tensor | None:
-    """Positions by unit, (U, K): torch-pruning lists them beside the channel of the root that each belongs to. None if units differ."""
-    index, root = torch.tensor(indices), torch.tensor(roots)
-    counts = root.bincount()
-    if not bool((counts == counts[0]).all()):
-        return None
-    return index[torch.argsort(root, stable=True)].view(len(counts), -1)
+def _named(groups: list[Group]) -> list[Group]:
+    """Heads and neurons by the module that all of their tensors are in, if they are the only ones there; all others by the first layer that
+    makes them, with a number if there are several."""
+    homes = [home(group) for group in groups]
+    times: dict[str, int] = {}
+    found = []
+    for group, module in zip(groups, homes, strict=True):
+        alone = group.kind in (Kind.HEAD, Kind.NEURON) and module and homes.count(module) == 1
+        name = module if alone else group.name
+        times[name] = times.get(name, 0) + 1
+        found.append(replace(group, name=name if times[name] == 1 else f"{name}:{times[name]}"))
+    return found

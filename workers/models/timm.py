@@ -12,8 +12,6 @@ from workers.models.base import Output
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from workers.structure import Group
-
 RESERVED = (
     "pretrained",
     "pretrained_cfg",
@@ -96,17 +94,6 @@ class TimmModel(library.LibraryModel):
     def ends(self, model: nn.Module) -> set[str]:
         """As timm records them of the architecture."""
         return {"patch_embed", *_recorded(model, "first_conv"), *self.heads(model)}
-
-    def groups(self, model: nn.Module, input_shape: tuple[int, int, int]) -> list[Group]:
-        """Of VisionTransformers and Eva (EVA-02, DINOv3) as written down here, of all others as traced. The classifier's outputs stay."""
-        from timm.models.eva import Eva
-        from timm.models.vision_transformer import VisionTransformer
-
-        if isinstance(model, VisionTransformer | Eva):
-            from workers.models.structures_vit import vit_groups
-
-            return vit_groups(model)
-        return super().groups(model, input_shape)
 
     @property
     def has_features(self) -> bool:

@@ -12,7 +12,6 @@ from workers.models.base import Output
 if TYPE_CHECKING:
     from torch import nn
 
-    from workers.structure import Group
 
 RESERVED = ("weights", "progress", "pretrained", "aux_logits")
 AUXILIARY = {"googlenet", "inception_v3"}  # have classifiers on the way that only torchvision's own training uses
@@ -45,7 +44,7 @@ class TorchvisionModel(library.LibraryModel):
         device = torch.get_default_device()
         with torch.device("cpu" if self.name.startswith("regnet") else device):  # RegNets compute their widths with tensors
             model = library.created(self.name, self.arguments, lambda: models.get_model(self.name, weights=None, **arguments))
-        return model.to(device)
+        return model if device.type == "cpu" else model.to(device)
 
     def matrices(self, model: nn.Module) -> dict[str, nn.Module]:
         """Without the output projections of ``nn.MultiheadAttention``, which are never called as modules."""
@@ -57,16 +56,6 @@ class TorchvisionModel(library.LibraryModel):
     def heads(self, model: nn.Module) -> set[str]:
         """The layer that yields class scores: in all of torchvision's classifiers the one defined last."""
         return {list(self.matrices(model))[-1]}
-
-    def groups(self, model: nn.Module, input_shape: tuple[int, int, int]) -> list[Group]:
-        """Hidden neurons of transformers as written down here; of all others as traced. The classifier's outputs stay."""
-        from torchvision.models import SwinTransformer, VisionTransformer
-
-        if isinstance(model, VisionTransformer | SwinTransformer):
-            from workers.models.structures_mlp import mlp_groups
-
-            return mlp_groups(model)
-        return super().groups(model, input_shape)
 
     @property
     def output(self) -> Output:

@@ -14,8 +14,6 @@ from workers.models.base import Layer, ModelFamily, Output
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from workers.structure import Group
-
 
 @dataclass
 class WidenedModel(ModelFamily):
@@ -54,8 +52,8 @@ class WidenedModel(ModelFamily):
 
         model = self.narrow.build()
         before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-        shapes = self._shapes(before)
-        resize_(model, shapes)
+        shapes, sizes, narrow = self._wider(model, before)
+        resize_(model, shapes, sizes, narrow)
         state = model.state_dict()
         for name in shapes:
             state[name].copy_(_drawn(before[name], state[name].shape))
@@ -63,9 +61,6 @@ class WidenedModel(ModelFamily):
 
     def layers(self, model: nn.Module) -> list[Layer]:
         return self.narrow.layers(model)
-
-    def groups(self, model: nn.Module, input_shape: tuple[int, int, int]) -> list[Group]:
-        return self.narrow.groups(model, input_shape)
 
     def pretrained_state(self) -> dict[str, Tensor] | None:
         return None
@@ -85,8 +80,12 @@ class WidenedModel(ModelFamily):
     def output(self) -> Output:
         return self.narrow.output
 
-    def _shapes(self, before: dict[str, Tensor]) -> dict[str, Sequence[int]]:
-        """New shapes of the tensors that grow. Raises: ConfigError if a pattern matches no group."""
+    def _wider(
+        self, model: nn.Module, before: dict[str, Tensor]
+    ) -> tuple[dict[str, Sequence[int]], dict[str, int], dict[str, list[int]]]:
+        """New shapes of the tensors that grow, and the numbers that go with them (``resize_``). Raises: ConfigError if a pattern matches
+        no group."""
+        from workers.models.resize import number_of
         from workers.structure import find_groups
 
         channels, height, width = self.input_shape
@@ -96,13 +95,18 @@ class WidenedModel(ModelFamily):
                 names = ", ".join(group.name for group in groups[:3])
                 raise ConfigError(f"model.widths: {pattern!r} matches none of the {len(groups)} groups ({names}, …)")
         shapes: dict[str, list[int]] = {}
+        sizes: dict[str, int] = {}
+        narrow: dict[str, list[int]] = {}
         for group in groups:
             factor = next((factor for pattern, factor in self.widths.items() if fnmatchcase(group.name, pattern)), 1.0)
             more = round(factor * group.units) - group.units
             for part in group.slices if more else ():
                 shape = shapes.setdefault(part.tensor, list(before[part.tensor].shape))
                 shape[part.dim] += more * part.index_UK.shape[1]
-        return {name: tuple(shape) for name, shape in shapes.items()}
+            for size in group.sizes if more else ():
+                sizes[size.name] = sizes.get(size.name, number_of(model, size.name)) + more * size.of_unit
+            narrow |= {name: [group.units + more, group.units] for name in group.narrow if more}
+        return {name: tuple(shape) for name, shape in shapes.items()}, sizes, narrow
 
 
 def _drawn(values: Tensor, shape: Sequence[int]) -> Tensor:
