@@ -154,6 +154,11 @@ def test_what_is_not_in_cocos_layout_is_named(photos):
     with pytest.raises(ConfigError, match=r"data.test_annotations: .*bad.json is not in COCO's layout \(KeyError: 'categories'\)"):
         coco(photos, test_annotations="bad.json").check()
     (photos / "torn.json").write_text('{"images": [')
+    twice = json.loads((photos / "train.json").read_text())
+    twice["images"][1]["id"] = twice["images"][0]["id"]
+    (photos / "twice.json").write_text(json.dumps(twice | {"annotations": []}))
+    with pytest.raises(ConfigError, match=r"images with ids of their own, got '2 ids of 3 images'"):
+        coco(photos, train_annotations="twice.json").check()
     with pytest.raises(ConfigError, match=r"torn.json is not in COCO's layout"):
         coco(photos, train_annotations="torn.json").check()
     with pytest.raises(ConfigError, match=r"data.root \(train\): expected 118287 \(data.expected_train\), got 3"):

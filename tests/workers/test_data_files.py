@@ -1,6 +1,7 @@
 """The user's arrays and image folders, and Fashion-MNIST as it comes: read exactly, and what is missing or damaged is said in one line."""
 
 import gzip
+import os
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,14 @@ def test_arrays_without_labels_are_unlabelled(tmp_path):
             "data.channels: expected 3",
         ),
         ({"train_labels": np.array([object()] * 20)}, "not a readable"),
+        (
+            dict.fromkeys(("train_images", "test_images"), np.full((20, 8, 8), 255.0)),
+            r"train_images\): expected floats in \[0, 1\], got '255",
+        ),
+        (
+            dict.fromkeys(("train_images", "test_images"), np.full((20, 8, 8), np.nan)),
+            r"train_images\): expected floats in \[0, 1\], got 'nan",
+        ),
     ],
 )
 def test_arrays_that_do_not_fit_together_are_refused(tmp_path, changes, message):
@@ -109,6 +118,15 @@ def test_the_same_images_have_one_fingerprint_compressed_or_not(tmp_path):
     write_fashion(tmp_path / "a")
     write_fashion(tmp_path / "b", compressed=True)
     assert fashion(tmp_path / "a").fingerprint() == fashion(tmp_path / "b").fingerprint()
+
+
+def test_fashion_mnist_that_changes_is_read_anew_by_the_same_process(tmp_path):
+    write_fashion(tmp_path)
+    before = fashion(tmp_path).fingerprint()
+    path = tmp_path / "train-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:-1] + b"\7")
+    os.utime(path, ns=(1, 1))
+    assert fashion(tmp_path).fingerprint() != before
 
 
 def test_missing_fashion_mnist_names_what_to_run_and_leaves_the_plan_its_sizes(tmp_path, monkeypatch):

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+SLACK = 1e-3  # by which resized floats may leave [0, 1]
+
 
 @dataclass
 class Arrays(ArrayDataset):
@@ -71,10 +73,14 @@ def _read(path: Path, modified_ns: int) -> ImageArrays:
     return ImageArrays(train, train_labels, test, test_labels, full_scale=255.0 if train.dtype == np.uint8 else 1.0)
 
 
-def _images(array: NDArray[np.generic], name: str) -> NDArray[np.generic]:
+def _images(array: NDArray[Any], name: str) -> NDArray[np.generic]:
     images = array[..., None] if array.ndim == 3 else array
     holds = images.ndim == 4 and images.shape[-1] in (1, 3) and len(images) > 0 and array.dtype.name in ("uint8", "float32", "float64")
     require(holds, f"data.path ({name})", "N x H x W or N x H x W x (1 or 3), uint8 or float", f"{array.dtype} {array.shape}")
+    if array.dtype.kind == "f":
+        low, high = float(array.min()), float(array.max())
+        remedy = "divide by the value of white, and leave normalising to data.mean and data.std"
+        require(low >= -SLACK and high <= 1 + SLACK, f"data.path ({name})", "floats in [0, 1]", f"{low:g} to {high:g}", remedy)
     return images
 
 
