@@ -9,10 +9,11 @@ from typing import Any
 
 from orchestrator.choose import Question, Times, answer, limit, question, sweep
 from orchestrator.outcome import UnitStep
+from orchestrator.reach import sentences, storable, unreached
 from orchestrator.run import Run, data_identity
 from orchestrator.store import MODEL, settings
 from orchestrator.times import measure_times, time_beside_dense
-from orchestrator.units import count
+from orchestrator.units import count, percent
 from workers.files import finish, read_result, write_tensors
 from workers.messages import MeasureTask, RankTask, Record, ShrinkTask
 from workers.pruners.units import Of
@@ -33,6 +34,7 @@ def take_out(run: Run, model: Record) -> UnitStep:
     if run.experiment.unit_pruner.target.of is Of.LATENCY:
         return within_time(run, model, sums, ranking)
     chosen = choose_units(run, model, ranking)
+    warn_of_floors(run, chosen)
     return UnitStep(sums, ranking, chosen, shrink(run, model, chosen))
 
 
@@ -58,16 +60,25 @@ def within_time(run: Run, model: Record, sums: list[Record], ranking: Record) ->
             step = replace(step, timed=time_beside_dense(run, family, reading=2))
         known = any(chosen.numbers["kept"] == other.chosen.numbers["kept"] for other in tried.values())
         tried[correction] = step
-        if within is None or known or abs(step.off) <= within:
+        if within is None or known or abs(step.off) <= within or (step.off > 0 and chosen.numbers["reach"]):
             break
         correction = next_correction({factor: 1 + step.off for factor, step in tried.items()})
     best = min(tried.values(), key=lambda step: (step.off > (within or 0), abs(step.off)))
+    warn_of_floors(run, best.chosen)
     if within is not None and abs(best.off) > within:
+        finer = "no more can go" if best.off > 0 and best.chosen.numbers["reach"] else "more latency.widths make a finer table"
         run.warn(
-            f"{run.prefix}{best.measured_ms:.3g} ms were measured where {best.budget_ms:.3g} ms were asked for, over {within:.0%} off, "
-            f"after {count(len(tried) - 1, 'correction')}; more latency.widths make a finer table, and floors may be in the way"
+            f"{run.prefix}{best.measured_ms:.3g} ms were measured where {best.budget_ms:.3g} ms were asked for, "
+            f"{percent(abs(best.off))} {'more' if best.off > 0 else 'less'}, after {count(len(tried) - 1, 'correction')}; {finer}"
         )
     return replace(best, corrections=len(tried) - 1)
+
+
+def warn_of_floors(run: Run, chosen: Record) -> None:
+    """Say what is in the way of a target that a choice does not reach."""
+    for sentence in sentences(chosen.numbers["reach"]):
+        if run.prefix + sentence not in run.warnings:
+            run.warn(run.prefix + sentence)
 
 
 def next_correction(ratios: Mapping[float, float]) -> float:
@@ -132,7 +143,10 @@ def choose_units(run: Run, model: Record, ranking: Record, times: Times | None =
         kept = answer(asked, order_S, score_S, [budget * correction], run.steps_left)[0]
         written = write_tensors(to.directory / "kept.safetensors", kept)
         widths = {name: int(stays.sum()) for name, stays in kept.items()}
-        numbers = {"kept": widths, "swept": sweep(ask(), order_S, score_S, SWEEP), "dense": asked.dense, "budget": budget}
+        before = ask()
+        limits = [budget * correction, *(other.limit(run.steps_left) for other in before.others)]
+        numbers = {"kept": widths, "dense": asked.dense, "budget": budget, "reach": storable(unreached(before, widths, limits))}
+        numbers["swept"] = sweep(before, order_S, score_S, SWEEP)
         if times is not None:
             numbers |= {"predicted": sum(part.value(widths) for part in times.table.parts()), "table": times.table.summary()}
         record = finish(to, "choose", {"kept.safetensors": written}, numbers, started)

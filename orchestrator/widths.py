@@ -158,7 +158,7 @@ def choose_within_all(costs: Sequence[Costs], budgets: Sequence[float], solver: 
 
 
 def choose_widths(costs: Costs, budget: float, solver: Solver) -> list[int]:
-    """Positions of the choices with the most importance whose cost is at most ``budget``; of the least if even they cost more.
+    """Positions of the choices with the most importance whose cost is at most ``budget``; of the cheapest if even they cost more.
 
         max_p  sum_g I_g(p_g)     s.t.  sum_k T_k(p) <= budget
 
@@ -170,7 +170,7 @@ def choose_widths(costs: Costs, budget: float, solver: Solver) -> list[int]:
     Source: Shen et al. 2022 (arXiv 2210.06659), who solve once with the input widths of the model as it is.
     Raises: ConfigError for ``joint`` if a part reads more than two groups, or a package is missing.
     """
-    least = [0] * len(costs.choices)
+    least = cheapest(costs)
     if costs.total(least) > budget:
         return least
     if solver is Solver.JOINT:
@@ -181,7 +181,7 @@ def choose_widths(costs: Costs, budget: float, solver: Solver) -> list[int]:
         values = [choice.values for choice in costs.choices]
         together, _ = jointly(values, costs.own, costs.pairs, budget - costs.fixed, JOINT_SECONDS)
         return least if together is None else together.tolist()
-    best = reference = _evenly(costs, budget)
+    best = reference = _evenly(costs, budget, least)
     if solver is Solver.UNIFORM:
         return best
     allowed = budget
@@ -202,13 +202,30 @@ def _value(costs: Costs, at: Sequence[int]) -> float:
     return float(sum(choice.values[index] for choice, index in zip(costs.choices, at, strict=True)))
 
 
-def _evenly(costs: Costs, budget: float) -> list[int]:
-    """The same fraction of every group, the largest within the budget."""
+def cheapest(costs: Costs) -> list[int]:
+    """Positions of the choices that cost least: the smallest, but where a table says that a wider group is faster. From the smallest on,
+    one group after the other is changed for the better; that is the optimum where no two groups meet in a part, or all costs rise.
+    """
+    now = [0] * len(costs.choices)
+    while True:
+        lines, _ = costs.around(now)
+        gains = [float(line[at] - line.min()) for line, at in zip(lines, now, strict=True)]
+        best = max(range(len(gains)), key=gains.__getitem__, default=None)
+        if best is None:
+            return now
+        better = [*now[:best], int(lines[best].argmin()), *now[best + 1 :]]
+        if costs.total(better) >= costs.total(now):
+            return now
+        now = better
+
+
+def _evenly(costs: Costs, budget: float, least: list[int]) -> list[int]:
+    """The same fraction of every group, the largest within the budget; ``least`` if there is none."""
     for part in range(EVENLY, 0, -1):
         at = [max(int(np.searchsorted(of.widths, of.widths[-1] * part / EVENLY, side="right")) - 1, 0) for of in costs.choices]
         if costs.total(at) <= budget:
             return at
-    return [0] * len(costs.choices)
+    return least
 
 
 def _solve_around(costs: Costs, reference: Sequence[int], budget: float, solver: Solver) -> list[int]:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from orchestrator import shrinking
+from orchestrator.reach import Reach, storable
 from orchestrator.shrinking import next_correction, within_time
 
 
@@ -40,6 +41,7 @@ class Readings:
     noise: list[float]
     warnings: list[str] = field(default_factory=list)
     read: int = 0
+    reach: list[dict] = field(default_factory=list)
     prefix = ""
 
     def __post_init__(self) -> None:
@@ -53,7 +55,9 @@ class Readings:
         return smaller
 
     def choose(self, run, model, ranking, times, correction):
-        return SimpleNamespace(numbers={"kept": correction, "dense": 10.0, "budget": 5.0, "predicted": 5.0 * correction})
+        return SimpleNamespace(
+            numbers={"kept": correction, "dense": 10.0, "budget": 5.0, "predicted": 5.0 * correction, "reach": self.reach}
+        )
 
     def time(self, run, family, reading=1):
         off = self.noise[self.read]
@@ -89,4 +93,19 @@ def test_what_cannot_be_met_is_told(monkeypatch):
     monkeypatch.setattr(Readings, "time", lambda self, run, family, reading=1: SimpleNamespace(numbers={"ratio": 0.6, "beside_ms": 10.0}))
     found = met(monkeypatch, readings)
     assert found.corrections == 5
-    assert len(readings.warnings) == 1 and "6 ms were measured where 5 ms were asked for" in readings.warnings[0]
+    assert len(readings.warnings) == 1
+    assert "6 ms were measured where 5 ms were asked for, 20.0 % more, after 5 corrections; more latency.widths" in readings.warnings[0]
+
+
+def test_where_floors_are_in_the_way_no_correction_is_tried_and_the_floors_are_named(monkeypatch):
+    """Half was asked for, and with all groups at their floors four tenths can go: measured 9 ms, which is 80 % more than 5 ms."""
+    reach = Reach("pruner.target.removed", "latency", 0.5, 0.4, {"pruner.target.min_fraction=0.2": 0.7}, 0.1)
+    readings = Readings(0.03, [], reach=storable([reach]))
+    monkeypatch.setattr(Readings, "time", lambda self, run, family, reading=1: SimpleNamespace(numbers={"ratio": 0.9, "beside_ms": 10.0}))
+    found = met(monkeypatch, readings)
+    assert found.corrections == 0
+    assert readings.warnings == [
+        "pruner.target.removed: 50.0 % of the latency were asked for, and at most 40.0 % can go; "
+        "without pruner.target.min_fraction=0.2 70.0 %; 10.0 % lie outside all groups",
+        "9 ms were measured where 5 ms were asked for, 80.0 % more, after 0 corrections; no more can go",
+    ]
