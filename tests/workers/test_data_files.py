@@ -64,7 +64,6 @@ def test_arrays_without_labels_are_unlabelled(tmp_path):
             r"train_images\): expected floats in \[0, 1\], got '255",
         ),
         (
-            dict.fromkeys(("train_images", "test_images"), np.full((20, 8, 8), np.nan)),
             r"train_images\): expected floats in \[0, 1\], got 'nan",
         ),
     ],

@@ -74,11 +74,14 @@ def _read(path: Path, modified_ns: int) -> ImageArrays:
 
 
 def _images(array: NDArray[Any], name: str) -> NDArray[np.generic]:
+    import numpy as np
+
     images = array[..., None] if array.ndim == 3 else array
     holds = images.ndim == 4 and images.shape[-1] in (1, 3) and len(images) > 0 and array.dtype.name in ("uint8", "float32", "float64")
     require(holds, f"data.path ({name})", "N x H x W or N x H x W x (1 or 3), uint8 or float", f"{array.dtype} {array.shape}")
     if array.dtype.kind == "f":
-        low, high = float(array.min()), float(array.max())
+        finite = array[np.isfinite(array)]  # batches with others are skipped, and told
+        low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)
         remedy = "divide by the value of white, and leave normalising to data.mean and data.std"
         require(low >= -SLACK and high <= 1 + SLACK, f"data.path ({name})", "floats in [0, 1]", f"{low:g} to {high:g}", remedy)
     return images
