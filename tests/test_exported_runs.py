@@ -105,6 +105,6 @@ def test_a_misplaced_file_is_one_line_with_the_remedy(as_what: str, first: Path,
     else:
         settings, expected = (going_on_from(first)[1],), f"model=exported {going_on_from(first)[1]}"
     process = start(tmp_path, *settings)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=3600)
     assert process.returncode == 2 and expected in output and "Traceback" not in output
     assert [line.startswith("error: model.checkpoint: ") for line in output.splitlines() if "error" in line] == [True]

@@ -22,7 +22,7 @@ def test_no_step_of_a_wave_takes_more_than_a_tenth_above_the_planned_memory(prun
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=3600,
     )
     assert found.returncode == 0, found.stderr
     ratios = {row[1]: float(row[2]) for line in found.stdout.splitlines() if (row := ROW.search(line))}

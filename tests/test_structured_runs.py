@@ -131,7 +131,7 @@ def test_a_pattern_inside_what_is_left_needs_widths_that_fit_it(tmp_path: Path) 
 
     experiment(2)
     refused = start(tmp_path, "--config-dir=my", "+experiment=both")
-    told, _ = refused.communicate(timeout=300)
+    told, _ = refused.communicate(timeout=3600)
     assert refused.returncode == 2
     assert "rounds.shrink.pruner.target.round_to: expected a multiple of 4, since round mask prunes 2:4 in what is left, got 2" in told
     assert not (tmp_path / "runs").exists()

@@ -174,7 +174,7 @@ def run_gang(task: RecoverTask, ranks: int, threads: int, device: str | None = N
             os.environ.clear()
             os.environ.update(before)
     else:
-        _spawn(ranks, arguments)
+        _spawn(ranks, threads, arguments)
     record = read_record(task.to.directory)
     assert record is not None
     return record
@@ -190,13 +190,14 @@ def _rank(rank: int, ranks: int, port: int, threads: int, task: RecoverTask, dev
     recover(task, device)
 
 
-def _spawn(ranks: int, arguments: tuple[Any, ...]) -> None:
+def _spawn(ranks: int, threads: int, arguments: tuple[Any, ...]) -> None:
     """Processes of their own, so that a failure of one ends all; its error arrives here as it was raised."""
     from concurrent.futures import ProcessPoolExecutor, wait
     from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import get_context
 
-    with ProcessPoolExecutor(ranks, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
+    start: dict[str, Any] = {"mp_context": get_context("spawn"), "initializer": _begin, "initargs": (threads,)}
+    with ProcessPoolExecutor(ranks, **start) as pool:
         futures = [pool.submit(_rank, rank, *arguments) for rank in range(ranks)]
         processes = list(pool._processes.values())
         try:
@@ -217,11 +218,15 @@ def _spawn(ranks: int, arguments: tuple[Any, ...]) -> None:
         ) from died[0]
 
 
-def _end_with_parent() -> None:
-    """Leave nothing behind that trains on, and writes, when the process that started this one was killed."""
+def _begin(threads: int) -> None:
+    """Before anything is imported that starts threads of its own: it would start as many as there are cores, in each rank.
+
+    And leave nothing behind that trains on, and writes, when the process that started this one was killed.
+    """
     import threading
     from multiprocessing import parent_process
 
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), str(threads))
     parent = parent_process()
     assert parent is not None
 

@@ -69,7 +69,7 @@ class Cluster(ABC):
 
     workers: int | None  # None: one per GPU, or 2 where there is none; attached to a cluster, as many as it has room for
     device: Device
-    threads: int | None  # of a CPU worker; None: half the cores. Other numbers may change the last bits of results
+    threads: int | None  # of a CPU worker or rank; None: half the cores. Other numbers may change the last bits of results
     memory_gb: float | None  # one worker may use; None: the GPU's memory, or its share of 80 % of the machine's
     hardware: Hardware
 
@@ -136,6 +136,14 @@ def cores_here() -> int:
 def default_threads() -> int:
     """Half the cores, whatever the number of workers: one, two or three workers then give equal bytes."""
     return max(1, cores_here() // 2)
+
+
+def threads_of_rank(threads: int | None, here: int) -> int:
+    """Of each of ``here`` ranks that train on this machine: as set, else as a worker has, or their share of the cores where that is less.
+
+    Ranks wait for each other in every step, so one that waits for a core holds up all.
+    """
+    return threads or max(1, min(default_threads(), cores_here() // here))
 
 
 def memory_of_worker(cluster: Cluster, device: str, workers: int) -> int:

@@ -6,7 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.cluster.base import Cluster, Resources, Result, Task, default_threads, devices_here, memory_of_worker
+from orchestrator.cluster.base import (
+    Cluster,
+    Resources,
+    Result,
+    Task,
+    default_threads,
+    devices_here,
+    memory_of_worker,
+    threads_of_rank,
+)
 from workers.checks import require
 
 if TYPE_CHECKING:
@@ -52,4 +61,5 @@ class Local(Cluster):
         from workers.recovery import run_gang
 
         here = self.resources()
-        return run_gang(task, task.recovery.ranks, here.threads, here.device)
+        ranks = task.recovery.ranks
+        return run_gang(task, ranks, threads_of_rank(self.threads, ranks), here.device)

@@ -163,7 +163,7 @@ class Ray(Cluster):
         from workers.files import read_record
 
         here, folder = self.resources(), task.to.directory
-        config = {"task": task, "threads": here.threads, "device": here.device}
+        config = {"task": task, "threads": self.threads, "device": here.device}
         self._train_together(train, config, task.recovery.ranks, str(folder / "ray"))
         record = read_record(folder)
         if record is None:

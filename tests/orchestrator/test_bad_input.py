@@ -117,7 +117,7 @@ def test_a_cluster_that_does_not_answer_is_named(tmp_path: Path) -> None:
 def test_what_can_be_told_without_torch_costs_no_import_of_it(overrides: list[str], tmp_path: Path) -> None:
     code = f"import sys; sys.argv = ['x', *{overrides}]\nimport orchestrator.__main__ as m\n"
     code += "try: m.main()\nfinally: print('torch' in sys.modules or 'timm' in sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=3600)
     assert found.stdout.strip() == "False" and found.returncode == 2, found.stderr
 
 
@@ -128,7 +128,7 @@ def test_settings_of_every_kind_are_read_without_torch(tmp_path: Path) -> None:
     code += "for choice in sys.argv[1:]:\n    try: experiment_of([choice])\n    except ConfigError: pass\n"
     code += "    assert 'torch' not in sys.modules, choice\nprint('read')"
     choices = [f"{path.parent.name}={path.stem}" for path in conf.glob("*/*.yaml") if path.parent.name != "experiment"]
-    found = subprocess.run([sys.executable, "-c", code, *choices], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    found = subprocess.run([sys.executable, "-c", code, *choices], cwd=tmp_path, capture_output=True, text=True, timeout=3600)
     assert found.stdout.strip() == "read", found.stderr
 
 

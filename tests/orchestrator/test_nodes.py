@@ -221,7 +221,7 @@ def test_a_run_goes_on_when_a_node_is_lost_and_uses_one_that_joins(nodes: Nodes,
     late = nodes.caught("n4", "collect", process)
     late.send_signal(signal.SIGCONT)
     stays.send_signal(signal.SIGCONT)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=3600)
     assert process.returncode == 0, output
     assert model_bytes(tmp_path) == model_bytes(undisturbed)
     assert max(computed(tmp_path).values()) == 1
@@ -234,7 +234,7 @@ def test_a_run_goes_on_with_the_nodes_that_are_left(nodes: Nodes, undisturbed: P
     process = start(tmp_path, *ON_NODES, f"cluster.address={nodes.address}", "cluster.workers=2")
     nodes.caught("n3", "collect", process)
     nodes.remove("n3")
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=3600)
     assert process.returncode == 0, output
     assert model_bytes(tmp_path) == model_bytes(undisturbed)
     assert any(text.startswith("1 of 2 workers") for text in warnings_of(tmp_path)), warnings_of(tmp_path)
@@ -247,7 +247,7 @@ def test_a_run_that_loses_its_last_node_says_so_and_continues_another_time(nodes
     process = start(tmp_path, *settings)
     nodes.caught("n2", "score", process)
     nodes.remove("n2")
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=3600)
     assert process.returncode == 1 and "Traceback" not in output, output
     for words in (
         "cluster.workers: no worker came up within 3 seconds",
@@ -274,7 +274,7 @@ def test_a_training_gang_that_loses_a_node_resumes_on_another_to_equal_bytes(nod
     assert process.poll() is None, process.communicate()[0]
     nodes.remove("n3")
     nodes.add("n4", 1)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=3600)
     assert process.returncode == 0, output
     assert model_bytes(tmp_path / "nodes") == model_bytes(tmp_path / "local")
     (record,) = (tmp_path / "nodes").glob("runs/store/recover/*/*/record.json")

@@ -194,7 +194,7 @@ class Gang:
         """What every rank returned or raised."""
         for end in self._ends:
             end.send(sent)
-        assert all(end.poll(120) for end in self._ends), "a rank hangs"
+        assert all(end.poll(3600) for end in self._ends), "a rank hangs"
         return [end.recv() for end in self._ends]
 
     def close(self) -> None:
