@@ -32,11 +32,11 @@ class Reach:
 
     def sentence(self) -> str:
         """One line: what was asked for, the most that can go, and what is in the way."""
-        what = OF[self.of]
+        what, by = OF[self.of], " by the times of operations" if self.of == Of.LATENCY.value else ""
         if self.asked > self.most:
-            told = f"{self.setting}: {percent(self.asked)} of the {what} were asked for, and at most {percent(self.most)} can go"
+            told = f"{self.setting}: {percent(self.asked)} of the {what} were asked for, and at most {percent(self.most)} can go{by}"
         else:
-            told = f"{self.setting}: all groups are at their floors, where {percent(self.most)} of the {what} are gone by the table"
+            told = f"{self.setting}: all groups are at their floors, where {percent(self.most)} of the {what} are gone{by}"
         bound = [f"without {name} {percent(could)}" for name, could in self.without.items() if could > self.most + TOLD]
         if not bound and 1 - self.outside > self.most + TOLD:
             bound = [f"without all of {', '.join(self.without)} {percent(1 - self.outside)}"]

@@ -64,7 +64,8 @@ def within_time(run: Run, model: Record, sums: list[Record], ranking: Record) ->
             break
         correction = next_correction({factor: 1 + step.off for factor, step in tried.items()})
     best = min(tried.values(), key=lambda step: (step.off > (within or 0), abs(step.off)))
-    warn_of_floors(run, best.chosen)
+    if best.off > (within or 0.0):
+        warn_of_floors(run, best.chosen)
     if within is not None and abs(best.off) > within:
         finer = "no more can go" if best.off > 0 and best.chosen.numbers["reach"] else "more latency.widths make a finer table"
         run.warn(

@@ -105,7 +105,14 @@ def test_where_floors_are_in_the_way_no_correction_is_tried_and_the_floors_are_n
     found = met(monkeypatch, readings)
     assert found.corrections == 0
     assert readings.warnings == [
-        "pruner.target.removed: 50.0 % of the latency were asked for, and at most 40.0 % can go; "
+        "pruner.target.removed: 50.0 % of the latency were asked for, and at most 40.0 % can go by the times of operations; "
         "without pruner.target.min_fraction=0.2 70.0 %; 10.0 % lie outside all groups",
         "9 ms were measured where 5 ms were asked for, 80.0 % more, after 0 corrections; no more can go",
     ]
+
+
+def test_floors_are_not_blamed_where_the_clock_says_that_the_target_is_met(monkeypatch):
+    reach = Reach("pruner.target.removed", "latency", 0.5, 0.4, {}, 0.1)
+    readings = Readings(0.03, [], reach=storable([reach]))
+    monkeypatch.setattr(Readings, "time", lambda self, run, family, reading=1: SimpleNamespace(numbers={"ratio": 0.49, "beside_ms": 10.0}))
+    assert met(monkeypatch, readings).off == pytest.approx(-0.02) and readings.warnings == []
