@@ -1,6 +1,7 @@
 """Small data sets and what is said of their batches, for the tests of data."""
 
 import torch
+from PIL import Image
 
 from workers.data.digits import Digits
 from workers.data.examine import Broken, Examine
@@ -38,6 +39,7 @@ FILES = {
     "broken": Broken.ERROR,
     "examine": Examine.ENDS,
 }
+PLAIN = {"mean": [0.0], "std": [1.0], "augmentation": Augmentation.NONE, "calibration_batch_size": 2, "calibration_batches": 3}
 
 
 def digits(**changes):
@@ -61,3 +63,22 @@ def joined(batches):
 
 def same(first, second):
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def picture(path, grey=100):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (20, 20), (grey,) * 3).save(path)
+
+
+def settled(root, outputs=None, **changes):
+    data = folder(root, **{**PLAIN, **changes})
+    data.check()
+    return data.settled(outputs, root.parent / "examined", lambda count: None)
+
+
+def numbers(data):
+    """The label of cats and that of dogs, as batches of every kind have them."""
+    batches = [joined(data.evaluation(split, 0, 1)) for split in ("test", "bank", "calibration")] + [joined(data.train(0, 1, 0, 2))]
+    found = {(bool(image.mean() > 0.5), int(label)) for images, labels in batches for image, label in zip(images, labels, strict=True)}
+    assert len(found) == 2, "each class has one number, everywhere"
+    return [label for _, label in sorted(found)]
