@@ -126,10 +126,10 @@ def test_what_torchvision_does_not_have_is_refused_with_suggestions():
         family("resnet18", include=["*.conv9"]).layers(meta(family("resnet18")))
 
 
-def test_a_structure_that_cannot_be_found_is_refused_by_module_with_a_remedy():
-    """ShuffleNet: torch-pruning does not know what channels become when they are shuffled."""
-    with pytest.raises(ConfigError, match=r"structure of ShuffleNetV2 cannot be found: .*last module: \w+.*pruner=cap"):
-        on_meta(family("shufflenet_v2_x0_5"), 64)
+@pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "maxvit_t"])
+def test_models_that_move_channels_about_are_the_same_without_some(name):
+    """Channels are shuffled between groups, and heads have biases of their own by position."""
+    assert_the_same_without_units(family(name), 224 if name == "maxvit_t" else 64, half)
 
 
 @pytest.mark.parametrize(

@@ -66,8 +66,8 @@ class Operation:
         if self.function is not None:
             return Case(_Function(self.function, self.arguments), shapes)
         module = nn.Sequential(*(copy.deepcopy(module) for _, module in self.modules))
-        shapes, sizes = self._shapes(units)
-        resize_(module, self._inside(shapes), self._inside(sizes))
+        tensors, numbers = self._shapes(units)
+        resize_(module, self._inside(tensors), self._inside(numbers))
         return Case(module[0] if len(module) == 1 else module, shapes)  # attention may take several inputs, which a sequence cannot
 
     def _shapes(self, units: Sequence[int]) -> tuple[dict[str, list[int]], dict[str, int]]:

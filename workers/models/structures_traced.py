@@ -331,7 +331,7 @@ def _group(
     roots: dict[str, nn.Module] = {}
     for index, read in units[0]:
         dimension = dimensions[index]
-        index_UK = torch.tensor([parts[index, read] for parts in units])
+        index_UK = torch.tensor([parts[index, read] for parts in units], device="cpu")
         part = Slice(dimension.tensor, dimension.dim, index_UK)
         owner = dimension.tensor.rpartition(".")[0]
         if dimension.dim < 0:

@@ -1,0 +1,167 @@
+"""What can be taken out of timm's models: the smallest architecture of every module, half of each group out.
+
+    python scripts/survey_timm.py [--modules cait beit] [--out docs/survey_timm.md]
+
+Groups are found as ``mode=structure`` finds them, residual streams with them. Then half of the units of every group go at once, and the
+output of the smaller model is held against that of the model with these units silenced, in float64, on random images and weights. Takes
+about half an hour on 2 cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+
+from workers.models.base import ModelFamily
+from workers.models.shrunk import shrunk
+from workers.models.timm import TimmModel
+from workers.structure import Group, find_structure, mask_, take
+
+EXACT = 1e-9  # relative to the largest output
+
+
+@dataclass(frozen=True)
+class Row:
+    """One architecture. ``difference`` is None where nothing can go, ``error`` says why nothing was found out."""
+
+    module: str
+    architecture: str
+    groups: Mapping[str, int]  # by kind
+    share: float  # of the weights
+    left_out: int
+    difference: float | None
+    seconds: float  # to find the groups
+    error: str = ""
+
+    @property
+    def exact(self) -> bool:
+        return self.difference is not None and self.difference <= EXACT
+
+
+def smallest(modules: Sequence[str] | None) -> Iterator[tuple[str, str]]:
+    """Each module of timm and its architecture with the fewest parameters."""
+    found: dict[str, tuple[int, str]] = {}
+    for module in modules or timm.list_modules():
+        for name in timm.list_models(module=module):
+            try:
+                with torch.device("meta"):
+                    size = sum(parameter.numel() for parameter in timm.create_model(name, pretrained=False).parameters())
+            except (RuntimeError, ImportError, NotImplementedError, ValueError):  # wants weights, or something that is not installed
+                continue
+            found[module] = min(found.get(module, (size, name)), (size, name))
+    for module, (_, name) in sorted(found.items()):
+        yield module, name
+
+
+def family(name: str) -> tuple[ModelFamily, tuple[int, int, int]]:
+    """It and the images that it is made for."""
+    made = TimmModel(checkpoint=None, name=name, arguments={}, include=["*"], exclude=[])
+    known = timm.get_pretrained_cfg(name)
+    return made, tuple(known.input_size) if known is not None else (3, 224, 224)
+
+
+def survey(module: str, name: str) -> Row:
+    """Groups of an architecture, and how far half of them out is from half of them silenced."""
+    made, shape = family(name)
+    started = time.perf_counter()
+    try:
+        found = find_structure(made, shape)
+        seconds = time.perf_counter() - started
+        groups = found.groups
+        off = difference(made, shape, groups) if groups else None
+        kinds = Counter(group.kind.value for group in groups)
+        return Row(module, name, kinds, share(made, groups), len(found.left_out), off, seconds)
+    except Exception as error:  # this is what the survey looks for
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+        return Row(module, name, {}, 0.0, 0, None, time.perf_counter() - started, text)
+
+
+@torch.no_grad()
+def difference(made: ModelFamily, shape: tuple[int, int, int], groups: list[Group]) -> float:
+    """Largest difference of the outputs, relative to the largest output."""
+    torch.manual_seed(0)
+    model, images_NCHW = trained_looking(made.build()), torch.randn(1, *shape, dtype=torch.float64)
+    kept = {group.name: half(group.units) for group in groups}
+    state = model.state_dict()
+    smaller = shrunk(made, state, take(state, groups, kept), groups, kept).build().double().eval()
+    smaller.load_state_dict(take(state, groups, kept))
+    found = smaller(images_NCHW)
+    mask_(dict(model.named_parameters()), groups, kept)
+    expected = model(images_NCHW)
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def trained_looking(model: nn.Module) -> nn.Module:
+    """In float64, with no zeros, ones or equal numbers where initial weights have them."""
+    for parameter in model.double().eval().parameters():
+        parameter.add_(torch.randn_like(parameter) * 0.03)
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.normal_(0, 0.1)
+        elif name.endswith("running_var"):
+            buffer.uniform_(0.8, 1.5)
+    return model
+
+
+def half(units: int) -> Tensor:
+    return torch.zeros(units, dtype=torch.bool).index_fill_(0, torch.randperm(units)[: max(1, units // 2)], True)
+
+
+def share(made: ModelFamily, groups: list[Group]) -> float:
+    """Of all parameters, those that go with some unit."""
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in made.build().named_parameters()}
+    places: dict[str, dict[int, Tensor]] = {}
+    for group in groups:
+        for part in (*group.produced, *group.consumed):
+            of = places.setdefault(part.tensor, {}).setdefault(part.dim, torch.zeros(shapes[part.tensor][part.dim], dtype=torch.bool))
+            of[part.index_UK.reshape(-1)] = True
+    inside = 0.0
+    for name, dims in places.items():
+        outside = 1.0
+        for of in dims.values():
+            outside *= 1 - float(of.double().mean())
+        inside += (1 - outside) * shapes[name].numel()
+    return inside / sum(shape.numel() for shape in shapes.values())
+
+
+def table(rows: Sequence[Row]) -> str:
+    """As Markdown."""
+    lines = ["| module | architecture | heads | neurons | channels | streams | of the weights | left out | difference | seconds |", "|" + "---|" * 10]
+    for row in rows:
+        kinds = " | ".join(str(row.groups.get(kind, 0)) for kind in ("head", "neuron", "channel", "stream"))
+        result = row.error or ("nothing can go" if row.difference is None else f"{row.difference:.0e}")
+        lines.append(f"| {row.module} | {row.architecture} | {kinds} | {row.share:.0%} | {row.left_out} | {result} | {row.seconds:.1f} |")
+    exact, none = sum(row.exact for row in rows), sum(row.difference is None and not row.error for row in rows)
+    errors = sum(bool(row.error) for row in rows)
+    other = len(rows) - exact - none - errors
+    slow = max((row.seconds for row in rows), default=0.0)
+    lines += ["", f"{len(rows)} architectures: {exact} exact, {none} of which nothing can go, {other} that differ, {errors} errors; at most {slow:.0f} s."]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--modules", nargs="*", help="modules of timm.models; all by default")
+    parser.add_argument("--out", type=Path, help="where to write the table, beside printing it")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    rows = [survey(module, name) for module, name in track(list(smallest(options.modules)), "architectures")]
+    text = table(rows)
+    print(text)
+    if options.out:
+        options.out.write_text(f"{text}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
