@@ -15,7 +15,7 @@ DOORS = {
     "plotly": ("orchestrator/report",),
     "deepspeed": ("workers/recovery",),
     "safetensors": ("workers/files.py",),
-    "torch_pruning": ("workers/models/",),
+    "scipy": ("workers/models/",),
     "timm": ("workers/models/", "workers/data/"),
     "torchvision": ("workers/models/", "workers/data/"),
     "onnx": ("workers/models/", "workers/onnx_export.py"),
