@@ -53,7 +53,7 @@ def _plain(module: nn.Conv2d) -> nn.Conv2d:
         module.out_channels,
         module.kernel_size,  # type: ignore[arg-type]
         stride=module.stride,  # type: ignore[arg-type]
-        padding=module.padding,
+        padding=module.padding,  # type: ignore[arg-type]
         dilation=module.dilation,  # type: ignore[arg-type]
         groups=module.groups,
         bias=module.bias is not None,
