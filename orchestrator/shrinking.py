@@ -12,11 +12,13 @@ from orchestrator.outcome import UnitStep
 from orchestrator.reach import sentences, storable, unreached
 from orchestrator.run import Run, data_identity
 from orchestrator.store import MODEL, settings
+from orchestrator.structure_table import left_out_sentences
 from orchestrator.times import measure_times, time_beside_dense
 from orchestrator.units import count, percent
 from workers.files import finish, read_result, write_tensors
 from workers.messages import MeasureTask, RankTask, Record, ShrinkTask
 from workers.pruners.units import Of
+from workers.structure import find_structure
 from workers.worker import Worker
 
 MEASURED = ("calibration_batches", "calibration_batch_size", "shards")  # what of the data the sums depend on
@@ -29,6 +31,7 @@ SWEEP = tuple(step / 20 for step in range(1, 20))  # fractions of the dense mode
 
 def take_out(run: Run, model: Record) -> UnitStep:
     """One step towards the target of its round."""
+    warn_of_left_out(run, model)
     sums = measure(run, model)
     ranking = rank(run, model, sums)
     if run.experiment.unit_pruner.target.of is Of.LATENCY:
@@ -36,6 +39,13 @@ def take_out(run: Run, model: Record) -> UnitStep:
     chosen = choose_units(run, model, ranking)
     warn_of_floors(run, chosen)
     return UnitStep(sums, ranking, chosen, shrink(run, model, chosen))
+
+
+def warn_of_left_out(run: Run, model: Record) -> None:
+    """Say once which groups of the model do not hold, and why."""
+    for text in left_out_sentences(find_structure(run.family_of(model), run.experiment.data.input_shape).left_out):
+        if text not in run.warnings:
+            run.warn(text)
 
 
 def within_time(run: Run, model: Record, sums: list[Record], ranking: Record) -> UnitStep:

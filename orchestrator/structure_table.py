@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import rich.console
@@ -33,16 +34,16 @@ def structure_table(family: ModelFamily, input_shape: tuple[int, int, int]) -> r
         weights = unit_weights(group, shapes)
         share = percent(group.units * weights / total)
         table.add_row(group.name, group.kind.value, f"{group.units:,}", f"{weights:,}", share, _modules(group.consumed))
-    return rich.console.Group(table, *_sentences(family, model, groups), *_left_out(found.left_out))
+    return rich.console.Group(table, *_sentences(family, model, groups), *left_out_sentences(found.left_out))
 
 
-def _left_out(reasons: dict[str, str]) -> list[str]:
-    """Groups that do not hold, by reason."""
+def left_out_sentences(reasons: Mapping[str, str]) -> list[str]:
+    """Groups that were seen and are not offered, a sentence for each reason."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in reasons.items():
         by_reason.setdefault(reason, []).append(name)
     return [
-        f"Left out, since the model without half of their units is not the one with them silenced ({reason}): {', '.join(names)}."
+        f"not offered, since the model without half of their units is not the one with these silenced ({reason}): {', '.join(names)}"
         for reason, names in by_reason.items()
     ]
 

@@ -137,7 +137,10 @@ def share(made: ModelFamily, groups: list[Group]) -> float:
 
 def table(rows: Sequence[Row]) -> str:
     """As Markdown."""
-    lines = ["| module | architecture | heads | neurons | channels | streams | of the weights | left out | difference | seconds |", "|" + "---|" * 10]
+    lines = [
+        "| module | architecture | heads | neurons | channels | streams | of the weights | left out | difference | seconds |",
+        "|" + "---|" * 10,
+    ]
     for row in rows:
         kinds = " | ".join(str(row.groups.get(kind, 0)) for kind in ("head", "neuron", "channel", "stream"))
         result = row.error or ("nothing can go" if row.difference is None else f"{row.difference:.0e}")
@@ -146,8 +149,8 @@ def table(rows: Sequence[Row]) -> str:
     errors = sum(bool(row.error) for row in rows)
     other = len(rows) - exact - none - errors
     slow = max((row.seconds for row in rows), default=0.0)
-    lines += ["", f"{len(rows)} architectures: {exact} exact, {none} of which nothing can go, {other} that differ, {errors} errors; at most {slow:.0f} s."]
-    return "\n".join(lines)
+    counts = f"{exact} exact, {none} of which nothing can go, {other} that differ, {errors} errors"
+    return "\n".join([*lines, "", f"{len(rows)} architectures: {counts}; at most {slow:.0f} s."])
 
 
 def main() -> None:

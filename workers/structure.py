@@ -60,7 +60,8 @@ class Group:
 
     ``produced`` is the structure itself: what makes a unit's output, zero wherever all of it is zero (rows, biases, scales and shifts of
     norms). ``running`` goes with it without being a weight (statistics of norms). ``consumed`` reads the output and goes too, but is
-    counted as part of what it produces elsewhere. ``sizes`` are numbers that go with the units. A group of which ``least`` is 1 keeps a unit.
+    counted as part of what it produces elsewhere. ``sizes`` are numbers that go with the units, ``least`` is 1 where nothing
+    works without one.
     """
 
     name: str
@@ -134,10 +135,10 @@ def find_groups(family: ModelFamily, input_shape: tuple[int, int, int], streams:
     found = find_structure(family, input_shape)
     groups = [group for group in found.groups if streams or group.kind is not Kind.STREAM]
     if not groups:
-        out = f" ({len(found.left_out)} were left out; mode=structure says why)" if found.left_out else ""
+        out = f" ({len(found.left_out)} do not hold; mode=structure says why)" if found.left_out else ""
         raise ConfigError(
-            f"pruner: expected a model with heads, hidden neurons or channels that can be taken out, got one with none{out}; prune it with a "
-            "pruner of single weights, such as pruner=cap"
+            "pruner: expected a model with heads, hidden neurons or channels that can be taken out, got one with none"
+            f"{out}; prune it with a pruner of single weights, such as pruner=cap"
         )
     return groups
 
@@ -220,8 +221,8 @@ def take(tensors: Mapping[str, Tensor], groups: Iterable[Group], kept: Mapping[s
 
 @dataclass(frozen=True)
 class Remainder:
-    """What is left of a model's own numbers once units are gone, by name, for ``resize_``: shapes of tensors that no state dict holds, sizes,
-    and heads (left, whole) of narrow modules."""
+    """What is left of a model's own numbers once units are gone, by name, for ``resize_``: shapes of tensors that no state dict holds,
+    sizes, and heads (left, whole) of narrow modules."""
 
     shapes: dict[str, list[int]] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)

@@ -21,7 +21,11 @@ def test_costs_fall_to_what_torch_counts_of_the_smaller_model(name):
     groups = on_meta(made, size)
     with torch.device("meta"):
         model, image_1CHW = made.build().eval(), torch.empty(1, 3, size, size)
-    macs, parameters, units = structure_costs.macs(model, image_1CHW, groups), structure_costs.parameters(model), structure_costs.Count(groups)
+    macs, parameters, units = (
+        structure_costs.macs(model, image_1CHW, groups),
+        structure_costs.parameters(model),
+        structure_costs.Count(groups),
+    )
     assert 2 * macs.total == forward_flops(model, image_1CHW)
     assert parameters.total == sum(parameter.numel() for parameter in model.parameters())
     torch.manual_seed(0)

@@ -110,7 +110,9 @@ def test_heads_whose_width_is_written_as_that_of_the_input_can_go():
     })  # fmt: skip
     tokens = torch.randn(2, 7, 24, dtype=torch.float64)
     query, key, value = whole.qkv(tokens).view(2, 7, 3, 4, 6).permute(2, 0, 3, 1, 4)
-    of_heads = [torch.softmax(query[:, h] @ key[:, h].transpose(1, 2), -1) @ value[:, h] @ whole.proj.weight[:, 6 * h : 6 * h + 6].T for h in (0, 2)]
+    of_heads = [
+        torch.softmax(query[:, h] @ key[:, h].transpose(1, 2), -1) @ value[:, h] @ whole.proj.weight[:, 6 * h : 6 * h + 6].T for h in (0, 2)
+    ]
     expected = sum(of_heads) + whole.proj.bias
     torch.testing.assert_close(less(tokens), expected, rtol=1e-12, atol=1e-12)
     assert isinstance(less, NarrowHeads) and isinstance(less, Attention)

@@ -36,7 +36,7 @@ class Factor:
         if len(self.dims) == 1:
             return None
         axis = self.dims.index(dim)
-        return Factor(tuple(other for other in self.dims if other != dim), merged.atoms_.take(0, axis))
+        return Factor(tuple(other for other in self.dims if other != dim), merged.atoms_.take([0], axis).squeeze(axis))
 
     def tied_along(self, dims: Iterable[int], ties: Ties) -> Factor:
         """Positions that differ in ``dims`` alone tied; a factor with no other dimension stays as it is."""
@@ -83,7 +83,9 @@ class Ties:
 
     def fresh(self, count: int) -> Atoms:
         self.atoms += count
-        self.stays = np.concatenate([self.stays, np.zeros(max(count, len(self.stays)), np.int64)]) if self.atoms > len(self.stays) else self.stays
+        self.stays = (
+            np.concatenate([self.stays, np.zeros(max(count, len(self.stays)), np.int64)]) if self.atoms > len(self.stays) else self.stays
+        )
         return np.arange(self.atoms - count, self.atoms, dtype=np.int64)
 
     def tie(self, left_: Atoms, right_: Atoms) -> None:
@@ -178,12 +180,12 @@ def _varying(dims: Sequence[int], atoms_: Atoms) -> Factor | None:
 def _overlapping(factors: list[Factor]) -> Iterator[list[Factor]]:
     """Factors that share dimensions, directly or through others."""
     while factors:
-        together, dims = [factors.pop(0)], None
-        while dims is None or len(more) > 0:
-            dims = set().union(*(factor.dims for factor in together))
+        together = more = [factors.pop(0)]
+        while more:
+            dims = {dim for factor in together for dim in factor.dims}
             more = [factor for factor in factors if dims & set(factor.dims)]
             factors = [factor for factor in factors if not dims & set(factor.dims)]
-            together += more
+            together = together + more
         yield together
 
 

@@ -179,11 +179,11 @@ def _falling_inputs(
         for part in group.slices:
             narrower[part.tensor][part.dim] -= part.index_UK.shape[1]
         kept = {group.name: torch.arange(group.units) > 0}
-        left = remainder(model, [group], kept)
-        resize_(less, narrower | left.shapes, left.sizes, left.narrow)
+        rest = remainder(model, [group], kept)
+        resize_(less, narrower | rest.shapes, rest.sizes, rest.narrow)
         traced = _trace(less, images_NCHW)
-        dense = {name: number_of(model, name) for name in left.sizes}
-        resize_(less, whole, dense, {name: [of, of] for name, (_, of) in left.narrow.items()})
+        dense = {name: number_of(model, name) for name in rest.sizes}
+        resize_(less, whole, dense, {name: [of, of] for name, (_, of) in rest.narrow.items()})
         for before, after, sizes in zip(found, traced, falling, strict=True):
             if before.arguments != after.arguments:
                 continue  # sizes are among them, so it can only be timed as it is

@@ -23,8 +23,8 @@ def resize_(
     """Give the named tensors of a model new shapes, in place. Their values are arbitrary then; buffers keep their first ones, since what is
     in no state dict is the same for all units.
 
-    ``sizes`` are numbers that modules keep, such as how many heads they have, by dotted name. ``narrow`` are modules that have so many of so
-    many heads (left, whole) and read their width off that of their input (``NarrowHeads``).
+    ``sizes`` are numbers that modules keep, such as how many heads they have, by dotted name. ``narrow`` are modules that have so many
+    of so many heads (left, whole) and read their width off that of their input (``NarrowHeads``).
     """
     for name, shape in shapes.items():
         module, leaf = _owner(model, name)
@@ -94,9 +94,9 @@ def _fit(module: nn.Module, grouped: bool) -> None:
 
 
 class NarrowHeads:
-    """Attention that has lost heads and whose ``forward`` takes the width of all heads for that of its input, C, and that of one for C / heads.
+    """Attention that has lost heads and whose ``forward`` takes the width of its input, C, for that of all heads, and C / heads for that of one.
 
-    While it runs, shapes that it asks for with these numbers are the ones of the heads that are left.
+    While it runs, shapes that it asks for with these numbers are those of the heads that are left.
     """
 
     units_left: int
@@ -134,8 +134,9 @@ class _Widths(TorchFunctionMode):
     def _held(self, count: int, shape: list[int]) -> list[int]:
         if -1 in shape:
             index = next((index for index in reversed(range(len(shape))) if shape[index] in self.of_one), None)
-            fits = index is None or count % -prod(shape) == 0
-            return shape if fits else [*shape[:index], self.of_one[shape[index]], *shape[index + 1 :]]
+            if index is None or count % -prod(shape) == 0:
+                return shape
+            return [*shape[:index], self.of_one[shape[index]], *shape[index + 1 :]]
         for index in reversed(range(len(shape))):
             for widths in (self.of_one, self.of_all):
                 held = [*shape[:index], widths.get(shape[index], shape[index]), *shape[index + 1 :]]

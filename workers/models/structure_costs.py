@@ -150,7 +150,7 @@ def macs(model: nn.Module, image_1CHW: Tensor, groups: Sequence[Group]) -> Cost:
 
 
 def _beside_weights(model: nn.Module, image_1CHW: Tensor, heads: Sequence[Group]) -> list[Term]:
-    """A term for the heads of each group, of what its module multiplies without a Linear or Conv2d layer: seen on a model with a head less."""
+    """A term for the heads of each group: what its module multiplies without a Linear or Conv2d layer, seen on a model with a head less."""
     if not heads:
         return []
     kept = {group.name: torch.arange(group.units) >= min(1, group.units - 1) for group in heads}  # the last one stays

@@ -39,8 +39,8 @@ class Checked:
 def check(build: Callable[[], nn.Module], traced: Trace) -> Checked:
     """Of the groups of ``traced`` those without whose units the model is the one with them silenced.
 
-    ``build`` makes the model; its parameters are never drawn. Modules of one kind and shape are tried once, with random parameters and inputs,
-    half of each group out. How a module keeps the number of its heads is tried too.
+    ``build`` makes the model; its parameters are never drawn. Modules of one kind and shape are tried once, with random parameters and
+    inputs, half of each group out. How a module keeps the number of its heads is tried too.
     """
     model = _built(build)
     known: dict[str, list[Group | str | None]] = {}
@@ -50,7 +50,9 @@ def check(build: Callable[[], nn.Module], traced: Trace) -> Checked:
         if key not in known:
             known[key] = _tried(model, name, groups, traced.entered)
         for group, result in zip(groups, known[key], strict=True):
-            found[group.name] = result if not isinstance(result, Group) else replace(_renamed(result, f"{name}." if name else "", 0), name=group.name)
+            found[group.name] = (
+                result if not isinstance(result, Group) else replace(_renamed(result, f"{name}." if name else "", 0), name=group.name)
+            )
     results = {group.name: found[group.name] for group in traced.groups}
     kept = [result for result in results.values() if isinstance(result, Group)]
     return Checked(kept, {name: result for name, result in results.items() if isinstance(result, str)})
@@ -75,7 +77,7 @@ def _without_parameters() -> Iterator[None]:
         if parameter is not None:
             module._parameters[name] = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
 
-    nn.Module.register_parameter = empty  # type: ignore[method-assign]
+    nn.Module.register_parameter = empty  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
@@ -98,7 +100,9 @@ def _key(model: nn.Module, name: str, groups: Sequence[Group], traced: Trace) ->
     module, start = model.get_submodule(name), len(name) + 1 if name else 0
     tensors = [(key, tuple(tensor.shape)) for key, tensor in chain(module.named_parameters(), module.named_buffers())]
     slices = [[(part.tensor[start:], part.dim, part.index_UK.tolist()) for part in group.slices] for group in groups]
-    given = tree_map(lambda value: (tuple(value.shape), value.dtype) if isinstance(value, Tensor) else type(value), traced.entered[name].args)
+    given = tree_map(
+        lambda value: (tuple(value.shape), value.dtype) if isinstance(value, Tensor) else type(value), traced.entered[name].args
+    )
     return repr((type(module), tensors, slices, given, repr(module)))
 
 

@@ -1,7 +1,7 @@
 """What can be taken out of any model, from the operations of one forward pass on the meta device.
 
-Each position of each parameter is an atom (``labels.py``), each operation ties those that go together (``label_rules.py``), and what is tied is
-a class. Classes that read and are read by the same tensors in the same numbers are the units of one group.
+Each position of each parameter is an atom (``labels.py``), each operation ties those that go together (``label_rules.py``), and what is
+tied is a class. Classes that read and are read by the same tensors in the same numbers are the units of one group.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from workers.errors import ConfigError
-from workers.models.label_rules import RULES, VIEWS, Call, pointwise
+from workers.models import label_products, label_sums, label_views  # noqa: F401, their rules are entered when they are loaded
+from workers.models.label_rules import RULES, VIEWS, Call, Result, pointwise
 from workers.models.labels import FROZEN, Atoms, Factor, Labels, Ties
 from workers.structure import Group, Kind, Size, Slice, home
 
@@ -99,7 +100,7 @@ class _Follower(TorchDispatchMode):
 
     def _name_parameters(self) -> None:
         seen: dict[int, str] = {}
-        tensors = [(*item, False) for item in self._model.named_parameters(remove_duplicate=False)]
+        tensors: list[tuple[str, Tensor, bool]] = [(*item, False) for item in self._model.named_parameters(remove_duplicate=False)]
         tensors += [(*item, True) for item in self._model.named_buffers(remove_duplicate=False)]
         for name, tensor, running in tensors:
             twice = id(tensor) in seen
@@ -151,11 +152,10 @@ class _Follower(TorchDispatchMode):
 
     def _follow(self, call: Call, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         name = call.name.rstrip("_") if call.name.endswith("_") and not call.name.startswith("__") else call.name
-        found = self._found(name, call, inputs)
-        per_output = found if isinstance(found, list) else [found]
+        per_output = self._found(name, call, inputs)
         constant = all(id(tensor) in self._constant for tensor in inputs)
         if name in ("add", "add_") and len(inputs) == 2:
-            self._note_streams(inputs, per_output[0])
+            self._note_streams(inputs, per_output[0] if per_output else ())
         self._operations += 1
         before = 1 << self._operations
         for tensor in inputs:
@@ -175,20 +175,21 @@ class _Follower(TorchDispatchMode):
         if call.groups is not None:
             self._note_groups(call)
 
-    def _found(self, name: str, call: Call, inputs: list[Tensor]) -> Any:
+    def _found(self, name: str, call: Call, inputs: list[Tensor]) -> list[Labels]:
+        """Labels of what an operation gives: of its first results, as far as they have any."""
         if not any(self.labels(tensor) for tensor in inputs):
-            return ()
-        if "scaled_dot_product" in name:
-            from workers.models.label_rules import attention
+            return []
+        attends = "scaled_dot_product" in name or (
+            name in ("bmm", "baddbmm") and not any(id(tensor) in self._constant for tensor in inputs)
+        )
+        found = label_products.attention(call) if "scaled_dot_product" in name else self._ruled(name, call)
+        if attends:
+            self.attended += [factor.atoms_ for factor in found if isinstance(factor, Factor) and factor.dims[0] <= 1]
+        return found if isinstance(found, list) else [found]
 
-            found = attention(call)
-            self.attended += [factor.atoms_ for factor in found]
-            return [found]
+    def _ruled(self, name: str, call: Call) -> Result:
         if name in RULES:
-            found = RULES[name](call)
-            if name in ("bmm", "baddbmm") and not any(id(tensor) in self._constant for tensor in inputs):
-                self.attended += [factor.atoms_ for factor in found if factor.dims[0] == 0]
-            return found
+            return RULES[name](call)
         if torch.Tag.pointwise in call.function.tags or name in ("where", "masked_fill", "lerp", "addcmul", "fill"):
             return pointwise(call)
         self.unknown.add(name)

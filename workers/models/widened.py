@@ -80,9 +80,7 @@ class WidenedModel(ModelFamily):
     def output(self) -> Output:
         return self.narrow.output
 
-    def _wider(
-        self, model: nn.Module, before: dict[str, Tensor]
-    ) -> tuple[dict[str, Sequence[int]], dict[str, int], dict[str, list[int]]]:
+    def _wider(self, model: nn.Module, before: dict[str, Tensor]) -> tuple[dict[str, Sequence[int]], dict[str, int], dict[str, list[int]]]:
         """New shapes of the tensors that grow, and the numbers that go with them (``resize_``). Raises: ConfigError if a pattern matches
         no group."""
         from workers.models.resize import number_of
