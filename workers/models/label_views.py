@@ -95,9 +95,8 @@ def roll(call: Call) -> Result:
 @rule("flip")
 def flip(call: Call) -> Result:
     dims = call.dims("dims", call.first.ndim)
-    return tuple(
-        Factor(f.dims, np.flip(f.atoms_, tuple(f.dims.index(dim) for dim in dims if dim in f.dims))) for f in call.labels(call.first)
-    )
+    axes = [tuple(factor.dims.index(dim) for dim in dims if dim in factor.dims) for factor in call.labels(call.first)]
+    return tuple(Factor(factor.dims, np.flip(factor.atoms_, along)) for factor, along in zip(call.labels(call.first), axes, strict=True))
 
 
 @rule("cat")

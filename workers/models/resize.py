@@ -94,7 +94,7 @@ def _fit(module: nn.Module, grouped: bool) -> None:
 
 
 class NarrowHeads:
-    """Attention that has lost heads and whose ``forward`` takes the width of its input, C, for that of all heads, and C / heads for that of one.
+    """Attention that has lost heads and whose ``forward`` takes the width of its input, C, for that of all heads, and C / heads for one's.
 
     While it runs, shapes that it asks for with these numbers are those of the heads that are left.
     """

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class ShrunkModel(ModelFamily):
-    """What ``family`` with its ``settings`` builds, with some tensors of other ``shapes``: all that there is to say of the architecture, but for
-    ``sizes`` that modules keep beside their tensors and heads left in ``narrow`` modules (``resize_``)."""
+    """What ``family`` with its ``settings`` builds, with some tensors of other ``shapes``, numbers that modules keep beside their tensors
+    (``sizes``) and heads that are left in ``narrow`` modules (see ``resize_``): all that there is to say of the architecture."""
 
     checkpoint: str | None
     family: str

@@ -179,11 +179,9 @@ class _Follower(TorchDispatchMode):
         """Labels of what an operation gives: of its first results, as far as they have any."""
         if not any(self.labels(tensor) for tensor in inputs):
             return []
-        attends = "scaled_dot_product" in name or (
-            name in ("bmm", "baddbmm") and not any(id(tensor) in self._constant for tensor in inputs)
-        )
+        of_activations = name in ("bmm", "baddbmm") and not any(id(tensor) in self._constant for tensor in inputs)
         found = label_products.attention(call) if "scaled_dot_product" in name else self._ruled(name, call)
-        if attends:
+        if of_activations or "scaled_dot_product" in name:
             self.attended += [factor.atoms_ for factor in found if isinstance(factor, Factor) and factor.dims[0] <= 1]
         return found if isinstance(found, list) else [found]
 
@@ -307,17 +305,17 @@ def _groups(model: nn.Module, follower: _Follower) -> list[Group]:
     for parts in of.values():
         signature = tuple(sorted((index, read, len(positions)) for (index, read), positions in parts.items()))
         alike.setdefault(signature, []).append(parts)
-    marked = {kind: set(class_[np.concatenate(found)].ravel().tolist()) if found else set() for kind, found in (
-        (Kind.STREAM, [atoms_.ravel() for atoms_ in follower.added]), (Kind.HEAD, [atoms_.ravel() for atoms_ in follower.attended]))}  # fmt: skip
+    kinds = ((Kind.STREAM, follower.added), (Kind.HEAD, follower.attended))
+    marked = {kind: {int(number) for atoms_ in found for number in np.unique(class_[atoms_])} for kind, found in kinds}
     order = {name: index for index, (name, _) in enumerate(model.named_modules())}
-    found: list[Group] = []
+    groups: list[Group] = []
     for units in alike.values():
         number = int(class_[follower.dimensions[next(iter(units[0]))[0]].first + next(iter(units[0].values()))[0]])
         marks = {kind for kind, numbers in marked.items() if number in numbers}
         group = _group(model, follower.dimensions, units, marks, order)
         if group is not None:
-            found.append(group)
-    return _named(sorted(found, key=lambda group: order[group.name]))
+            groups.append(group)
+    return _named(sorted(groups, key=lambda group: order[group.name]))
 
 
 def _group(
