@@ -72,13 +72,13 @@ class Module:
                     self.definitions.setdefault(name, Definition([])).nodes.append(statement)
             case _:  # runs whoever imports the module, and all that it defines stands for the whole of it
                 self.always.nodes.append(statement)
-                for inner in ast.walk(statement):
-                    if isinstance(inner, ast.Import | ast.ImportFrom):
-                        self.imports |= imported(inner)
-                    elif isinstance(inner, ast.FunctionDef | ast.ClassDef):
-                        self.definitions[inner.name] = Definition([statement])
-                    elif isinstance(inner, ast.Assign | ast.AnnAssign):
-                        self.definitions |= {name: Definition([statement]) for name in _assigned(inner)}
+                for node in ast.walk(statement):
+                    if isinstance(node, ast.Import | ast.ImportFrom):
+                        self.imports |= imported(node)
+                    elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+                        self.definitions[node.name] = Definition([statement])
+                    elif isinstance(node, ast.Assign | ast.AnnAssign):
+                        self.definitions |= {name: Definition([statement]) for name in _assigned(node)}
 
     def resolved(self, chain: Chain) -> str | None:
         """The dotted name that a name in this module stands for; None if it is neither defined nor imported at its top."""

@@ -66,14 +66,14 @@ def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
         yield path
 
 
-def changed(value: Any, path: tuple[str, ...]) -> Any:
-    """A copy in which the setting at ``path`` is another. Nothing is checked."""
+def changed(value: Any, path: tuple[str, ...], to: Any = None) -> Any:
+    """A copy in which the setting at ``path`` is another (``to``, if that is given). Nothing is checked."""
     if not path:
-        return other(value)
+        return other(value) if to is None else to
     if isinstance(value, dict):
-        return value | {path[0]: changed(value[path[0]], path[1:])}
+        return value | {path[0]: changed(value[path[0]], path[1:], to)}
     new = copy(value)
-    object.__setattr__(new, path[0], changed(getattr(value, path[0]), path[1:]))
+    object.__setattr__(new, path[0], changed(getattr(value, path[0]), path[1:], to))
     return new
 
 
