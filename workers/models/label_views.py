@@ -5,9 +5,10 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
+from torch import Tensor
 
 from workers.models.label_rules import Call, Result, channels, leaving, moved, parts, pointwise, rule, selected
-from workers.models.labels import FROZEN, Atoms, Factor, Labels, whole
+from workers.models.labels import FROZEN, Factor, whole
 
 
 @rule("view", "_unsafe_view", "reshape", "_reshape_alias", view=True)
@@ -104,24 +105,32 @@ def cat(call: Call) -> Result:
     """Along a labelled dimension one tensor's atoms follow the other's; along all others they are tied."""
     tensors = [tensor for tensor in call.given["tensors"] if tensor.numel() or tensor.ndim > 1]
     dim = call.given["dim"] % call.output.ndim
-    others: list[Labels] = []
-    along: list[Atoms] = []
-    for tensor in tensors:
-        labels = call.labels(tensor)
-        factor = whole(labels, dim)
-        if factor is not None and len(factor.dims) > 1:
-            factor = factor.only([dim], call.ties)
-        others.append(tuple(one for one in labels if dim not in one.dims))
-        along.append(np.full(tensor.shape[dim], FROZEN, np.int64) if factor is None else factor.atoms_)
-    joined = np.concatenate(along)
-    if len(others) > 1:
-        for labels, tensor in zip(others, tensors, strict=True):
-            for factor in (factor for other in others for factor in other):
-                for axis in factor.dims:
-                    if whole(labels, axis) is None and tensor.shape[axis] > 1 and tensor.stride(axis) != 0:
-                        call.ties.fix([factor], axis)
-    rest = call.ties.combine([factor for labels in others for factor in labels])
-    return (*rest, Factor((dim,), joined)) if joined.any() else rest
+    along = [whole(call.labels(tensor), dim) for tensor in tensors]
+    dims = along[0].dims if along[0] is not None else (dim,)
+    rest: list[tuple[Tensor, Factor]] = []
+    alike = all(factor is not None and factor.dims == dims for factor in along)
+    if not alike and any(
+        factor is not None and factor.dims != (dim,) for factor in along
+    ):  # such as heads of which one tensor knows nothing: units are not along this dimension
+        for tensor, factor in zip(tensors, along, strict=True):
+            left = None if factor is None else factor.without(dim, call.ties)
+            if factor is not None and left is None:
+                call.ties.freeze([factor])
+            rest += [(tensor, left)] if left is not None else []
+        along = [None for _ in tensors]
+    rest += [(tensor, factor) for tensor in tensors for factor in call.labels(tensor) if dim not in factor.dims]
+    for _, factor in rest if len(tensors) > 1 else ():
+        for axis in factor.dims:
+            for tensor in tensors:
+                if whole(call.labels(tensor), axis) is None and tensor.shape[axis] > 1 and tensor.stride(axis) != 0:
+                    call.ties.fix([factor], axis)
+    found = call.ties.combine([factor for _, factor in rest])
+    if all(factor is None for factor in along):
+        return found
+    axis = dims.index(dim)
+    stays = [np.full(tensor.shape[dim], FROZEN, np.int64) for tensor in tensors]
+    pieces = [piece if factor is None else factor.atoms_ for piece, factor in zip(stays, along, strict=True)]
+    return call.ties.combine([*found, Factor(dims, np.concatenate(pieces, axis))])
 
 
 @rule("stack")
