@@ -43,7 +43,7 @@ from workers.pruners.statistics import BlockFisher, LayerHessian
 SIDES = (96, 112, 128, 160, 192, 224, 256)  # of images that are tried, the smallest first
 BATCHES, SAMPLES = 2, 2
 NORMALISED = 8  # images that batch norms are set by
-PORTION = 8_000_000  # weights whose gradients are collected at a time
+PORTION = 24_000_000  # weights whose gradients are collected at a time
 WIDEST = 2048  # columns up to which the matrix of a layer's inputs is summed too
 PRUNED = 400_000  # weights of the layers that are scored and solved, the smaller ones first
 PRUNER = CAP(Target(0.5, Scope.GLOBAL), block_size=8, dampening=1e-3, relative_dampening=True, score_rule=Score.HULL)
