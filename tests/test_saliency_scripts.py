@@ -123,7 +123,7 @@ def test_the_bench_measures_the_time_and_the_memory_of_the_work() -> None:
         time.sleep(0.05)
 
     seconds, extra = bench_saliency.measured(work, torch.device("cpu"), repeats=2)
-    assert 0.05 <= seconds and 0.5 * 64e6 < extra < 2 * 64e6
+    assert seconds >= 0.05 and 0.5 * 64e6 < extra < 2 * 64e6
 
 
 # ------------------------------------------------------------------------------------------------------ compare_torch_pruning.py
