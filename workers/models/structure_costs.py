@@ -123,6 +123,7 @@ def macs(model: nn.Module, image_1CHW: Tensor, groups: Sequence[Group]) -> Cost:
     A weight of a Linear or Conv2d layer meets every position of its layer's output once; what attention multiplies beside falls with each
     of its heads. What else the counter finds does not depend on units of ``groups`` that may go.
     """
+    model.requires_grad_(False)  # torch's counter fails on a parameter that is expanded
     shapes = {name: tensor.shape for name, tensor in model.named_parameters()}
     terms: list[Term] = []
 
