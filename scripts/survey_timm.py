@@ -13,13 +13,14 @@ import argparse
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import timm
 import torch
 from rich.progress import track
+from survey_timm_masked import smallest_architectures
 from torch import Tensor, nn
 
 from workers.models.base import ModelFamily
@@ -46,21 +47,6 @@ class Row:
     @property
     def exact(self) -> bool:
         return self.difference is not None and self.difference <= EXACT
-
-
-def smallest(modules: Sequence[str] | None) -> Iterator[tuple[str, str]]:
-    """Each module of timm and its architecture with the fewest parameters."""
-    found: dict[str, tuple[int, str]] = {}
-    for module in modules or timm.list_modules():
-        for name in timm.list_models(module=module):
-            try:
-                with torch.device("meta"):
-                    size = sum(parameter.numel() for parameter in timm.create_model(name, pretrained=False).parameters())
-            except (RuntimeError, ImportError, NotImplementedError, ValueError):  # wants weights, or something that is not installed
-                continue
-            found[module] = min(found.get(module, (size, name)), (size, name))
-    for module, (_, name) in sorted(found.items()):
-        yield module, name
 
 
 def family(name: str) -> tuple[ModelFamily, tuple[int, int, int]]:
@@ -159,7 +145,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where to write the table, beside printing it")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    rows = [survey(module, name) for module, name in track(list(smallest(options.modules)), "architectures")]
+    chosen = [(module, name) for module, name in sorted(smallest_architectures(options.modules or ()).items())]
+    rows = [survey(module, name) for module, name in track(chosen, "architectures")]
     text = table(rows)
     print(text)
     if options.out:
