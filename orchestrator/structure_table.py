@@ -10,7 +10,7 @@ from rich.table import Table
 
 from orchestrator.units import count, percent
 from workers.models.base import ModelFamily
-from workers.structure import Group, find_structure
+from workers.structure import DIFFERS, Group, find_structure
 
 if TYPE_CHECKING:
     import torch
@@ -38,14 +38,19 @@ def structure_table(family: ModelFamily, input_shape: tuple[int, int, int]) -> r
 
 
 def left_out_sentences(reasons: Mapping[str, str]) -> list[str]:
-    """Groups that were seen and are not offered, a sentence for each reason."""
+    """Groups that were seen and are not offered: a sentence for those whose output is another one, and one for each other reason."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in reasons.items():
-        by_reason.setdefault(reason, []).append(name)
-    return [
-        f"not offered, since the model without half of their units is not the one with these silenced ({reason}): {', '.join(names)}"
-        for reason, names in by_reason.items()
-    ]
+        by_reason.setdefault(reason.partition(DIFFERS)[1] or reason, []).append(name)
+    found = []
+    for reason, names in by_reason.items():
+        if reason == DIFFERS:
+            reason += f" by up to {max(float(reasons[name].rpartition(' ')[2]) for name in names):.2g} of its largest value"
+        found.append(
+            f"{count(len(names), 'group')} not offered, since the model without half of the units is not the one with these silenced "
+            f"({reason}): {', '.join(names)}"
+        )
+    return found
 
 
 def shapes_of(family: ModelFamily) -> dict[str, torch.Size]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from workers.models.base import ModelFamily
     from workers.models.shrunk import ShrunkModel
 
+DIFFERS = "the output differs"  # how the reason begins of a group that is another function without its units
 KEPT = 8  # models whose groups are remembered: tracing takes seconds
 _FOUND: dict[str, Structure] = {}  # by family and shape of the images
 
@@ -105,7 +106,8 @@ def join(groups: Sequence[Group]) -> Group:
 
 @dataclass(frozen=True, eq=False)
 class Structure:
-    """Groups of a model, in the order of definition, and those that were seen and do not hold, by name, with the reason."""
+    """Groups of a model, in the order of definition, and those that were seen and do not hold, by name, with the reason (``DIFFERS by`` so
+    much, relative to the largest output, or whatever ended the forward pass)."""
 
     groups: list[Group]
     left_out: dict[str, str]

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from workers.models.resize import resize_
 from workers.models.structures_traced import Entered, Trace
-from workers.structure import Group, Kind, Size, Slice, home, join, mask_, remainder, take
+from workers.structure import DIFFERS, Group, Kind, Size, Slice, home, join, mask_, remainder, take
 
 TOLERANCE = 1e-9  # relative to the largest output, in float64
 TOLERANCE_FLOAT32 = 1e-4
@@ -151,7 +151,7 @@ def _first_that_holds(trial: _Trial, ways: Sequence[Group]) -> Group | str:
         if reason is None:
             return way
         reasons.append(reason)
-    return next((reason for reason in reasons if "differs" in reason), reasons[0])
+    return next((reason for reason in reasons if DIFFERS in reason), reasons[0])
 
 
 def _renamed(group: Group, prefix: str, start: int) -> Group:
@@ -279,7 +279,7 @@ class _Trial:
         off = max((float((part - other).abs().max()) for part, other in zip(expected, found, strict=True) if part.numel()), default=0.0)
         if off <= self.tolerance * largest:
             return None
-        return f"the output differs by {off / largest:.1e}" if largest else "the output is nothing"
+        return f"{DIFFERS} by {off / largest:.1e}" if largest else "the output is nothing"
 
     def _half(self, units: int, empty: bool) -> Tensor:
         if empty:
