@@ -9,6 +9,7 @@ from a class of a library, which calls them itself.
 from __future__ import annotations
 
 import ast
+import gc
 import hashlib
 import re
 import sys
@@ -101,14 +102,19 @@ def sources(verb: str, components: tuple[str, ...] = ()) -> Sources:
 
     Raises: UnknownSource if anything that is named here or in an import is not there.
     """
-    search = Search()
-    for entry in VERBS[verb]:
-        search.enter(entry)
-    waiting = {name: set(ancestors(name)) for name in components}
-    while known := [name for name, above in waiting.items() if above & search.classes]:
-        for name in sorted(known):
-            search.reach(name)
-            del waiting[name]
+    search, collects = Search(), gc.isenabled()
+    gc.disable()  # syntax trees stay, and looking through them for what can go would take as long as all else
+    try:
+        for entry in VERBS[verb]:
+            search.enter(entry)
+        waiting = {name: set(ancestors(name)) for name in components}
+        while known := [name for name, above in waiting.items() if above & search.classes]:
+            for name in sorted(known):
+                search.reach(name)
+                del waiting[name]
+    finally:
+        if collects:
+            gc.enable()
     return Sources(tuple(sorted(search.files)), tuple(sorted(search.packages - NO_VERSION.keys())))
 
 
