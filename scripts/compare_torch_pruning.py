@@ -77,7 +77,8 @@ def scores(name: str, model: nn.Module, groups: list[Group], experiment: Experim
     graph = tp.DependencyGraph().build_dependency(model, torch.zeros(1, *experiment.data.input_shape), verbose=False)
     found = []
     for group in groups:
-        root = model.get_submodule(group.name)
+        owners = (model.get_submodule(part.tensor.rpartition(".")[0]) for part in group.produced)
+        root = next(owner for owner in owners if isinstance(owner, nn.Linear | nn.Conv2d))
         removing = tp.prune_linear_out_channels if isinstance(root, nn.Linear) else tp.prune_conv_out_channels
         found.append(importance(graph.get_pruning_group(root, removing, list(range(group.units)))).detach().double())
     return torch.cat(found)

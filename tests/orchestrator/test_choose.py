@@ -27,7 +27,8 @@ def target(removed, of=Of.MACS, min_units=1, min_fraction=0.0):
 
 
 def group(name, units, kind=Kind.NEURON, channels=1):
-    return Group(name, kind, (Slice(f"{name}.weight", 0, torch.arange(units * channels).reshape(units, channels)),), ())
+    rows = Slice(f"{name}.weight", 0, torch.arange(units * channels).reshape(units, channels))
+    return Group(name, kind, (rows,), (), least=int(kind is Kind.CHANNEL))
 
 
 class Priced:

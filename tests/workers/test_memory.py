@@ -7,7 +7,7 @@ from time import sleep
 import torch
 
 from workers.files import finish
-from workers.memory import peak_bytes, peak_so_far, resident_bytes, watched
+from workers.memory import give_back, peak_bytes, peak_so_far, resident_bytes, watched
 from workers.messages import Destination
 
 MEGABYTE = 2**20
@@ -21,6 +21,7 @@ def test_the_peak_sees_an_allocation_that_is_gone_at_the_end() -> None:
         sleep(0.05)
         del held
     assert peak.bytes is not None and 250 * MEGABYTE < peak.bytes - before < 300 * MEGABYTE
+    give_back()  # what the C library had in reserve before it may have served this
     assert resident_bytes() < before + 30 * MEGABYTE
 
 
