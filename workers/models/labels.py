@@ -138,15 +138,17 @@ class Ties:
         return tuple(sorted(found, key=lambda factor: factor.dims))
 
     def reshaped(self, labels: Labels, old: Sequence[int], new: Sequence[int]) -> Labels:
-        """After a view of shape ``old`` as ``new``."""
+        """After a view of shape ``old`` as ``new``.
+
+        Of two factors that become one dimension, such as heads and the values that all of them share, the outer one tells the units.
+        """
         blocks = list(_blocks(old, new))
         seen: set[int] = set()
         found: list[Factor] = []
         for factor in labels:
             touched = [index for index, (before, _) in enumerate(blocks) if any(dim in factor.dims for dim in before)]
             if seen & set(touched) or math.prod(old[dim] for index in touched for dim in blocks[index][0]) > MOST_POSITIONS:
-                self.freeze([factor, *(other for other in found if other is not factor)])
-                found.clear()
+                self.freeze([factor])
                 continue
             seen |= set(touched)
             before = [dim for index in touched for dim in blocks[index][0]]
