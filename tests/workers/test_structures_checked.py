@@ -10,7 +10,7 @@ from torch import nn
 from workers.export import load_family, load_pruned, save_model
 from workers.models import structures_checked
 from workers.models.resize import NarrowHeads, number_of, resize_
-from workers.models.structures_traced import trace
+from workers.models.structures_traced import Entered, trace
 from workers.models.timm import TimmModel
 from workers.structure import Kind, find_groups, find_structure
 
@@ -53,6 +53,26 @@ def test_a_bias_after_the_activation_is_another_function_and_said_by_name():
     found = checked(lambda: layers(AddOne()), 3, 8, 8)
     assert [group.name for group in found.groups] == ["2"]
     assert list(found.left_out) == ["0"] and "the output differs by" in found.left_out["0"]
+
+
+class WithRoot(nn.Module):
+    """A second output that is no number."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = layers(nn.ReLU())
+
+    def forward(self, images_NCHW):
+        logits = self.layers(images_NCHW)
+        return logits, torch.sqrt(-1 - logits**2)
+
+
+def test_a_trial_that_gives_no_numbers_proves_nothing():
+    whole = WithRoot()
+    groups = checked(lambda: layers(nn.ReLU()), 3, 8, 8).groups
+    entered = Entered((torch.empty(1, 3, 8, 8, device="meta"),), {})
+    renamed = [structures_checked._renamed(group, "layers.", 0) for group in groups]
+    assert structures_checked._Trial(whole, "", entered).fails(renamed) == "the output is not finite"
 
 
 def test_channels_that_a_mean_is_taken_over_are_not_offered():

@@ -1,5 +1,5 @@
-"""What each operation of torch does to the labels of its tensors. What has no rule stays
-whole: its labels are frozen.
+"""What each operation of torch does to the labels of its tensors. What has no rule stays whole:
+its labels are frozen.
 
 Sources: the schemas of ATen's operators.
 """

@@ -275,6 +275,8 @@ class _Trial:
             return f"without units: {' '.join(str(error).split())[:120] or type(error).__name__}"
         if [part.shape for part in expected] != [part.shape for part in found]:
             return "the output has another shape"
+        if not all(bool(part.isfinite().all()) for part in (*expected, *found)):
+            return "the output is not finite"
         largest = max((float(part.abs().max()) for part in expected if part.numel()), default=0.0)
         off = max((float((part - other).abs().max()) for part, other in zip(expected, found, strict=True) if part.numel()), default=0.0)
         if off <= self.tolerance * largest:

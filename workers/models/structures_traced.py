@@ -39,7 +39,6 @@ class Trace:
 
     groups: list[Group]
     entered: dict[str, Entered]  # the first call of each module that was called
-    unknown: list[str]  # operations that have no rule: what they work on stays whole
 
 
 def trace(model: nn.Module, image_1CHW: Tensor) -> Trace:
@@ -61,7 +60,7 @@ def trace(model: nn.Module, image_1CHW: Tensor) -> Trace:
     for tensor in tree_flatten(output)[0]:
         if isinstance(tensor, Tensor):
             follower.ties.freeze(follower.labels(tensor))
-    return Trace(_groups(model, follower), follower.entered, sorted(follower.unknown))
+    return Trace(_groups(model, follower), follower.entered)
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,6 @@ class _Follower(TorchDispatchMode):
         super().__init__()
         self.ties = Ties()
         self.entered: dict[str, Entered] = {}
-        self.unknown: set[str] = set()
         self.dimensions: list[_Dimension] = []
         self.read: set[int] = set()  # first atoms of dimensions that are summed over
         self.added: list[Atoms] = []  # atoms of residual streams
@@ -98,15 +96,12 @@ class _Follower(TorchDispatchMode):
         self._name_parameters()
 
     def _name_parameters(self) -> None:
-        seen: dict[int, str] = {}
         tensors: list[tuple[str, Tensor, bool]] = [(*item, False) for item in self._model.named_parameters(remove_duplicate=False)]
         tensors += [(*item, True) for item in self._model.named_buffers(remove_duplicate=False)]
         for name, tensor, running in tensors:
-            twice = id(tensor) in seen
-            if twice:
+            if id(tensor) in self._labels:  # under two names: what both places need is not followed
                 self.ties.freeze(self._labels[id(tensor)])
                 continue
-            seen[id(tensor)] = name
             factors = []
             for dim, size in enumerate(tensor.shape):
                 if size > 1:
@@ -153,7 +148,7 @@ class _Follower(TorchDispatchMode):
         name = call.name.rstrip("_") if call.name.endswith("_") and not call.name.startswith("__") else call.name
         per_output = self._found(name, call, inputs)
         constant = all(id(tensor) in self._constant for tensor in inputs)
-        if name in ("add", "add_") and len(inputs) == 2:
+        if name == "add" and len(inputs) == 2:
             self._note_streams(inputs, per_output[0] if per_output else ())
         self._operations += 1
         before = 1 << self._operations
@@ -189,7 +184,6 @@ class _Follower(TorchDispatchMode):
             return RULES[name](call)
         if torch.Tag.pointwise in call.function.tags or name in ("where", "masked_fill", "lerp", "addcmul", "fill"):
             return pointwise(call)
-        self.unknown.add(name)
         call.freeze_all()
         return ()
 
