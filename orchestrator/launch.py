@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.config import Experiment, check_request
 from orchestrator.identity import latency_fingerprint, run_fingerprint
 from orchestrator.plan import Plan
+from orchestrator.quantities import size
 from orchestrator.report import Report, write_report
 from orchestrator.report_rounds import round_lines
 from orchestrator.results import make_report
 from orchestrator.rounds import check_targets, plan_rounds
 from orchestrator.store import MODEL, Store
-from orchestrator.units import size
 from workers.checks import require
 from workers.errors import DamagedResult, SecateurError
 from workers.int8 import INT8

@@ -13,7 +13,7 @@ from orchestrator.costs import SCORED_BYTES, SOLVED_BYTES, CostModel, PlannedLay
 from orchestrator.footprint import Footprint, check_memory, footprint
 from orchestrator.grid import makespan, portions
 from orchestrator.latency_table import sizes
-from orchestrator.units import count, percent
+from orchestrator.quantities import count, percent
 from workers.data.base import TASK_SAMPLES
 from workers.int8 import RANGE_IMAGES
 from workers.latency import MODEL_PATIENCE, Runtime

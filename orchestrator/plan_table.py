@@ -7,8 +7,8 @@ from rich.table import Table
 
 from orchestrator.costs import PlannedLayer
 from orchestrator.plan import Estimate, Plan, on_unfit
+from orchestrator.quantities import count, duration, size
 from orchestrator.stages import kind
-from orchestrator.units import count, duration, size
 
 
 def plan_table(plan: Plan) -> RenderableType:

@@ -18,8 +18,8 @@ from rich.progress import Progress as RichProgress
 from rich.table import Column
 from rich.text import Text
 
+from orchestrator.quantities import duration
 from orchestrator.tail import Tail
-from orchestrator.units import duration
 
 POLL_SECONDS = 0.2
 LINE_SECONDS = 10.0  # without a terminal: a line after this long, or after a tenth of the stage but not more often than each second

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.choose import Cost, Question, floors, rounded, step_of
+from orchestrator.quantities import percent
 from orchestrator.report_size import OF
-from orchestrator.units import percent
 from workers.pruners.units import Of, Solver, UnitTarget
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.quantities import listed, percent
 from orchestrator.report_figures import Figure, layout_of, safe
 from orchestrator.report_html import place
-from orchestrator.units import listed, percent
 
 if TYPE_CHECKING:
     from orchestrator.report import GroupResult, Report

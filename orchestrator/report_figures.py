@@ -6,9 +6,9 @@ import html
 import math
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.quantities import duration, number, percent
 from orchestrator.report_metrics import ACCURACIES, METRICS, stage_name
 from orchestrator.stages import over_rounds
-from orchestrator.units import duration, number, percent
 
 if TYPE_CHECKING:
     from orchestrator.report import Report, TaskRun

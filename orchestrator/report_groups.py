@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.quantities import count, listed, percent
 from orchestrator.report_bars import Bar, bars
 from orchestrator.report_bottlenecks import bottleneck_part
 from orchestrator.report_figures import Figure, safe
 from orchestrator.report_html import place, section, table
 from orchestrator.report_size import KINDS
-from orchestrator.units import count, listed, percent
 
 if TYPE_CHECKING:
     from orchestrator.report import GroupResult, Report

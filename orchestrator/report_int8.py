@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from orchestrator.quantities import percent, size
 from orchestrator.report_latency import ms, setting
 from orchestrator.report_metrics import ACCURACIES, metric_text
-from orchestrator.units import percent, size
 
 if TYPE_CHECKING:
     from orchestrator.report import Report

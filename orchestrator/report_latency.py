@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from orchestrator.units import count, percent
+from orchestrator.quantities import count, percent
 
 if TYPE_CHECKING:
     from orchestrator.report import LatencyResult, Report

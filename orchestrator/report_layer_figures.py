@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from orchestrator.quantities import number, percent
 from orchestrator.report_bars import MANY, Bar, bars, colours_of
 from orchestrator.report_figures import OTHER, Figure, layout_of, safe
-from orchestrator.units import number, percent
 
 if TYPE_CHECKING:
     from orchestrator.report import LayerResult, Report

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from orchestrator.units import NOT_MEASURED, percent
+from orchestrator.quantities import NOT_MEASURED, percent
 
 if TYPE_CHECKING:
     from orchestrator.report import Report

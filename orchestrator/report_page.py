@@ -7,6 +7,7 @@ from collections import Counter
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.quantities import NOT_MEASURED, count, duration, number, percent, size
 from orchestrator.report_bottlenecks import sweep
 from orchestrator.report_figures import Figure, accuracy, loss_increase, seconds, timeline, training
 from orchestrator.report_groups import group_section, kept_units
@@ -18,7 +19,6 @@ from orchestrator.report_rounds import joined_curves, round_columns, round_rows,
 from orchestrator.report_size import masks_last
 from orchestrator.report_style import SCRIPT, STYLE
 from orchestrator.report_target import asked_pairs, pruned_tiles, reached_pairs, speed_tile
-from orchestrator.units import NOT_MEASURED, count, duration, number, percent, size
 
 if TYPE_CHECKING:
     from orchestrator.report import LayerResult, Report

@@ -6,10 +6,10 @@ import math
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.quantities import count, macs, percent
 from orchestrator.report_figures import INK, STAGE_COLOURS, Figure, layout_of, safe
 from orchestrator.report_metrics import ACCURACIES, METRICS, metric_text
 from orchestrator.report_size import OF, unit_goal
-from orchestrator.units import count, macs, percent
 
 if TYPE_CHECKING:
     from rich.table import Table

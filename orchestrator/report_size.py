@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from orchestrator.units import count, listed, macs, percent, size
+from orchestrator.quantities import count, listed, macs, percent, size
 
 if TYPE_CHECKING:
     from orchestrator.report import GroupResult, Report

@@ -6,8 +6,8 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.quantities import count, percent
 from orchestrator.report_latency import ms
-from orchestrator.units import count, percent
 
 if TYPE_CHECKING:
     import rich.console

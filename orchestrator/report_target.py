@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from orchestrator.quantities import macs, percent
 from orchestrator.report_latency import latency_pairs
 from orchestrator.report_size import OF, SAME, fractions, masks_last, speeds, unit_goal, weight_goal
-from orchestrator.units import macs, percent
 
 if TYPE_CHECKING:
     from orchestrator.report import Report, RoundResult

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from orchestrator.quantities import count, duration, number, percent, points, size
 from orchestrator.report_bottlenecks import on_bottlenecks
 from orchestrator.report_groups import on_groups
 from orchestrator.report_int8 import on_int8
@@ -23,7 +24,6 @@ from orchestrator.report_size import (
     weight_goal,
 )
 from orchestrator.stages import over_rounds
-from orchestrator.units import count, duration, number, percent, points, size
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -9,12 +9,12 @@ from typing import Any
 
 from orchestrator.choose import Question, Times, answer, limit, question, sweep
 from orchestrator.outcome import UnitStep
+from orchestrator.quantities import count, percent
 from orchestrator.reach import sentences, storable, unreached
 from orchestrator.run import Run, data_identity
 from orchestrator.store import MODEL, settings
 from orchestrator.structure_table import left_out_sentences
 from orchestrator.times import measure_times, time_beside_dense
-from orchestrator.units import count, percent
 from workers.files import finish, read_result, write_tensors
 from workers.messages import MeasureTask, RankTask, Record, ShrinkTask
 from workers.pruners.units import Of

@@ -58,7 +58,7 @@ CANNOT_MATTER = {
     "orchestrator/progress.py": "what people see",
     "orchestrator/track.py": "what people see",
     "orchestrator/report.py": "what people see",
-    "orchestrator/units.py": "numbers as people read them",
+    "orchestrator/quantities.py": "numbers as people read them",
     "orchestrator/costs.py": "which task starts first",
     "orchestrator/plan.py": "which layers are collected together, which changes no byte",
     "orchestrator/cluster/": "where tasks run; device and threads are left to the user (docs/configuration.md)",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import rich.console
 from rich.table import Table
 
-from orchestrator.units import count, percent
+from orchestrator.quantities import count, percent
 from workers.models.base import ModelFamily
 from workers.structure import DIFFERS, Group, find_structure
 

@@ -23,8 +23,8 @@ from one_figure import curve, page
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.quantities import size
 from orchestrator.report_figures import PALETTE, layout_of
-from orchestrator.units import size
 from workers import saliency
 from workers.data.base import Batch
 from workers.losses import Loss

@@ -24,8 +24,8 @@ from one_figure import curve, page
 
 from orchestrator.choose import dense_family
 from orchestrator.cluster.base import processor
+from orchestrator.quantities import count
 from orchestrator.report_figures import PALETTE, layout_of
-from orchestrator.units import count
 from workers.export import load_family, load_pruned
 from workers.latency import Latency, Runtime
 from workers.memory import keep_freed_memory

@@ -28,7 +28,7 @@ from orchestrator.costs import PlannedLayer, cost_model
 from orchestrator.footprint import footprint
 from orchestrator.launch import plan_experiment
 from orchestrator.plan import Plan
-from orchestrator.units import count, duration, size
+from orchestrator.quantities import count, duration, size
 from workers.files import _check_once
 from workers.memory import peak_bytes
 from workers.messages import CollectTask, Destination, Record, ScoreTask, SolveTask

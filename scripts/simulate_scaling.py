@@ -20,10 +20,10 @@ from rich.table import Table
 from orchestrator.config import experiment_of
 from orchestrator.launch import plan_experiment
 from orchestrator.plan import Plan
+from orchestrator.quantities import duration, size
 from orchestrator.report_figures import FAINT, INK, OTHER, PALETTE, layout_of
 from orchestrator.simulate import Simulation, simulate
 from orchestrator.stages import kind
-from orchestrator.units import duration, size
 from workers.errors import ConfigError
 
 GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)

@@ -6,10 +6,10 @@ import plotly.graph_objects as go
 import pytest
 from example_report import GROUPS, MISSING, REMOVED, SMALL, example, metrics, mixed, part, said, stages, structured, unit_part
 
+from orchestrator.quantities import listed, macs, number, size
 from orchestrator.report import FileSizes, GroupResult, Report, sentences, verdict
 from orchestrator.report_page import figures
 from orchestrator.report_rounds import round_columns, round_lines, round_rows
-from orchestrator.units import listed, macs, number, size
 
 ACCURACY = "top-1 accuracy 97.0 % dense, 96.5 % after recovery (90.0 % one-shot)"
 FASTER = "1.4 times as many images per second on cpu (2 threads)"
