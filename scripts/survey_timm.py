@@ -1,6 +1,6 @@
 """What can be taken out of timm's models: the smallest architecture of every module, half of each group out.
 
-    python scripts/survey_timm.py [--modules cait beit] [--out docs/survey_timm.md]
+    python scripts/survey_timm.py [--modules cait beit] [--out units.md]
 
 Groups are found as ``mode=structure`` finds them, residual streams with them. Then half of the units of every group go at once, and the
 output of the smaller model is held against that of the model with these units silenced, in float64, on random images and weights. Takes
@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from workers.models.base import ModelFamily
 from workers.models.shrunk import shrunk
+from workers.models.structures.find import find_structure
+from workers.models.structures.groups import Group, mask_, take
 from workers.models.timm import TimmModel
-from workers.structure import Group, find_structure, mask_, take
 
 EXACT = 1e-9  # relative to the largest output
 
