@@ -34,7 +34,7 @@ EXACT = 1e-9  # relative to the largest output
 
 @dataclass(frozen=True)
 class Row:
-    """One architecture. ``difference`` is None where nothing can go, ``error`` says why nothing was found out."""
+    """One architecture. ``difference`` is None where no unit can be removed, ``error`` says why nothing was found out."""
 
     module: str
     architecture: str
@@ -130,13 +130,13 @@ def table(rows: Sequence[Row]) -> str:
     ]
     for row in rows:
         kinds = " | ".join(str(row.groups.get(kind, 0)) for kind in ("head", "neuron", "channel", "stream"))
-        result = row.error or ("nothing can go" if row.difference is None else f"{row.difference:.0e}")
+        result = row.error or ("no units" if row.difference is None else f"{row.difference:.0e}")
         lines.append(f"| {row.module} | {row.architecture} | {kinds} | {row.share:.0%} | {row.left_out} | {result} | {row.seconds:.1f} |")
     exact, none = sum(row.exact for row in rows), sum(row.difference is None and not row.error for row in rows)
     errors = sum(bool(row.error) for row in rows)
     other = len(rows) - exact - none - errors
     slow = max((row.seconds for row in rows), default=0.0)
-    counts = f"{exact} exact, {none} of which nothing can go, {other} that differ, {errors} errors"
+    counts = f"{exact} exact, {none} without units that can be removed, {other} that differ, {errors} errors"
     return "\n".join([*lines, "", f"{len(rows)} architectures: {counts}; at most {slow:.0f} s."])
 
 
