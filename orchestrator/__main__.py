@@ -42,7 +42,7 @@ def carry_out(composed: DictConfig) -> float | None:
 
     console = Console()
     if experiment.mode is Mode.PLAN:
-        from orchestrator.plan_table import plan_table
+        from orchestrator.planning.plan_table import plan_table
 
         console.print(plan_table(plan_experiment(experiment)))
         return None
@@ -64,7 +64,7 @@ def carry_out(composed: DictConfig) -> float | None:
 
 def print_latency(experiment: Experiment, console: Console) -> None:
     """Measure the table of latencies, and print what it says and where it is."""
-    from orchestrator.latency_table import TABLE
+    from orchestrator.allocation.latency_table import TABLE
     from orchestrator.launch import measure_latency
     from orchestrator.report_latency import setting
     from orchestrator.report_staircases import latency_table, write_page

@@ -25,7 +25,7 @@ from workers.losses import Loss
 from workers.models.base import ModelFamily
 from workers.pruners.base import Pruner, WeightPruner
 from workers.pruners.units import UnitPruner
-from workers.recovery import Recovery
+from workers.training.settings import Training
 
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
 
@@ -43,7 +43,7 @@ class Round:
 
     pruner: Pruner
     steps: int  # sub-steps on the way to the target, each with a statistic of its own and no training between
-    recovery: Recovery | None
+    recovery: Training | None
 
 
 @dataclass
@@ -58,10 +58,10 @@ class Experiment:
     compare: bool  # whether to measure it
     model: ModelFamily
     data: Dataset
-    training: Recovery | None  # how to train the dense model when model.checkpoint is null
+    training: Training | None  # how to train the dense model when model.checkpoint is null
     pruner: Pruner
     steps: int
-    recovery: Recovery | None
+    recovery: Training | None
     onnx: bool
     int8: bool
     latency: Latency  # how time is measured, for targets of latency and mode=latency
@@ -115,9 +115,9 @@ class Entry:
 COMPONENTS: dict[str, type] = {
     "model": ModelFamily,
     "data": Dataset,
-    "training": Recovery,
+    "training": Training,
     "pruner": Pruner,
-    "recovery": Recovery,
+    "recovery": Training,
     "cluster": Cluster,
     "tracking": Tracking,
 }
@@ -169,7 +169,7 @@ def _round(path: str, entry: Any, above: dict[str, Any]) -> Round:
     require(isinstance(entry, dict), path, "what the round changes: pruner, steps, recovery", entry)
     written: Any = _typed(Entry, {key: above[key] for key in ("pruner", "steps", "recovery")} | entry, path)
     pruner = _component(f"{path}.pruner", _over(above["pruner"], entry.get("pruner", {})), Pruner)
-    recovery = _component(f"{path}.recovery", _over(above["recovery"], entry.get("recovery", {})), Recovery)
+    recovery = _component(f"{path}.recovery", _over(above["recovery"], entry.get("recovery", {})), Training)
     _check_steps(f"{path}.steps", written.steps, pruner)
     return Round(pruner, written.steps, recovery)
 
@@ -195,7 +195,7 @@ def _check_steps(where: str, steps: int, pruner: Pruner) -> None:
 
 
 def _component(path: str, given: Any, kind: type) -> Any:
-    part = "recovery" if kind is Recovery else path.rpartition(".")[2]  # what the settings call themselves in their errors
+    part = "recovery" if kind is Training else path.rpartition(".")[2]  # what the settings call themselves in their errors
     choice = path if path == part else f"{part}@{path}"
     require(given is None or isinstance(given, dict), path, f"a component, chosen with {choice}=NAME", given)
     target = None if given is None else given.get("_target_")

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.config import Experiment, check_request
-from orchestrator.identity import latency_fingerprint, run_fingerprint
-from orchestrator.plan import Plan
+from orchestrator.identity.fingerprints import latency_fingerprint, run_fingerprint
+from orchestrator.planning.plan import Plan
 from orchestrator.quantities import size
 from orchestrator.report import Report, write_report
 from orchestrator.report_rounds import round_lines
@@ -24,10 +24,10 @@ from workers.losses import Loss
 from workers.models.base import Output
 from workers.onnx_export import ONE_FILE_BYTES, check_packages, export_onnx, first_images
 from workers.pruners.units import UnitPruner
-from workers.recovery import check
+from workers.training.settings import check
 
 if TYPE_CHECKING:
-    from orchestrator.latency_table import LatencyTable
+    from orchestrator.allocation.latency_table import LatencyTable
     from orchestrator.outcome import Outcome
     from orchestrator.progress import Progress
     from orchestrator.run import Run

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from orchestrator.run import Run
-from workers.messages import Record
 from workers.pruners.base import WeightPruner
+from workers.records import Record
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from orchestrator.allocate import Allocation, Units, allocate, asked_sparsity
-from orchestrator.costs import PlannedLayer, cost_model
+from orchestrator.allocation.weights import Allocation, Units, allocate, asked_sparsity
 from orchestrator.outcome import Outcome, RoundOutcome, Step, UnitStep
-from orchestrator.plan import cut_grid, on_unfit
+from orchestrator.planning.costs import PlannedLayer, cost_model
+from orchestrator.planning.plan import cut_grid, on_unfit
 from orchestrator.rounds import toward
 from orchestrator.run import Run, data_identity
 from orchestrator.shrinking import take_out
@@ -23,19 +23,18 @@ from workers.messages import (
     CollectTask,
     CompareTask,
     CountTask,
-    Destination,
     EvaluateTask,
     ImportTask,
     JoinTask,
     QuantiseTask,
-    Record,
-    RecoverTask,
     ScoreTask,
     SolveTask,
+    TrainTask,
 )
 from workers.models.base import Output
 from workers.pruners.base import WeightPruner
-from workers.recovery import Distill, Recovery
+from workers.records import Destination, Record
+from workers.training.settings import Distill, Training
 from workers.worker import Worker
 
 CALIBRATION = ("calibration_batches", "calibration_batch_size")  # read by collect, with shards, and by compare
@@ -115,14 +114,14 @@ def import_model(run: Run) -> Record:
     return record
 
 
-def train(run: Run, stage: str, start: Record, recovery: Recovery, dense: Record | None) -> Record:
+def train(run: Run, stage: str, start: Record, recovery: Training, dense: Record | None) -> Record:
     """A gang trains a model from ``start``, its zeros held, taught by ``dense`` if the recipe distills."""
     data, seed = run.experiment.data, run.experiment.seed
     identity = data_identity(run, data.training_only)
     teacher = dense if recovery.distill is not Distill.NONE else None
-    to = run.store.destination("recover", model=start, teacher=teacher, data=identity, recovery=recovery, seed=seed)
+    to = run.store.destination("train", model=start, teacher=teacher, data=identity, recovery=recovery, seed=seed)
     taught_by = None if teacher is None else teacher.path(MODEL)
-    return run.gang(stage, RecoverTask(start.path(MODEL), taught_by, data, recovery, seed, to.directory / "progress.jsonl", to))
+    return run.gang(stage, TrainTask(start.path(MODEL), taught_by, data, recovery, seed, to.directory / "progress.jsonl", to))
 
 
 def evaluate(run: Run, stage: str, model: Record) -> dict[str, list[Record]]:

@@ -12,7 +12,7 @@ from orchestrator.report_latency import ms
 if TYPE_CHECKING:
     import rich.console
 
-    from orchestrator.latency_table import LatencyTable, OperationTable
+    from orchestrator.allocation.latency_table import LatencyTable, OperationTable
 
 SHOWN = 12  # operations
 PAGE = "latency.html"

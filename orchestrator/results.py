@@ -9,12 +9,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from orchestrator.allocate import asked_sparsity
-from orchestrator.choose import cost_of, dense_family, floors
+from orchestrator.allocation.units import cost_of, dense_family, floors
+from orchestrator.allocation.weights import asked_sparsity
 from orchestrator.cluster.base import cores_here, processor
 from orchestrator.config import Experiment
 from orchestrator.outcome import Outcome, RoundOutcome
-from orchestrator.plan import Plan
+from orchestrator.planning.plan import Plan
 from orchestrator.report import (
     FileSizes,
     GroupResult,
@@ -32,12 +32,12 @@ from orchestrator.stages import whose
 from orchestrator.store import MODEL
 from orchestrator.structure_table import shapes_of, unit_weights
 from orchestrator.times import conditions, on_onnxruntime
-from workers.messages import Record
 from workers.models.base import ModelFamily
 from workers.models.profile import ModelProfile, profile
+from workers.models.structures.find import find_groups
 from workers.pruners.base import WeightPruner
 from workers.pruners.units import Of, UnitPruner
-from workers.structure import find_groups
+from workers.records import Record
 
 
 def make_report(run: Run, outcome: Outcome, config: dict[str, Any], command: str, fingerprint: str, files: dict[str, Any]) -> Report:

@@ -6,10 +6,10 @@ import glob
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from orchestrator.allocate import asked_sparsity, layer_sparsities
+from orchestrator.allocation.weights import asked_sparsity, layer_sparsities
 from orchestrator.cluster.base import Resources
 from orchestrator.config import Experiment, placed
-from orchestrator.plan import Estimate, Plan, after_round, make_plan
+from orchestrator.planning.plan import Estimate, Plan, after_round, make_plan
 from orchestrator.stages import prefix
 from workers.checks import require
 from workers.models.base import Layer

@@ -10,23 +10,25 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.choose import dense_family
+from orchestrator.allocation.units import dense_family
 from orchestrator.config import Experiment
-from orchestrator.plan import Plan, make_plan
+from orchestrator.identity.sources import classes_of
+from orchestrator.planning.plan import Plan, make_plan
 from orchestrator.progress import Progress
 from orchestrator.report import TaskRun
 from orchestrator.rounds import one_by_one
-from orchestrator.sources import classes_of
 from orchestrator.stages import prefix
 from orchestrator.store import MODEL, Store
 from orchestrator.track import Run as Tracked
 from workers.errors import DamagedResult
 from workers.export import load_family
-from workers.messages import Destination, Record, RecoverTask
+from workers.messages import TrainTask
 from workers.models.base import ModelFamily
+from workers.models.exported import selecting
 from workers.models.profile import profile
-from workers.models.shrunk import ShrunkModel, selecting
+from workers.models.shrunk import ShrunkModel
 from workers.pruners.base import WeightPruner
+from workers.records import Destination, Record
 
 
 @dataclass
@@ -124,7 +126,7 @@ class Run:
 
             return self.experiment.cluster.map(verb, tasks, done, alone) if tasks else []
 
-    def gang(self, stage: str, task: RecoverTask) -> Record:
+    def gang(self, stage: str, task: TrainTask) -> Record:
         """Train with a gang, unless the result is in the store."""
         record = self.find(task.to)
         with self.timed(self.prefix + stage), self.progress.stage(self.prefix + stage, None) as bar:

@@ -7,18 +7,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from orchestrator.choose import Question, Times, answer, limit, question, sweep
+from orchestrator.allocation.reach import sentences, storable, unreached
+from orchestrator.allocation.units import Question, Times, answer, limit, question, sweep
 from orchestrator.outcome import UnitStep
 from orchestrator.quantities import count, percent
-from orchestrator.reach import sentences, storable, unreached
 from orchestrator.run import Run, data_identity
 from orchestrator.store import MODEL, settings
 from orchestrator.structure_table import left_out_sentences
 from orchestrator.times import measure_times, time_beside_dense
 from workers.files import finish, read_result, write_tensors
-from workers.messages import MeasureTask, RankTask, Record, ShrinkTask
+from workers.messages import MeasureTask, RankTask, ShrinkTask
+from workers.models.structures.find import find_structure
 from workers.pruners.units import Of
-from workers.structure import find_structure
+from workers.records import Record
 from workers.worker import Worker
 
 MEASURED = ("calibration_batches", "calibration_batch_size", "shards")  # what of the data the sums depend on

@@ -11,10 +11,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from orchestrator.sources import classes_of, code_version
+from orchestrator.identity.sources import classes_of, code_version
 from workers.errors import DamagedResult
 from workers.files import digest, read_record
-from workers.messages import Destination, Record
+from workers.records import Destination, Record
 
 MODEL = "model.safetensors"
 

@@ -10,7 +10,8 @@ from rich.table import Table
 
 from orchestrator.quantities import count, percent
 from workers.models.base import ModelFamily
-from workers.structure import DIFFERS, Group, find_structure
+from workers.models.structures.find import find_structure
+from workers.models.structures.groups import DIFFERS, Group
 
 if TYPE_CHECKING:
     import torch

@@ -6,14 +6,15 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from orchestrator.choose import Times, dense_family
+from orchestrator.allocation.latency_table import TABLE, Cell, LatencyTable, build_table
+from orchestrator.allocation.units import Times, dense_family
 from orchestrator.cluster.base import Resources, device_name
-from orchestrator.latency_table import TABLE, Cell, LatencyTable, build_table
 from orchestrator.run import Run
 from workers.latency import Latency, Runtime
-from workers.messages import CompareTimeTask, Record, TimeModelTask, TimeOperationTask
+from workers.messages import CompareTimeTask, TimeModelTask, TimeOperationTask
 from workers.models.base import ModelFamily
-from workers.structure import find_groups
+from workers.models.structures.find import find_groups
+from workers.records import Record
 from workers.worker import Worker
 
 

@@ -17,8 +17,9 @@ from workers.latency import Latency, Runtime
 from workers.memory import keep_freed_memory
 from workers.models.operations import Operation, find_operations
 from workers.models.shrunk import shrunk
+from workers.models.structures.find import find_groups
+from workers.models.structures.groups import take
 from workers.models.timm import TimmModel
-from workers.structure import find_groups, take
 from workers.timing import realised, time_model, time_operation
 
 CPU = torch.device("cpu")

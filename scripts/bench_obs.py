@@ -33,7 +33,7 @@ from kernels.patterns import parse
 from kernels.scores import hull
 from kernels.select import select_smallest
 from kernels.statistics import SecondMoment, add_outer_, zeros
-from workers.pruners.statistics import chunk_size
+from workers.collect.base import chunk_size
 
 DAMPENING = 1e-8
 SPARSITY = 0.75

@@ -25,13 +25,13 @@ from rich.table import Table
 
 from orchestrator.quantities import size
 from orchestrator.report_figures import PALETTE, layout_of
-from workers import saliency
+from workers.collect import unit_saliency as saliency
 from workers.data.base import Batch
 from workers.losses import Loss
 from workers.memory import give_back, peak_bytes
+from workers.models.structures.find import find_groups
 from workers.models.timm import TimmModel
 from workers.pruners.units import UnitSums
-from workers.structure import find_groups
 
 HEAD = 16  # channels of a head
 IMAGE = (3, 32, 32)

@@ -22,7 +22,7 @@ import torch
 from compare_runs import headline
 from one_figure import curve, page
 
-from orchestrator.choose import dense_family
+from orchestrator.allocation.units import dense_family
 from orchestrator.cluster.base import processor
 from orchestrator.quantities import count
 from orchestrator.report_figures import PALETTE, layout_of

@@ -22,20 +22,22 @@ import torch_pruning as tp
 from rich.console import Console
 from torch import Tensor, nn
 
-from orchestrator.choose import choose_for, cost_of, question
+from orchestrator.allocation.units import choose_for, cost_of, question
 from orchestrator.config import Experiment, experiment_of
 from orchestrator.store import MODEL
-from workers.calibrate import derived_seed
 from workers.evaluation import of_outputs
 from workers.export import load_family, load_pruned, load_state, save_model
 from workers.files import digest, read_record, write_text
 from workers.losses import calibration_loss, forward
-from workers.messages import Destination, RecoverTask
+from workers.messages import TrainTask
 from workers.models.base import ModelFamily, Output
 from workers.models.shrunk import shrunk
+from workers.models.structures.find import find_groups
+from workers.models.structures.groups import Group, take
+from workers.numbers import derived_seed
 from workers.pruners.unit_baselines import UnitRandom
 from workers.pruners.units import Of, UnitTarget
-from workers.structure import Group, find_groups, take
+from workers.records import Destination
 
 IMPORTANCES: dict[str, Callable[[], tp.importance.Importance]] = {
     "GroupMagnitude": tp.importance.GroupMagnitudeImportance,
@@ -113,7 +115,7 @@ def recovered(file: Path, dense: Path, experiment: Experiment) -> Path:
     if read_record(directory) is None:
         to = Destination(f"{digest(file)}-{experiment.seed}", directory)
         progress = directory / "progress.jsonl"
-        experiment.cluster.gang(RecoverTask(file, dense, experiment.data, experiment.recovery, experiment.seed, progress, to))
+        experiment.cluster.gang(TrainTask(file, dense, experiment.data, experiment.recovery, experiment.seed, progress, to))
     return directory / MODEL
 
 

@@ -25,15 +25,15 @@ from stand_ins import images, model_file
 from kernels.statistics import SecondMoment
 from orchestrator.cluster.base import Hardware, processor
 from orchestrator.config import Experiment, experiment_of
-from orchestrator.costs import CostModel, PlannedLayer, cost_model
 from orchestrator.launch import plan_experiment
-from orchestrator.plan import Plan
-from workers import moments
-from workers.calibrate import GradientSum
+from orchestrator.planning.costs import CostModel, PlannedLayer, cost_model
+from orchestrator.planning.plan import Plan
+from workers.collect import moments
+from workers.collect.block_fisher import GradientSum
 from workers.files import finish
 from workers.losses import calibration_loss, forward
-from workers.messages import Destination
 from workers.models.base import Layer
+from workers.records import Destination
 from workers.worker import Worker, loss_curve
 
 SECONDS = 5.0  # for one rate

@@ -24,14 +24,15 @@ from stand_ins import images, model_file
 
 from orchestrator.cluster.base import Hardware
 from orchestrator.config import Experiment, experiment_of
-from orchestrator.costs import PlannedLayer, cost_model
-from orchestrator.footprint import footprint
 from orchestrator.launch import plan_experiment
-from orchestrator.plan import Plan
+from orchestrator.planning.costs import PlannedLayer, cost_model
+from orchestrator.planning.footprint import footprint
+from orchestrator.planning.plan import Plan
 from orchestrator.quantities import count, duration, size
 from workers.files import _check_once
 from workers.memory import peak_bytes
-from workers.messages import CollectTask, Destination, Record, ScoreTask, SolveTask
+from workers.messages import CollectTask, ScoreTask, SolveTask
+from workers.records import Destination, Record
 from workers.worker import Worker
 
 

@@ -29,11 +29,12 @@ from workers.data.base import Batch
 from workers.errors import SecateurError
 from workers.export import load_family, load_pruned
 from workers.losses import Loss, forward, loss_increase
+from workers.models.structures.find import find_groups
+from workers.models.structures.groups import Group, mask_
 from workers.pruners.sosp import SOSPH, SOSPI, Product
 from workers.pruners.taylor import UnitTaylor
 from workers.pruners.unit_baselines import UnitMagnitude, UnitRandom
 from workers.pruners.units import Of, UnitPruner, UnitTarget
-from workers.structure import Group, find_groups, mask_
 from workers.worker import Worker
 
 TARGET = UnitTarget(0.5, Of.STRUCTURES, 0, 0.0)

@@ -19,10 +19,10 @@ from rich.table import Table
 
 from orchestrator.config import experiment_of
 from orchestrator.launch import plan_experiment
-from orchestrator.plan import Plan
+from orchestrator.planning.plan import Plan
+from orchestrator.planning.simulate import Simulation, simulate
 from orchestrator.quantities import duration, size
 from orchestrator.report_figures import FAINT, INK, OTHER, PALETTE, layout_of
-from orchestrator.simulate import Simulation, simulate
 from orchestrator.stages import kind
 from workers.errors import ConfigError
 

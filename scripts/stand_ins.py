@@ -12,7 +12,8 @@ from orchestrator.config import Experiment
 from workers.data.base import Batch, Dataset
 from workers.data.sampling import part
 from workers.errors import ConfigError
-from workers.messages import Destination, ImportTask
+from workers.messages import ImportTask
+from workers.records import Destination
 from workers.worker import Worker
 
 

@@ -27,18 +27,18 @@ from torch import Tensor, nn
 from kernels import masks, select
 from kernels.patterns import parse
 from kernels.statistics import SecondMoment
-from orchestrator.allocate import Units, allocate
+from orchestrator.allocation.weights import Units, allocate
 from workers import evaluation
+from workers.collect.products import Products
+from workers.collect.statistic import BlockFisher, LayerHessian
 from workers.data.base import Batch
 from workers.export import load_pruned, save_model
 from workers.losses import Loss
 from workers.models.base import Layer
 from workers.models.profile import profile
 from workers.models.timm import TimmModel
-from workers.products import Products
 from workers.pruners.base import Scope, Target
 from workers.pruners.cap import CAP, Score
-from workers.pruners.statistics import BlockFisher, LayerHessian
 
 SIDES = (96, 112, 128, 160, 192, 224, 256)  # of images that are tried, the smallest first
 BATCHES, SAMPLES = 2, 2

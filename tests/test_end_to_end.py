@@ -17,8 +17,8 @@ from tiny import tiny_overrides
 from warm import orchestrate
 
 from orchestrator.config import experiment_of
-from orchestrator.footprint import footprint
 from orchestrator.launch import plan_experiment
+from orchestrator.planning.footprint import footprint
 from workers.export import load_pruned, load_state
 
 STAGES = ("evaluate dense", "collect", "score", "allocate", "solve", "join", "compare", "evaluate one-shot")

@@ -12,7 +12,8 @@ from test_structured_runs import SHAPE, macs, stored
 
 from workers.export import load_family, load_masks, load_pruned, load_state
 from workers.files import read_tensors
-from workers.structure import find_groups, take
+from workers.models.structures.find import find_groups
+from workers.models.structures.groups import take
 
 TRAINING = ["recovery=adamw", "recovery.epochs=1", "recovery.batch_size=32", "recovery.ranks=1", "data.train_size=128"]
 

@@ -33,7 +33,7 @@ def models(folder: Path, verb: str) -> list[dict[str, torch.Tensor]]:
 
 def test_zeros_of_a_round_survive_its_training_and_all_later_rounds(gradual: Path) -> None:
     first, second = models(gradual, "join")
-    trained, final = models(gradual, "recover")
+    trained, final = models(gradual, "train")
     weights = sum(mask.numel() for mask in first.values())
     for masks, sparsity in ((first, 0.5), (trained, 0.5), (second, 0.8), (final, 0.8)):
         assert sum(int((~mask).sum()) for mask in masks.values()) == round(sparsity * weights)

@@ -13,11 +13,11 @@ from test_structured_runs import stored
 
 from orchestrator.config import experiment_of
 from orchestrator.launch import plan_experiment
-from orchestrator.plan import PREPARE_SECONDS, Estimate
+from orchestrator.planning.plan import PREPARE_SECONDS, Estimate
 from workers.export import load_family, load_pruned
 from workers.files import read_tensors
 from workers.latency import Runtime
-from workers.structure import find_groups
+from workers.models.structures.find import find_groups
 
 HALP = (
     "pruner=halp",

@@ -20,8 +20,9 @@ from orchestrator.config import experiment_of
 from workers.data.base import Batch
 from workers.losses import Loss
 from workers.models.shrunk import shrunk
+from workers.models.structures.find import find_groups
+from workers.models.structures.groups import mask_, take
 from workers.models.timm import TimmModel
-from workers.structure import find_groups, mask_, take
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))

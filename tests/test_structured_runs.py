@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from workers.export import load_family, load_pruned
 from workers.files import read_tensors
 from workers.models.memory_costs import written
-from workers.structure import find_groups, mask_
+from workers.models.structures.find import find_groups
+from workers.models.structures.groups import mask_
 
 SHAPE = (1, 16, 16)
 SOSP = ("pruner=sosp_h", "pruner.target.removed=0.5", "pruner.target.of=macs")

@@ -10,8 +10,9 @@ from test_structured_runs import SHAPE, macs, stored
 
 from workers.export import load_family, load_pruned
 from workers.files import read_tensors
+from workers.models.structures.find import find_groups
+from workers.models.structures.groups import mask_
 from workers.models.widened import WidenedModel
-from workers.structure import find_groups, mask_
 
 TINY = [
     "model=digits_convnext_wide",
@@ -41,7 +42,7 @@ def widened(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_dense_model_is_wide_where_asked_and_trained(widened: Path) -> None:
     """MLPs of a ConvNeXt are 4 times as wide as their stage; those of the first and last stage twice that."""
-    (start,), (trained,) = stored(widened, "import"), stored(widened, "recover")
+    (start,), (trained,) = stored(widened, "import"), stored(widened, "train")
     family = load_family(trained / "model.safetensors")
     assert isinstance(family, WidenedModel)
     units = {group.name: group.units for group in find_groups(family, SHAPE, streams=False)}
@@ -51,7 +52,7 @@ def test_the_dense_model_is_wide_where_asked_and_trained(widened: Path) -> None:
 
 
 def test_it_is_pruned_back_to_what_the_wide_one_computes_with_units_silenced(widened: Path) -> None:
-    (trained,), (chosen,), said = stored(widened, "recover"), stored(widened, "choose"), report_of(widened)
+    (trained,), (chosen,), said = stored(widened, "train"), stored(widened, "choose"), report_of(widened)
     whole, small = load_pruned(trained / "model.safetensors"), load_pruned(directory(widened) / "model.safetensors")
     assert said["dense_size"]["macs"] == macs(whole) and said["final_size"]["macs"] == macs(small)
     assert 0.6 * macs(whole) < macs(small) <= 0.7 * macs(whole)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from workers.errors import DamagedResult, SecateurError
 from workers.memory import peak_so_far
-from workers.messages import Destination, Record
+from workers.records import Destination, Record
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,9 +16,10 @@ from workers import evaluation, timing
 from workers.errors import SecateurError
 from workers.export import load_family, load_pruned
 from workers.files import digest, finish, read_result
-from workers.messages import QuantiseTask, Record
+from workers.messages import QuantiseTask
 from workers.models.resize import without_empty_attention_
 from workers.onnx_export import check_packages, open_session, write_onnx
+from workers.records import Record
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

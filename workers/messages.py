@@ -4,47 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from workers.collect.statistic import Statistic
 from workers.data.base import Dataset
 from workers.latency import Latency
 from workers.losses import Loss
 from workers.models.base import Layer, ModelFamily, Output
 from workers.pruners.base import WeightPruner
-from workers.pruners.statistics import Statistic
 from workers.pruners.units import UnitPruner
-from workers.recovery import Recovery
-
-
-@dataclass(frozen=True)
-class Record:
-    """A finished result. Its files lie beside ``record.json`` in ``directory``; ``files`` maps their names to SHA-256 digests.
-
-    ``started`` is in seconds since the epoch; ``seconds`` is wall time; ``numbers`` is what the driver needs of the result; ``peak_bytes``
-    is the most memory that its worker held (see ``workers.memory``), None if that was not watched.
-    """
-
-    verb: str
-    fingerprint: str
-    directory: Path
-    files: dict[str, str]
-    numbers: dict[str, Any]
-    worker: str
-    started: float
-    seconds: float
-    peak_bytes: int | None = None
-    computed: bool = True  # False when it was read from the store instead
-
-    def path(self, name: str) -> Path:
-        return self.directory / name
-
-
-@dataclass(frozen=True)
-class Destination:
-    """Where a result goes: a directory of the store and the fingerprint of everything the result depends on."""
-
-    fingerprint: str
-    directory: Path
+from workers.records import Destination, Record
+from workers.training.settings import Training
 
 
 @dataclass(frozen=True)
@@ -231,13 +200,13 @@ class AssessTask:
 
 
 @dataclass(frozen=True)
-class RecoverTask:
-    """Train a model, keeping its zeros. Carried out by a gang of ``recovery.ranks`` processes."""
+class TrainTask:
+    """Train a model, keeping its zeros. Carried out by a gang of ``training.ranks`` processes."""
 
     model: Path
     teacher: Path | None
     data: Dataset
-    recovery: Recovery
+    training: Training
     seed: int
     progress: Path  # a jsonl file that rank 0 appends to
     to: Destination

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from kernels import masks, select
-from workers import evaluation, int8, moments, timing
-from workers.calibrate import derived_seed
+from workers import evaluation, int8, timing
+from workers.collect import moments
 from workers.data.base import Batch
 from workers.errors import SecateurError
 from workers.export import load_family, load_pruned, load_state, save_model
@@ -32,7 +32,6 @@ from workers.messages import (
     MeasureTask,
     QuantiseTask,
     RankTask,
-    Record,
     ScoreTask,
     ShrinkTask,
     SolveTask,
@@ -42,8 +41,11 @@ from workers.messages import (
 from workers.models.base import Layer
 from workers.models.operations import Operation, find_operations
 from workers.models.shrunk import shrunk
+from workers.models.structures.find import find_groups
+from workers.models.structures.groups import take
+from workers.numbers import derived_seed
 from workers.pruners.units import UnitSums
-from workers.structure import find_groups, take
+from workers.records import Record
 
 CURVE_POINTS = 21
 KEPT_MODELS = 2  # to compare takes two

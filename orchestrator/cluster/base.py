@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from workers.checks import require
 
 if TYPE_CHECKING:
-    from workers.messages import Record, RecoverTask
+    from workers.messages import TrainTask
+    from workers.records import Record
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -112,8 +113,8 @@ class Cluster(ABC):
         """
 
     @abstractmethod
-    def gang(self, task: RecoverTask) -> Record:
-        """Train with ``task.recovery.ranks`` processes; returns rank 0's result."""
+    def gang(self, task: TrainTask) -> Record:
+        """Train with ``task.training.ranks`` processes; returns rank 0's result."""
 
 
 def devices_here(device: Device) -> tuple[str, int]:

@@ -9,15 +9,15 @@ from orchestrator.cluster.base import threads_of_rank
 from workers.errors import SecateurError
 
 
-def train(config: dict[str, Any]) -> None:
+def train_rank(config: dict[str, Any]) -> None:
     """One rank's part; the launcher has set RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT."""
     import torch
 
-    from workers.recovery import recover
+    from workers.training.loop import train
 
     os.environ["SECATEUR_WORKER"] = f"rank {os.environ['RANK']}"
     torch.set_num_threads(threads_of_rank(config["threads"], int(os.environ["LOCAL_WORLD_SIZE"])))
-    recover(config["task"], config["device"])
+    train(config["task"], config["device"])
 
 
 def cause(error: BaseException) -> BaseException:

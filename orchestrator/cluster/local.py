@@ -19,7 +19,8 @@ from orchestrator.cluster.base import (
 from workers.checks import require
 
 if TYPE_CHECKING:
-    from workers.messages import Record, RecoverTask
+    from workers.messages import TrainTask
+    from workers.records import Record
     from workers.worker import Worker
 
 
@@ -57,9 +58,9 @@ class Local(Cluster):
             done(index, results[-1])
         return results
 
-    def gang(self, task: RecoverTask) -> Record:
-        from workers.recovery import run_gang
+    def gang(self, task: TrainTask) -> Record:
+        from workers.training.gang import run_gang
 
         here = self.resources()
-        ranks = task.recovery.ranks
+        ranks = task.training.ranks
         return run_gang(task, ranks, threads_of_rank(self.threads, ranks), here.device)

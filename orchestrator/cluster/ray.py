@@ -14,12 +14,13 @@ from orchestrator.cluster.attach import knock, settle_authentication
 from orchestrator.cluster.base import Cluster, Device, Resources, Result, Task, cores_here, default_threads, devices_here, memory_of_worker
 from orchestrator.cluster.capacity import Amounts, room, together, words
 from orchestrator.cluster.crew import Actors, Crew, WorkerDied
-from orchestrator.cluster.gang import cause, train
+from orchestrator.cluster.gang import cause, train_rank
 from workers.checks import require
 from workers.errors import ConfigError, SecateurError
 
 if TYPE_CHECKING:
-    from workers.messages import Record, RecoverTask
+    from workers.messages import TrainTask
+    from workers.records import Record
 
 CPU_WORKERS = 2
 
@@ -159,12 +160,12 @@ class Ray(Cluster):
         self._crew.ready()
         return self._crew.map(verb.__name__, tasks, done, alone and self.resources().device == "cpu")
 
-    def gang(self, task: RecoverTask) -> Record:
+    def gang(self, task: TrainTask) -> Record:
         from workers.files import read_record
 
         here, folder = self.resources(), task.to.directory
         config = {"task": task, "threads": self.threads, "device": here.device}
-        self._train_together(train, config, task.recovery.ranks, str(folder / "ray"))
+        self._train_together(train_rank, config, task.training.ranks, str(folder / "ray"))
         record = read_record(folder)
         if record is None:
             raise SecateurError(

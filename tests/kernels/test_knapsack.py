@@ -90,7 +90,7 @@ def test_a_larger_budget_is_never_worth_less_and_each_is_kept(seed, budgets):
 
 def test_it_agrees_with_constraint_programming_on_larger_problems():
     pytest.importorskip("ortools")
-    from orchestrator.joint import jointly
+    from orchestrator.allocation.joint import jointly
 
     for seed in range(3):
         random = np.random.default_rng(seed)

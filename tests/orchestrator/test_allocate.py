@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import select
-from orchestrator.allocate import Units, allocate
+from orchestrator.allocation.weights import Units, allocate
 from workers.errors import ConfigError
 from workers.models.base import Layer
 from workers.pruners.base import Scope, Target

@@ -6,12 +6,13 @@ from itertools import accumulate
 import pytest
 import torch
 
-from orchestrator.choose import answer, choose, choose_for, cost_of, floors, limit, question
+from orchestrator.allocation.units import answer, choose, choose_for, cost_of, floors, limit, question
 from workers.errors import ConfigError
+from workers.models.structures.find import find_groups
+from workers.models.structures.groups import Group, Kind, Slice, take
 from workers.models.timm import TimmModel
 from workers.pruners.unit_baselines import UnitRandom
 from workers.pruners.units import Of, Solver, UnitTarget
-from workers.structure import Group, Kind, Slice, find_groups, take
 
 SHAPE = (1, 16, 16)
 COUNTED = [of for of in Of if of is not Of.LATENCY]

@@ -19,14 +19,14 @@ from tiny import tiny_overrides
 
 from orchestrator import pipeline
 from orchestrator.config import experiment_of
+from orchestrator.identity.sources import VERBS
 from orchestrator.launch import run_experiment
 from orchestrator.progress import Progress
 from orchestrator.run import Run
-from orchestrator.sources import VERBS
 from orchestrator.store import Store
 from workers import messages
 from workers.errors import ConfigError
-from workers.messages import Record
+from workers.records import Record
 
 UNITS = ["recovery=none", "pruner.target.removed=0.3"]
 TIMED = ["pruner.target.within=null", "latency.seconds=0.001", "latency.widths=2", "latency.spread=0.5"]
@@ -188,7 +188,7 @@ def is_handed_on(experiment: Any, verb: str, path: str) -> bool:
     """Whether a verb gives a setting to something that does not look at it: augmentation outside of training, losses and noise to methods
     that know none."""
     if path.removeprefix("data.") in experiment.data.training_only:
-        return verb != "recover"
+        return verb != "train"
     statistic, reads_data = getattr(experiment.pruner, "statistic", None), getattr(experiment.pruner, "reads_data", True)
     blind = {"collect": statistic is not None and not statistic.by_gradients, "measure": not reads_data}
     return path in SCALARS and blind.get(verb, False)
@@ -202,7 +202,7 @@ def value_at(experiment: Any, path: str) -> Any:
 
 def test_a_choice_by_a_table_is_called_by_the_widths_in_it(tmp_path: Path) -> None:
     """13 and 16 widths of 64 units both begin at 4 and end at 64: on one plateau the same two are measured, and others offered."""
-    from orchestrator.latency_table import evenly_spaced
+    from orchestrator.allocation.latency_table import evenly_spaced
     from orchestrator.shrinking import choose_units
 
     assert {(len(found), found[0], found[-1]) for found in (evenly_spaced(64, 13), evenly_spaced(64, 16))} == {(13, 4, 64), (16, 4, 64)}

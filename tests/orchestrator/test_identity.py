@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator.config import Experiment, experiment_of
-from orchestrator.identity import NO_RESULT, latency_fingerprint, run_fingerprint
+from orchestrator.identity.fingerprints import NO_RESULT, latency_fingerprint, run_fingerprint
 
 COMMANDS = {
     "digits": [],

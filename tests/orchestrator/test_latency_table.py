@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from orchestrator.latency_table import build_table, fill
+from orchestrator.allocation.latency_table import build_table, fill
 from workers.models.operations import find_operations
+from workers.models.structures.find import find_groups
 from workers.models.timm import TimmModel
-from workers.structure import find_groups
 
 SHAPE = (3, 32, 32)
 

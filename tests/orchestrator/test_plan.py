@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from kernels.patterns import FREE
 from orchestrator import launch
 from orchestrator.config import experiment_of
-from orchestrator.costs import CostModel, PlannedLayer
-from orchestrator.footprint import Footprint
-from orchestrator.grid import best_cut, makespan, portions, runs, schedule
+from orchestrator.planning.costs import CostModel, PlannedLayer
+from orchestrator.planning.footprint import Footprint
+from orchestrator.planning.grid import best_cut, makespan, portions, runs, schedule
+from workers.collect.statistic import BlockFisher, LayerHessian
 from workers.errors import ConfigError
 from workers.models.base import Layer
 from workers.models.profile import Depth, ModelProfile
-from workers.pruners.statistics import BlockFisher, LayerHessian
 
 
 def chain(sizes: list[int], block_size: int = 16) -> list[PlannedLayer]:

@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.choose import Times, answer, cost_of, evenly_spaced, floors, limit, question
-from orchestrator.reach import LAST_UNITS, reaches, unreached
-from orchestrator.widths import Choice, Costs, cheapest
+from orchestrator.allocation.reach import LAST_UNITS, reaches, unreached
+from orchestrator.allocation.units import Times, answer, cost_of, floors, limit, question
+from orchestrator.allocation.widths import Choice, Costs, cheapest, evenly_spaced
 from workers.models.shrunk import shrunk
 from workers.models.structure_costs import Part
+from workers.models.structures.find import find_groups
+from workers.models.structures.groups import Kind, take
 from workers.models.timm import TimmModel
 from workers.models.torchvision import TorchvisionModel
 from workers.pruners.unit_baselines import UnitRandom
 from workers.pruners.units import Of, Solver, UnitTarget
-from workers.structure import Kind, find_groups, take
 
 SHAPE = (1, 16, 16)
 COUNTED = [of for of in Of if of is not Of.LATENCY]
@@ -215,7 +216,7 @@ def test_a_reading_of_the_clock_above_a_table_that_reached_is_told_as_such():
 
 
 def test_records_hold_what_is_told():
-    from orchestrator.reach import sentences, storable
+    from orchestrator.allocation.reach import sentences, storable
 
     (found,) = reaches(question(UnitRandom(UnitTarget(0.99, Of.MACS, 0, 0.25), streams=False, seed=0), vit(), SHAPE))
     assert sentences(storable([found])) == [found.sentence()]

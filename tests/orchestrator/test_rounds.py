@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.allocate import layer_sparsities
+from orchestrator.allocation.weights import layer_sparsities
 from orchestrator.config import Experiment, experiment_of
-from orchestrator.identity import run_fingerprint
+from orchestrator.identity.fingerprints import run_fingerprint
 from orchestrator.launch import plan_experiment
 from orchestrator.rounds import toward
 from orchestrator.stages import kind, over_rounds, prefix, whose
 from workers.errors import ConfigError
 from workers.models.base import Layer
 from workers.pruners.base import Scope, Target
-from workers.recovery import Distill, Optimizer, learning_rate
+from workers.training.settings import Distill, Optimizer, learning_rate
 
 LAYERS = [Layer("blocks.0.fc", 10, 10), Layer("blocks.1.fc", 10, 10)]
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from orchestrator import shrinking
-from orchestrator.reach import Reach, storable
+from orchestrator.allocation.reach import Reach, storable
 from orchestrator.shrinking import next_correction, within_time
 
 

@@ -8,7 +8,6 @@ import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
@@ -17,10 +16,10 @@ from typing import Any
 import pytest
 from tiny import tiny_overrides
 
-from orchestrator import names, sources
 from orchestrator.config import experiment_of
+from orchestrator.identity import names, sources
+from orchestrator.identity.sources import CANNOT_MATTER, NO_VERSION, VERBS, code_version, package_version
 from orchestrator.run import components
-from orchestrator.sources import CANNOT_MATTER, NO_VERSION, VERBS, UnknownSource, code_version, package_version
 
 ROOT = names.ROOT
 CONF = ROOT / "conf"
@@ -33,7 +32,7 @@ TARGETS = sorted(
     }
 )
 VIT = ("workers.models.timm.TimmModel", "workers.data.digits.Digits")
-CAP = (*VIT, "workers.pruners.cap.CAP", "workers.pruners.statistics.BlockFisher")
+CAP = (*VIT, "workers.pruners.cap.CAP", "workers.collect.statistic.BlockFisher")
 FOLDER = ("workers.models.timm.TimmModel", "workers.data.imagefolder.ImageFolder")
 
 
@@ -127,17 +126,25 @@ def test_every_file_that_runs_is_among_the_sources_or_cannot_matter(name: str, r
 
 def everything(verb: str) -> set[str]:
     """With every class that a yaml can choose."""
-    return files(verb, (*TARGETS, "workers.models.shrunk.ShrunkModel", "workers.pruners.statistics.LayerHessian"))
+    return files(verb, (*TARGETS, "workers.models.shrunk.ShrunkModel", "workers.collect.statistic.LayerHessian"))
 
 
 @pytest.mark.parametrize(
     ("verb", "paths"),
     [
-        ("choose", ["orchestrator/joint.py", "orchestrator/shrinking.py", "orchestrator/latency_table.py", "kernels/knapsack.py"]),
+        (
+            "choose",
+            [
+                "orchestrator/allocation/joint.py",
+                "orchestrator/shrinking.py",
+                "orchestrator/allocation/latency_table.py",
+                "kernels/knapsack.py",
+            ],
+        ),
         ("import", ["workers/worker.py", "workers/models/checkpoints.py", "workers/models/timm.py"]),
-        ("recover", ["workers/export.py", "workers/calibrate.py", "workers/recovery_deepspeed.py", "workers/data/digits.py"]),
-        ("measure", ["workers/calibrate.py", "workers/saliency.py", "workers/structure.py"]),
-        ("score", ["kernels/obs/cpu.py", "kernels/scores.py", "workers/pruners/obs.py", "workers/moments.py"]),
+        ("train", ["workers/export.py", "workers/numbers.py", "workers/training/deepspeed.py", "workers/data/digits.py"]),
+        ("measure", ["workers/numbers.py", "workers/collect/unit_saliency.py", "workers/models/structures/views.py"]),
+        ("score", ["kernels/obs/cpu.py", "kernels/scores.py", "workers/pruners/obs.py", "workers/collect/moments.py"]),
         ("collect", ["kernels/outer.py", "workers/losses.py", "workers/data/sampling.py"]),
         ("allocate", ["kernels/select.py", "orchestrator/rounds.py", "workers/worker.py"]),
         ("assess", ["workers/average_precision.py"]),
@@ -150,9 +157,9 @@ def test_what_a_verb_uses_is_found(verb: str, paths: list[str]) -> None:
 def test_what_people_see_is_no_source_and_eliminating_none_of_an_evaluation() -> None:
     for verb in VERBS:
         assert not {path for path in everything(verb) if "report" in path or path.startswith(("scripts/", "tests/"))}, verb
-    for verb in ("import", "evaluate", "assess", "compare", "join", "recover", "time", "quantise"):
+    for verb in ("import", "evaluate", "assess", "compare", "join", "train", "time", "quantise"):
         assert not {path for path in everything(verb) if path.startswith("kernels/obs/")}, verb
-    assert not any(path.startswith("workers/models/structures") for path in files("import") | files("evaluate") | files("recover"))
+    assert not any(path.startswith("workers/models/structures") for path in files("import") | files("evaluate") | files("train"))
 
 
 def test_only_the_components_that_settings_chose_count() -> None:
@@ -183,7 +190,7 @@ def test_every_class_that_a_yaml_can_choose_is_found_by_some_verb() -> None:
 def test_versions_of_what_changes_results_are_found_without_importing_it() -> None:
     assert {"torch", "timm", "numpy"} <= set(sources.sources("evaluate", CAP).packages)
     assert "torchvision" in sources.sources("evaluate", ("workers.models.torchvision.TorchvisionModel",)).packages
-    assert "deepspeed" in sources.sources("recover", CAP).packages
+    assert "deepspeed" in sources.sources("train", CAP).packages
     for verb in VERBS:
         used = set(sources.sources(verb, tuple(TARGETS)).packages)
         assert all(package_version(package) for package in used), used
@@ -199,7 +206,7 @@ def test_another_version_of_a_package_makes_another_version_of_the_code(monkeypa
     monkeypatch.setattr(sources, "package_version", lambda name: "9" if name == "timm" else package_version(name))
     after = {verb: code_version.__wrapped__(verb, CAP) for verb in VERBS}
     changed = {verb for verb in VERBS if before[verb] != after[verb]}
-    assert changed == {verb for verb in VERBS if "timm" in sources.sources(verb, CAP).packages} and {"import", "recover"} <= changed
+    assert changed == {verb for verb in VERBS if "timm" in sources.sources(verb, CAP).packages} and {"import", "train"} <= changed
     assert "assess" not in changed and "allocate" not in changed
 
 
@@ -207,7 +214,7 @@ def test_another_version_of_a_package_makes_another_version_of_the_code(monkeypa
 
 SAY = """
 import json, sys
-from orchestrator.sources import VERBS, code_version
+from orchestrator.identity.sources import VERBS, code_version
 print(json.dumps({verb: code_version(verb, tuple(sys.argv[1:])) for verb in VERBS}), "torch" in sys.modules)
 """
 
@@ -235,118 +242,11 @@ def test_editing_a_file_changes_the_verbs_that_use_it_wherever_the_project_lies(
         "workers/messages.py": set(),
         "workers/pruners/obc.py": set(),
         "kernels/obs/cpu.py": {"score", "solve"},
-        "workers/losses.py": {"collect", "compare", "measure", "recover"},
-        "workers/worker.py": set(VERBS) - {"recover", "choose"},
+        "workers/losses.py": {"collect", "compare", "measure", "train"},
+        "workers/worker.py": set(VERBS) - {"train", "choose"},
     }.items():
         with (tmp_path / path).open("a", encoding="utf-8") as file:
             file.write("\n")
         after = copy()
         assert {verb for verb in VERBS if after[verb] != first[verb]} == changed, path
         first = after
-
-
-# --- how names are followed, in small projects
-
-SIMPLE = "f = limit = thing = Nothing = 1\n"
-SMALL = {
-    "workers/verbs.py": """
-from typing import TYPE_CHECKING
-from workers import plain
-from workers.shapes import Base
-if TYPE_CHECKING:
-    from workers.tasks import Task
-    from workers.unused import Nothing
-LIMIT = plain.limit
-def verb(task: "Task") -> "Nothing":
-    import torch
-    from workers.inner import helper
-    return helper(LIMIT, task.parts.turn())
-def other():
-    from workers.other import thing
-    return thing
-""".replace('"Task"', "Task").replace('"Nothing"', "Nothing"),
-    "workers/tasks.py": "from workers.shapes import Base\nclass Task:\n    parts: Base\n",
-    "workers/shapes.py": """
-from abc import ABC
-import json
-class Base(ABC):
-    def turn(self):
-        from workers.turned import f
-        return f
-    def unused(self):
-        from workers.unused import f
-        return f
-""",
-    "workers/square.py": """
-from workers.shapes import Base
-class Square(Base):
-    def turn(self):
-        from workers.squares import f
-        return f
-    def area(self):
-        from workers.unused import f
-        return f
-""",
-    "workers/network.py": """
-from torch import nn
-class Net(nn.Module):
-    def forward(self):
-        from workers.forward import f
-        return f
-def build():
-    return Net()
-""",
-    **{f"workers/{name}.py": SIMPLE for name in ("plain", "turned", "squares", "forward", "unused", "other")},
-    "workers/inner.py": "from workers.deeper import f\nhelper = f\n",
-    "workers/deeper.py": "from workers.network import build\nf = build\n",
-}
-
-
-@pytest.fixture
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A project of these files, with one verb."""
-    for path, text in SMALL.items():
-        (tmp_path / path).parent.mkdir(exist_ok=True)
-        (tmp_path / path).write_text(text, encoding="utf-8")
-    monkeypatch.setattr(names, "ROOT", tmp_path)
-    monkeypatch.setattr(sources, "VERBS", {"verb": ("workers.verbs.verb",)})
-    monkeypatch.setattr(sources, "exempt", lambda: ("workers/errors.py",))
-    monkeypatch.setattr(names, "module", cache(names.module.__wrapped__))
-    monkeypatch.setattr(sources, "module", names.module)
-    yield tmp_path
-
-
-def small_files(*made_by: str) -> list[str]:
-    return [Path(path).stem for path in sources.sources.__wrapped__("verb", made_by).files]
-
-
-def test_imports_in_functions_methods_that_are_called_and_those_that_a_library_calls_are_followed(small: Path) -> None:
-    assert small_files() == ["deeper", "forward", "inner", "network", "plain", "shapes", "tasks", "turned", "verbs"]
-    assert small_files("workers.square.Square") == sorted([*small_files(), "square", "squares"])
-    assert sources.sources.__wrapped__("verb", ()).packages == ("torch",)
-
-
-@pytest.mark.parametrize(
-    ("path", "old", "new", "words"),
-    [
-        ("workers/inner.py", "workers.deeper", "workers.gone", "no gone"),
-        ("workers/inner.py", "import f", "import g as f", "no g in it"),
-        ("workers/inner.py", "import f", "import *", "from workers.deeper import \\*"),
-        ("workers/verbs.py", "def verb", "def word", "no verb in it"),
-        ("workers/verbs.py", "plain.limit", "plain.most", "no most in it"),
-    ],
-)
-def test_a_name_that_is_not_there_is_an_error(small: Path, path: str, old: str, new: str, words: str) -> None:
-    text = (small / path).read_text(encoding="utf-8")
-    (small / path).write_text(text.replace(old, new), encoding="utf-8")
-    with pytest.raises(UnknownSource, match=words):
-        small_files()
-
-
-def test_a_component_or_an_exemption_that_is_not_there_is_an_error(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UnknownSource, match=r"no class workers\.square\.Circle"):
-        small_files("workers.square.Circle")
-    monkeypatch.undo()
-    monkeypatch.setattr(sources, "CANNOT_MATTER", {"workers/gone.py": "it is gone"})
-    with pytest.raises(UnknownSource, match=r"workers/gone\.py"):
-        sources.exempt.__wrapped__()

@@ -9,8 +9,8 @@ import torch
 from orchestrator.store import Store, fingerprint
 from workers.errors import DamagedResult
 from workers.files import finish, read_result, write_tensors
-from workers.messages import Record
 from workers.pruners.base import Scope, Target
+from workers.records import Record
 
 
 def stored(store: Store, **inputs: object) -> Record:

@@ -12,7 +12,8 @@ import torch
 from orchestrator.cluster import base, gang
 from orchestrator.cluster.base import threads_of_rank
 from orchestrator.config import experiment_of
-from workers import recovery
+from workers.training import gang as training_gang
+from workers.training import loop
 
 
 @pytest.fixture
@@ -33,9 +34,9 @@ def test_ranks_of_a_machine_share_its_cores(number: int, cores) -> None:
 def test_a_gang_in_processes_of_this_machine_is_given_them(asked: str, expected: int, cores, monkeypatch: pytest.MonkeyPatch) -> None:
     cores(8)
     given: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(recovery, "run_gang", lambda *arguments: given.append(arguments))
+    monkeypatch.setattr(training_gang, "run_gang", lambda *arguments: given.append(arguments))
     cluster = experiment_of(["cluster=local", f"cluster.threads={asked}", "cluster.device=cpu"]).cluster
-    cluster.gang(SimpleNamespace(recovery=SimpleNamespace(ranks=4)))  # type: ignore[arg-type]
+    cluster.gang(SimpleNamespace(training=SimpleNamespace(ranks=4)))  # type: ignore[arg-type]
     assert given[0][1:3] == (4, expected)
 
 
@@ -47,9 +48,9 @@ def test_a_rank_that_ray_started_takes_its_share_of_its_node(
     for name, value in {"RANK": "5", "LOCAL_WORLD_SIZE": "4", "SECATEUR_WORKER": "test"}.items():
         monkeypatch.setenv(name, value)
     before, found = torch.get_num_threads(), []
-    monkeypatch.setattr(recovery, "recover", lambda task, device: found.append(torch.get_num_threads()))
+    monkeypatch.setattr(loop, "train", lambda task, device: found.append(torch.get_num_threads()))
     try:
-        gang.train({"task": None, "device": "cpu", "threads": asked})
+        gang.train_rank({"task": None, "device": "cpu", "threads": asked})
     finally:
         torch.set_num_threads(before)
     assert found == [expected]
@@ -57,6 +58,6 @@ def test_a_rank_that_ray_started_takes_its_share_of_its_node(
 
 def test_a_rank_knows_its_threads_before_anything_that_starts_some_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=recovery._begin, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=training_gang._begin, initargs=(1,)) as pool:
         assert pool.submit(os.getenv, "NUMBA_NUM_THREADS").result() == "1"
         assert pool.submit(torch.get_num_threads).result() == 1

@@ -5,7 +5,7 @@ from itertools import pairwise, product
 import numpy as np
 import pytest
 
-from orchestrator.widths import Costs, choices_of, choose_widths, choose_within_all
+from orchestrator.allocation.widths import Costs, choices_of, choose_widths, choose_within_all
 from workers.errors import ConfigError
 from workers.models.structure_costs import Part
 from workers.pruners.units import Solver

@@ -16,9 +16,11 @@ from torch.nn import functional
 
 from workers.data.base import Batch, Dataset
 from workers.export import load_model, save_model
-from workers.messages import Destination, RecoverTask
+from workers.messages import TrainTask
 from workers.models.timm import TimmModel
-from workers.recovery import Distill, Optimizer, Precision, Recovery, Schedule, learning_rate, recover
+from workers.records import Destination
+from workers.training.loop import train
+from workers.training.settings import Distill, Optimizer, Precision, Schedule, Training, learning_rate
 
 VIT = TimmModel(
     name="vit_tiny_patch16_224",
@@ -86,7 +88,7 @@ def stripes(**changes: Any) -> Stripes:
     return Stripes(**(settings | changes))
 
 
-def recipe(**changes: Any) -> Recovery:
+def recipe(**changes: Any) -> Training:
     """16 steps of AdamW in 2 epochs, with everything on that should be compared."""
     settings: dict[str, Any] = {
         "epochs": 2,
@@ -108,7 +110,7 @@ def recipe(**changes: Any) -> Recovery:
         "distill_weight": 0.0,
         "temperature": 1.0,
     }
-    return Recovery(**(settings | changes))
+    return Training(**(settings | changes))
 
 
 def sparse_model(path: Path, family: TimmModel = VIT, seed: int = 0, sparsity: float = 0.6) -> Path:
@@ -125,12 +127,12 @@ def sparse_model(path: Path, family: TimmModel = VIT, seed: int = 0, sparsity: f
     return path
 
 
-def task(folder: Path, model: Path, recovery: Recovery, data: Stripes | None = None, teacher: Path | None = None) -> RecoverTask:
+def task(folder: Path, model: Path, recovery: Training, data: Stripes | None = None, teacher: Path | None = None) -> TrainTask:
     to = Destination(folder.name, folder)
-    return RecoverTask(model, teacher, data or stripes(), recovery, 7, folder / "progress.jsonl", to)
+    return TrainTask(model, teacher, data or stripes(), recovery, 7, folder / "progress.jsonl", to)
 
 
-def plain_training(path: Path, recovery: Recovery, data: Stripes, leave_out: tuple[int, ...] = ()) -> dict[str, Tensor]:
+def plain_training(path: Path, recovery: Training, data: Stripes, leave_out: tuple[int, ...] = ()) -> dict[str, Tensor]:
     """The same training as a loop anyone would write, masks by multiplication. Returns the state dict. Label loss only."""
     model, masks = load_model(path)
     model.train()
@@ -171,7 +173,7 @@ def _serve(rank: int, world: int, port: int, connection: Any) -> None:
     torch.distributed.init_process_group("gloo")
     while (sent := connection.recv()) is not None:
         try:
-            connection.send(recover(sent))
+            connection.send(train(sent))
         except Exception as error:
             connection.send(error)
     torch.distributed.destroy_process_group()
@@ -190,7 +192,7 @@ class Gang:
         for process in self._processes:
             process.start()
 
-    def recover(self, sent: RecoverTask) -> list[Any]:
+    def train(self, sent: TrainTask) -> list[Any]:
         """What every rank returned or raised."""
         for end in self._ends:
             end.send(sent)

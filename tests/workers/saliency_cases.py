@@ -8,12 +8,13 @@ from torch.nn.functional import cross_entropy
 
 from workers.data.base import Batch
 from workers.losses import Loss
+from workers.models.structures.find import find_groups
+from workers.models.structures.groups import Group, Kind, Slice
 from workers.models.timm import TimmModel
 from workers.pruners.sosp import SOSPH, SOSPI, Product
 from workers.pruners.taylor import UnitTaylor
 from workers.pruners.unit_baselines import UnitMagnitude, UnitRandom
 from workers.pruners.units import Of, UnitTarget
-from workers.structure import Group, Kind, Slice, find_groups
 
 TARGET = UnitTarget(0.5, Of.STRUCTURES, 1, 0.0)
 EPSILON = 1e-2

@@ -4,7 +4,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from workers.models.shrunk import shrunk
-from workers.structure import find_structure, mask_, take
+from workers.models.structures.find import find_structure
+from workers.models.structures.groups import mask_, take
 
 
 def on_meta(made, size, channels=3):

@@ -13,10 +13,11 @@ from workers.export import load_family, load_pruned, save_model
 from workers.files import read_metadata, read_tensors, write_tensors
 from workers.models.exported import Exported
 from workers.models.shrunk import ShrunkModel, shrunk
+from workers.models.structures.find import find_groups
+from workers.models.structures.groups import take
 from workers.models.timm import TimmModel
 from workers.models.torchvision import TorchvisionModel
 from workers.models.widened import WidenedModel
-from workers.structure import find_groups, take
 
 SHAPE = (3, 32, 32)
 RESNET = TorchvisionModel(name="resnet18", arguments={"num_classes": 10}, checkpoint=None, include=["layer4.*"], exclude=[])

@@ -11,8 +11,9 @@ from workers.evaluation import of_outputs
 from workers.export import load_masks, load_pruned
 from workers.files import read_record, write_tensors
 from workers.latency import Latency, Runtime
-from workers.messages import Destination, QuantiseTask, Record
+from workers.messages import QuantiseTask
 from workers.models.base import Output
+from workers.records import Destination, Record
 
 
 def dense_outputs(folder, outputs_ND):

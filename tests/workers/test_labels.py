@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.models.labels import FROZEN, Factor, Ties
+from workers.models.structures.labels import FROZEN, Factor, Ties
 
 
 def spread_out(labels, shape):

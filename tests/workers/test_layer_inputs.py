@@ -6,13 +6,13 @@ from torch import nn
 from torch.nn import functional
 
 from kernels.statistics import SecondMoment
+from workers.collect.layer_hessian import layer_hessian
+from workers.collect.moments import FILE, StoredMoment, write_moment
 from workers.data.base import Batch
 from workers.errors import DamagedResult
 from workers.files import finish
-from workers.layer_inputs import layer_hessian
-from workers.messages import Destination, Record
 from workers.models.base import Layer
-from workers.moments import FILE, StoredMoment, write_moment
+from workers.records import Destination, Record
 
 SMALL = Batch(torch.randn(3, 4, 7, 6, generator=torch.Generator().manual_seed(0)), torch.zeros(3, dtype=torch.int64))
 
@@ -82,7 +82,7 @@ def test_a_convolution_that_pads_by_itself_is_seen_where_its_weight_meets_the_in
 def test_large_inputs_are_laid_out_in_parts_without_changing_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     module = conv(padding=1)
     whole = layer_hessian(nn.Sequential(module), [layer_of(module, "0")], iter([SMALL])).moments["0"]
-    monkeypatch.setattr("workers.layer_inputs.PATCH_BYTES", 1)
+    monkeypatch.setattr("workers.collect.layer_hessian.PATCH_BYTES", 1)
     parts = layer_hessian(nn.Sequential(module), [layer_of(module, "0")], iter([SMALL])).moments["0"]
     assert parts.count == whole.count
     torch.testing.assert_close(parts.sum_nBB, whole.sum_nBB)

@@ -8,7 +8,7 @@ import torch
 
 from workers.files import finish
 from workers.memory import give_back, peak_bytes, peak_so_far, resident_bytes, watched
-from workers.messages import Destination
+from workers.records import Destination
 
 MEGABYTE = 2**20
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from workers.models.memory_costs import Memory, written
 from workers.models.shrunk import shrunk
-from workers.structure import take
+from workers.models.structures.groups import take
 
 ALIKE = [pytest.param(name, marks=pytest.mark.slow) for name in ("efficientnet_b0", "mobilenetv3_small_100")]
 CHECKED = ("resnet18", "convnext_atto", "vit_giant_patch14_dinov2", *ALIKE)

@@ -11,9 +11,9 @@ from workers import onnx_export
 from workers.errors import ConfigError, SecateurError
 from workers.export import load_pruned, save_model
 from workers.models.shrunk import shrunk
+from workers.models.structures.groups import take
 from workers.models.timm import TimmModel
 from workers.onnx_export import check_packages, export_onnx, first_images
-from workers.structure import take
 
 VIT = {"img_size": 32, "patch_size": 8, "in_chans": 1, "num_classes": 10, "embed_dim": 32, "depth": 2, "num_heads": 4}
 LARGE = {  # the four architectures of the examples, smaller where they can be

@@ -9,8 +9,9 @@ from workers import timing
 from workers.latency import Latency, Runtime
 from workers.models.operations import find_operations
 from workers.models.shrunk import shrunk
+from workers.models.structures.find import find_groups
+from workers.models.structures.groups import Kind, take
 from workers.models.timm import TimmModel
-from workers.structure import Kind, find_groups, take
 from workers.timing import relative_error, time_in_turn, time_model, time_operation
 
 FAMILIES = {

@@ -13,7 +13,8 @@ from reference import literal_obs
 from kernels.patterns import FREE
 from kernels.statistics import SecondMoment
 from kernels.sweep import inverse_factor, sweep
-from workers.calibrate import GradientSum
+from workers.collect.block_fisher import GradientSum
+from workers.collect.statistic import BlockFisher
 from workers.errors import ConfigError
 from workers.losses import Loss
 from workers.models.base import Layer
@@ -23,7 +24,6 @@ from workers.pruners.magnitude import Magnitude
 from workers.pruners.obc import OBC
 from workers.pruners.sparsegpt import SparseGPT
 from workers.pruners.static import quantiles
-from workers.pruners.statistics import BlockFisher
 from workers.pruners.wanda import Wanda
 from workers.pruners.woodfisher import WoodFisher
 

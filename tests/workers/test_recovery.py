@@ -12,12 +12,14 @@ from torch.nn import functional
 from workers.data.digits import Digits
 from workers.errors import ConfigError, SecateurError
 from workers.export import load_model, load_state, save_model
-from workers.messages import Destination, RecoverTask
+from workers.messages import TrainTask
 from workers.models.timm import TimmModel
-from workers.recovery import Distill, Optimizer, Precision, Recovery, Schedule, learning_rate, run_gang
-from workers.recovery_losses import Tapped, distillation
+from workers.records import Destination
+from workers.training.gang import run_gang
+from workers.training.losses import Tapped, distillation
+from workers.training.settings import Distill, Optimizer, Precision, Schedule, Training, learning_rate
 
-RECIPE = Recovery(
+RECIPE = Training(
     epochs=2,
     batch_size=16,
     optimizer=Optimizer.ADAMW,
@@ -78,14 +80,14 @@ def pruned_model(folder: Path, classes: int = 10) -> tuple[Path, dict[str, torch
     return path, masks
 
 
-def task(folder: Path, recipe: Recovery = RECIPE, data: Digits | None = None, name: str = "result", classes: int = 10) -> RecoverTask:
+def task(folder: Path, recipe: Training = RECIPE, data: Digits | None = None, name: str = "result", classes: int = 10) -> TrainTask:
     start, _ = pruned_model(folder, classes)
     to = Destination(name, folder / name)
     teacher = None if recipe.distill is Distill.NONE else start
-    return RecoverTask(start, teacher, data or digits(), recipe, 0, to.directory / "progress.jsonl", to)
+    return TrainTask(start, teacher, data or digits(), recipe, 0, to.directory / "progress.jsonl", to)
 
 
-def trained(folder: Path, recipe: Recovery = RECIPE, data: Digits | None = None, name: str = "result") -> dict[str, torch.Tensor]:
+def trained(folder: Path, recipe: Training = RECIPE, data: Digits | None = None, name: str = "result") -> dict[str, torch.Tensor]:
     run_gang(task(folder, recipe, data, name), recipe.ranks, 1)
     return load_state(folder / name / "model.safetensors")[0]
 
@@ -94,7 +96,7 @@ def difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) 
     return max(float((first[name] - second[name]).abs().max()) for name in first)
 
 
-def plain_loop(folder: Path, recipe: Recovery) -> dict[str, torch.Tensor]:
+def plain_loop(folder: Path, recipe: Training) -> dict[str, torch.Tensor]:
     """The same training as anyone would write it in torch."""
     model, masks = load_model(pruned_model(folder)[0])
     model.train()

@@ -13,7 +13,8 @@ from recovery_cases import CNN, HEADLESS, VIT, Gang, plain_training, recipe, spa
 from workers.errors import ConfigError, SecateurError
 from workers.export import load_state
 from workers.models.base import Output
-from workers.recovery import Distill, Optimizer, Precision, Schedule, check, learning_rate, run_gang
+from workers.training.gang import run_gang
+from workers.training.settings import Distill, Optimizer, Precision, Schedule, check, learning_rate
 
 STAGES = (0, 1, 2, 3)
 SGD = {"optimizer": Optimizer.SGD, "lr": 0.1}
@@ -49,7 +50,7 @@ def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 
 def in_pair(pair: Gang, folder: Path, model: Path, **changes) -> tuple[dict[str, torch.Tensor], dict]:
     data = changes.pop("data", stripes())
-    first, second = pair.recover(task(folder, model, recipe(ranks=2, **changes), data))
+    first, second = pair.train(task(folder, model, recipe(ranks=2, **changes), data))
     assert second is None and not isinstance(first, Exception), (first, second)
     return trained(folder), first.numbers
 
@@ -140,7 +141,7 @@ def test_training_in_this_process_leaves_torch_as_it_was(model: Path, tmp_path: 
 
 
 def test_a_weight_that_moved_is_an_error_and_not_a_result(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from workers import recovery_deepspeed
+    from workers.training import deepspeed as recovery_deepspeed
 
     monkeypatch.setattr(recovery_deepspeed.ZeroHold, "_hook", lambda self, pruned: lambda gradient: gradient)
     with pytest.raises(SecateurError, match="pruned weights moved"):
@@ -182,7 +183,7 @@ def test_running_statistics_forget_a_batch_that_is_left_out(tmp_path: Path) -> N
 
 
 def test_a_gradient_that_is_not_finite_is_noticed_though_the_loss_is() -> None:
-    from workers.recovery_deepspeed import ZeroHold
+    from workers.training.deepspeed import ZeroHold
 
     layer = torch.nn.Linear(2, 1, bias=False)
     torch.nn.init.zeros_(layer.weight)
@@ -210,7 +211,7 @@ def test_an_epoch_without_a_finite_step_fails_with_a_remedy_and_its_own_type(mod
 @pytest.mark.parametrize("kind", [Distill.LOGITS, Distill.FEATURES])
 def test_a_model_that_is_its_own_teacher_stays_as_it_is(kind: Distill, model: Path, pair: Gang, tmp_path: Path) -> None:
     settings = recipe(ranks=2, distill=kind, distill_weight=1.0, weight_decay=0.0, clip_norm=0.0, zero_stage=3, **SGD)
-    first, _ = pair.recover(task(tmp_path / "out", model, settings, stripes(labelled=False), teacher=model))
+    first, _ = pair.train(task(tmp_path / "out", model, settings, stripes(labelled=False), teacher=model))
     assert not isinstance(first, Exception), first
     assert first.numbers["final_loss"] == pytest.approx(0.0, abs=1e-4)
     assert_close(trained(tmp_path / "out"), load_state(model)[0], 1e-3)  # rounding of outputs, which is equal on some processors
@@ -221,7 +222,7 @@ def test_a_headless_model_learns_the_features_of_its_teacher_without_labels(stag
     dense = sparse_model(tmp_path / "dense.safetensors", HEADLESS, sparsity=0.0)
     pruned = sparse_model(tmp_path / "pruned.safetensors", HEADLESS)
     settings = recipe(ranks=2, epochs=8, distill=Distill.FEATURES, distill_weight=1.0, zero_stage=stage)
-    first, _ = pair.recover(task(tmp_path / "out", pruned, settings, stripes(labelled=False), teacher=dense))
+    first, _ = pair.train(task(tmp_path / "out", pruned, settings, stripes(labelled=False), teacher=dense))
     losses = [json.loads(line)["loss"] for line in (tmp_path / "out" / "progress.jsonl").read_text().splitlines()]
     assert first.numbers["final_loss"] == losses[-1] < 0.6 * losses[0]
 
@@ -237,7 +238,7 @@ def test_a_classifier_that_takes_no_part_is_left_alone_by_weight_decay(model: Pa
 
 
 def test_the_losses_are_their_formulas() -> None:
-    from workers.recovery_losses import recovery_loss
+    from workers.training.losses import training_loss
 
     torch.manual_seed(0)
     (s_ND, t_ND), labels_N = torch.randn(2, 5, 4).double().float(), torch.tensor([0, 3, 1, -1, 2])
@@ -255,7 +256,7 @@ def test_the_losses_are_their_formulas() -> None:
     ):
         settings = recipe(distill=kind, distill_weight=weight, temperature=3.0)
         taught = None if kind is Distill.NONE else (t_ND, features[1])
-        assert float(recovery_loss(settings, torch.nn.Identity(), (s_ND, features[0]), labels_N, taught)) == pytest.approx(
+        assert float(training_loss(settings, torch.nn.Identity(), (s_ND, features[0]), labels_N, taught)) == pytest.approx(
             float(expected), rel=1e-5
         )
 
@@ -263,7 +264,7 @@ def test_the_losses_are_their_formulas() -> None:
 @pytest.mark.parametrize("precision", list(Precision))
 def test_products_have_the_precision_asked_for_even_where_the_engine_ended_autocast(precision: Precision) -> None:
     """On a GPU DeepSpeed runs the model inside ``autocast(enabled=False)`` when autocast was entered outside of it."""
-    from workers.recovery_losses import Tapped
+    from workers.training.losses import Tapped
 
     model = VIT.build()
     seen: list[torch.dtype] = []
@@ -274,5 +275,5 @@ def test_products_have_the_precision_asked_for_even_where_the_engine_ended_autoc
 
 
 def test_a_gang_of_another_size_than_asked_for_is_refused(model: Path, pair: Gang, tmp_path: Path) -> None:
-    answers = pair.recover(task(tmp_path / "out", model, replace(recipe(), ranks=1)))
+    answers = pair.train(task(tmp_path / "out", model, replace(recipe(), ranks=1)))
     assert all(isinstance(answer, ConfigError) and "recovery.ranks" in str(answer) for answer in answers)

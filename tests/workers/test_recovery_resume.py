@@ -15,19 +15,20 @@ import pytest
 from recovery_cases import recipe, sparse_model, stripes, task
 
 from workers.errors import SecateurError
-from workers.messages import RecoverTask
-from workers.recovery import Optimizer, Recovery, run_gang
+from workers.messages import TrainTask
+from workers.training.gang import run_gang
+from workers.training.settings import Optimizer, Training
 
 HERE = Path(__file__).parent
 START = "import pickle, sys; sys.path[:0] = [sys.argv[2], sys.argv[3]]\n" + (
     "if __name__ == '__main__':\n"
-    "    from workers.recovery import run_gang\n"
+    "    from workers.training.gang import run_gang\n"
     "    sent = pickle.load(open(sys.argv[1], 'rb'))\n"
-    "    print(run_gang(sent, sent.recovery.ranks, 1).numbers['epochs_resumed_from'])\n"
+    "    print(run_gang(sent, sent.training.ranks, 1).numbers['epochs_resumed_from'])\n"
 )
 
 
-def start(folder: Path, sent: RecoverTask, **environment: str) -> subprocess.Popen[str]:
+def start(folder: Path, sent: TrainTask, **environment: str) -> subprocess.Popen[str]:
     """A driver that trains with a gang, as a process of its own."""
     folder.mkdir(exist_ok=True)
     (folder / "task.pickle").write_bytes(pickle.dumps(sent))
@@ -53,7 +54,7 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.002)
 
 
-def interrupted(folder: Path, model: Path, recovery: Recovery, after: int) -> None:
+def interrupted(folder: Path, model: Path, recovery: Training, after: int) -> None:
     """Train until the data goes away after some epochs."""
     with pytest.raises(OSError, match="went away"):
         run_gang(task(folder, model, recovery, stripes(fails_in_epoch=after)), recovery.ranks, 1)

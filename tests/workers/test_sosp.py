@@ -21,7 +21,7 @@ from torch import nn
 from torch.func import jacrev
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from workers import saliency
+from workers.collect import unit_saliency as saliency
 from workers.errors import ConfigError, SecateurError
 from workers.losses import Loss
 from workers.pruners.sosp import SOSPH, SOSPI, Product

@@ -9,9 +9,9 @@ from workers.errors import ConfigError
 from workers.export import load_family, load_pruned, save_model
 from workers.models.base import Output
 from workers.models.shrunk import shrunk
-from workers.models.structures_traced import trace
+from workers.models.structures.groups import Kind, take
+from workers.models.structures.traced import trace
 from workers.models.timm import TimmModel
-from workers.structure import Kind, take
 
 VIT = {"img_size": 28, "depth": 2, "embed_dim": 48, "num_heads": 4}
 FAMILIES = {

@@ -7,8 +7,9 @@ from test_structure import FAMILIES, family
 
 from workers.models import structure_costs
 from workers.models.shrunk import shrunk
+from workers.models.structures.find import find_groups
+from workers.models.structures.groups import take
 from workers.models.torchvision import TorchvisionModel
-from workers.structure import find_groups, take
 
 ALIKE = ("densenet121", "mobilenetv2_100", "efficientnet_b0", "resnet50d", "convnext_atto", "deit_tiny_distilled_patch16_224")
 

@@ -8,11 +8,12 @@ from structure_cases import assert_the_same_without_units, half, on_meta, smalle
 from torch import nn
 
 from workers.export import load_family, load_pruned, save_model
-from workers.models import structures_checked
 from workers.models.resize import NarrowHeads, number_of, resize_
-from workers.models.structures_traced import Entered, trace
+from workers.models.structures import checked as structures_checked
+from workers.models.structures.find import find_groups, find_structure
+from workers.models.structures.groups import Kind
+from workers.models.structures.traced import Entered, trace
 from workers.models.timm import TimmModel
-from workers.structure import Kind, find_groups, find_structure
 
 SMALL = ["test_byobnet", "test_mambaout", "test_convnext", "levit_128s", "xcit_nano_12_p8_224", "visformer_tiny", "shvit_s1"]
 LARGER = ["cait_xxs24_224", "beit_base_patch16_224", "gcvit_xxtiny", "tnt_s_legacy_patch16_224", "skresnet18", "resnest14d", "tresnet_m"]

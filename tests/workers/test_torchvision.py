@@ -11,9 +11,9 @@ from workers.errors import ConfigError
 from workers.export import load_family, load_pruned, save_model
 from workers.models.resize import resize_
 from workers.models.shrunk import shrunk
-from workers.models.structures_traced import trace
+from workers.models.structures.groups import Kind, mask_, take
+from workers.models.structures.traced import trace
 from workers.models.torchvision import TorchvisionModel
-from workers.structure import Kind, mask_, take
 
 SLOW = [
     ("resnet50", 32),

@@ -11,10 +11,10 @@ from torch.nn.functional import cross_entropy
 from workers.data.base import Batch
 from workers.errors import SecateurError
 from workers.losses import Loss
+from workers.models.structures.groups import Kind
 from workers.pruners.taylor import UnitTaylor
 from workers.pruners.unit_baselines import UnitMagnitude, UnitRandom
 from workers.pruners.units import UnitSums
-from workers.structure import Kind
 
 
 def averaged(changes_BS, squared):

@@ -7,12 +7,13 @@ import torch
 from structure_cases import half
 from test_structure import VIT, family
 
-from workers import structure
 from workers.errors import ConfigError
 from workers.export import load_family, load_pruned, save_model
 from workers.models.shrunk import shrunk
+from workers.models.structures import groups as structure
+from workers.models.structures.find import find_groups
+from workers.models.structures.groups import take
 from workers.models.widened import WidenedModel
-from workers.structure import find_groups, take
 
 CASES = {
     "vit_giant_patch14_dinov2": (VIT, 28, {"blocks.1.mlp": 1.5, "blocks.0.attn": 2.0}),

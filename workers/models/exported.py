@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from workers.checks import require
 from workers.errors import ConfigError, SecateurError
 from workers.models import library
 from workers.models.base import Layer, ModelFamily, Output
-from workers.models.shrunk import ShrunkModel, selecting
+from workers.models.shrunk import ShrunkModel
+from workers.models.widened import WidenedModel
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -103,6 +104,17 @@ class Exported(ModelFamily):
     @property
     def output(self) -> Output:
         return self.inside.output
+
+
+def selecting(family: ModelFamily, selection: dict[str, Any]) -> ModelFamily:
+    """``family`` with another choice of layers, as far as it leaves one: values of the fields that ``selects`` names."""
+    match family:
+        case ShrunkModel():
+            return replace(family, settings=asdict(selecting(family.dense, selection)))
+        case WidenedModel():
+            return replace(family, settings=family.settings | selection)
+        case _:
+            return replace(family, **{name: value for name, value in selection.items() if name in family.selects})
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from workers.models.shrunk import shrunk
 from workers.models.structure_costs import Part, parameters
-from workers.structure import Group, take
+from workers.models.structures.groups import Group, take
 
 if TYPE_CHECKING:
     from workers.models.base import ModelFamily

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from workers.models.resize import number_of, resize_
-from workers.structure import Group, remainder
+from workers.models.structures.groups import Group, remainder
 
 if TYPE_CHECKING:
     from workers.models.base import ModelFamily

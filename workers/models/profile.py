@@ -127,7 +127,7 @@ class _Flops:
         import torch
         from torch.utils.flop_counter import FlopCounterMode
 
-        from workers.products import Products
+        from workers.collect.products import Products
 
         self.own = {layer.name: 0 for layer in layers}
         self._before: dict[str, tuple[int, int]] = {}
@@ -159,7 +159,7 @@ class _Kept:
     """Bytes that autograd keeps: for gradients of activations everywhere, for a layer's own weight, and when all weights are trained."""
 
     def __init__(self, model: nn.Module, layers: list[Layer], image_1CHW: Tensor) -> None:
-        from workers.products import Products
+        from workers.collect.products import Products
 
         self.largest = 0
         self._clock = 0

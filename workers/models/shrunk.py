@@ -6,14 +6,13 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from workers.models.base import Layer, ModelFamily, Output
-from workers.models.widened import WidenedModel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import Tensor, nn
 
-    from workers.structure import Group
+    from workers.models.structures.groups import Group
 
 
 @dataclass
@@ -75,7 +74,7 @@ def shrunk(
     import torch
 
     from workers.export import target_of
-    from workers.structure import Remainder, remainder
+    from workers.models.structures.groups import Remainder, remainder
 
     family, left = family.stored, Remainder()
     if any(group.sizes or group.narrow or group.running for group in groups):
@@ -85,14 +84,3 @@ def shrunk(
     if isinstance(family, ShrunkModel):
         return replace(family, shapes=family.shapes | shapes, sizes=family.sizes | left.sizes, narrow=family.narrow | left.narrow)
     return ShrunkModel(None, target_of(family), asdict(family) | {"checkpoint": None}, shapes, left.sizes, left.narrow)
-
-
-def selecting(family: ModelFamily, selection: dict[str, Any]) -> ModelFamily:
-    """``family`` with another choice of layers, as far as it leaves one: values of the fields that ``selects`` names."""
-    match family:
-        case ShrunkModel():
-            return replace(family, settings=asdict(selecting(family.dense, selection)))
-        case WidenedModel():
-            return replace(family, settings=family.settings | selection)
-        case _:
-            return replace(family, **{name: value for name, value in selection.items() if name in family.selects})

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from workers.models.resize import resize_
-from workers.structure import Group, Kind, home, remainder, take
+from workers.models.structures.groups import Group, Kind, home, remainder, take
 
 Size = tuple[str, int]  # a tensor and one of its dimensions
 

@@ -84,7 +84,7 @@ class WidenedModel(ModelFamily):
         """New shapes of the tensors that grow, and the numbers that go with them (``resize_``). Raises: ConfigError if a pattern matches
         no group."""
         from workers.models.resize import number_of
-        from workers.structure import find_groups
+        from workers.models.structures.find import find_groups
 
         channels, height, width = self.input_shape
         groups = find_groups(self.narrow, (channels, height, width), streams=True)

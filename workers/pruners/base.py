@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from kernels.patterns import Pattern, parse
 from workers.checks import require
+from workers.collect.statistic import Statistic
 from workers.errors import ConfigError
 from workers.models.base import Layer
 from workers.pruners.layout import Layout
-from workers.pruners.statistics import Statistic
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from workers.collect.statistic import ELIMINATE, INVERT, REFIT, BlockFisher
 from workers.models.base import Layer
 from workers.pruners.base import Sensitivity, Solution, WeightPruner, check_dampening
-from workers.pruners.statistics import ELIMINATE, INVERT, REFIT, BlockFisher
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from workers.collect.statistic import ELIMINATE, INVERT, REFIT, LayerHessian
 from workers.models.base import Layer
 from workers.pruners.base import Sensitivity, Solution, WeightPruner, check_dampening
 from workers.pruners.cap import Score
-from workers.pruners.statistics import ELIMINATE, INVERT, REFIT, LayerHessian
 
 if TYPE_CHECKING:
     from torch import Tensor

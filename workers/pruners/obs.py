@@ -15,9 +15,9 @@ from kernels import scores
 from kernels.obs import Elimination, eliminate, solve_on_mask, static_losses
 from kernels.statistics import Moments
 from kernels.sweep import inverse_factor
+from workers.collect.statistic import SLICE_BYTES
 from workers.errors import SecateurError
 from workers.pruners.layout import Layout
-from workers.pruners.statistics import SLICE_BYTES
 
 
 @dataclass(frozen=True)

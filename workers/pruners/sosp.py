@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from workers.data.base import Batch
-    from workers.structure import Group
+    from workers.models.structures.groups import Group
 
 SECOND_ORDER_BACKWARD = 3  # passes that the backward of a backward costs, about: it goes through the forward and the first backward
 
@@ -60,7 +60,7 @@ class SOSPH(UnitPruner):
         return 12 * 8 * units + (2 if self.product is Product.SCALING else 3) * 4 * structure_weights
 
     def measure(self, model: nn.Module, groups: Sequence[Group], batches: Callable[[], Iterator[Batch]], loss: Loss, seed: int) -> UnitSums:
-        from workers import saliency
+        from workers.collect import unit_saliency as saliency
 
         if self.product is Product.SCALING:
             found = saliency.sosp_h(model, groups, batches, loss, self.epsilon)
@@ -98,12 +98,12 @@ class SOSPI(UnitPruner):
 
     def sum_bytes(self, units: int, structure_weights: int) -> int:
         """The sum, that of a batch and a product; Jacobians of as many rows, as they are and centred; gradients by output and sample."""
-        from workers.saliency import JACOBIAN_BYTES
+        from workers.collect.unit_saliency import JACOBIAN_BYTES
 
         return (8 + 8 + 4 + 4 + 4) * units**2 + 3 * max(JACOBIAN_BYTES, 4 * structure_weights)
 
     def measure(self, model: nn.Module, groups: Sequence[Group], batches: Callable[[], Iterator[Batch]], loss: Loss, seed: int) -> UnitSums:
-        from workers import saliency
+        from workers.collect import unit_saliency as saliency
 
         _check_logits(loss)
         return saliency.sosp_i(model, groups, batches, loss)

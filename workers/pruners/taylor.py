@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from workers.data.base import Batch
-    from workers.structure import Group
+    from workers.models.structures.groups import Group
 
 
 @dataclass
@@ -33,7 +33,7 @@ class UnitTaylor(UnitPruner):
         return 4 * 8 * units
 
     def measure(self, model: nn.Module, groups: Sequence[Group], batches: Callable[[], Iterator[Batch]], loss: Loss, seed: int) -> UnitSums:
-        from workers import saliency
+        from workers.collect import unit_saliency as saliency
 
         return saliency.taylor(model, groups, batches, loss, seed)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from workers.data.base import Batch
-    from workers.structure import Group
+    from workers.models.structures.groups import Group
 
 
 @dataclass
@@ -30,7 +30,7 @@ class UnitMagnitude(UnitPruner):
         return 2 * 8 * units
 
     def measure(self, model: nn.Module, groups: Sequence[Group], batches: Callable[[], Iterator[Batch]], loss: Loss, seed: int) -> UnitSums:
-        from workers import saliency
+        from workers.collect import unit_saliency as saliency
 
         return saliency.magnitude(model, groups)
 
@@ -61,7 +61,7 @@ class UnitRandom(UnitPruner):
         """``drawn_S``: numbers between 0 and 1."""
         import torch
 
-        from workers.calibrate import derived_seed
+        from workers.numbers import derived_seed
 
         generators = [torch.Generator().manual_seed(derived_seed(self.seed, group.name)) for group in groups]
         drawn = [torch.rand(group.units, generator=drawing, dtype=torch.float64) for group, drawing in zip(groups, generators, strict=True)]

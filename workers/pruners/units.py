@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from workers.data.base import Batch
-    from workers.structure import Group
+    from workers.models.structures.groups import Group
 
 
 class Of(Enum):

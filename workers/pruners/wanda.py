@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from workers.checks import require
+from workers.collect.statistic import LayerHessian
 from workers.models.base import Layer
 from workers.pruners.base import Sensitivity, Solution, WeightPruner
-from workers.pruners.statistics import LayerHessian
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from workers.collect.statistic import FACTOR, REFIT, BlockFisher
 from workers.models.base import Layer
 from workers.pruners.base import Sensitivity, Solution, WeightPruner, check_dampening
-from workers.pruners.statistics import FACTOR, REFIT, BlockFisher
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,0 +1,316 @@
+"""What will be computed where, how long it takes and what it weighs. Pure: no GPU, no data, no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from orchestrator.allocation.latency_table import sizes
+from orchestrator.allocation.units import choose_for, countable, question
+from orchestrator.allocation.weights import asked_sparsity
+from orchestrator.cluster.base import Hardware, Resources
+from orchestrator.config import Experiment
+from orchestrator.planning.costs import SCORED_BYTES, SOLVED_BYTES, CostModel, PlannedLayer, cost_model
+from orchestrator.planning.footprint import Footprint, check_memory, footprint
+from orchestrator.planning.grid import makespan, portions
+from orchestrator.quantities import count, percent
+from workers.data.base import TASK_SAMPLES
+from workers.int8 import RANGE_IMAGES
+from workers.latency import MODEL_PATIENCE, Runtime
+from workers.models.base import Layer, ModelFamily, Output
+from workers.models.operations import find_operations
+from workers.models.profile import ModelProfile
+from workers.models.profile import profile as model_profile
+from workers.models.shrunk import shrunk
+from workers.models.structures.find import find_groups
+from workers.models.structures.groups import take
+from workers.pruners.base import WeightPruner
+from workers.pruners.units import Of
+from workers.timing import FEWEST, WARM_UPS
+from workers.training.settings import Distill, Training
+
+HOST_FLOPS = 2e11  # of the CPU beside a GPU, where metrics are computed
+# of an operation at one size, until the runtime can be called, about
+PREPARE_SECONDS = {Runtime.EAGER: 0.003, Runtime.ONNXRUNTIME: 0.45, Runtime.COMPILE: 1.2}
+GRAPH_SECONDS = 5.0  # of writing a model as ONNX and making 8 bits of its graph, about
+RANGE_PASSES = 4  # what it takes to make 8 bits, in forward passes over the images that the ranges are taken from, about
+HISTOGRAM_READS = 2  # of all scores, to find one threshold exactly
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One stage: its tasks, wall seconds on all workers, and seconds of one device in all."""
+
+    tasks: int
+    seconds: float
+    device_seconds: float
+    durations: tuple[float, ...] = ()  # of the tasks; of a gang, the same for each rank
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole run before it starts."""
+
+    layers: tuple[PlannedLayer, ...]
+    portions: tuple[tuple[str, ...], ...]  # layers that are collected together; the grid is portions x shards
+    shards: int
+    resources: Resources
+    hardware: Hardware
+    profile: ModelProfile
+    stages: dict[str, Estimate]
+    stage_bytes: dict[str, int]  # of a worker, at its worst
+    store_bytes: int
+    unfit: tuple[Layer, ...] = ()  # left dense, since they cannot follow the pattern
+    after: ModelProfile | None = None  # of the model once units are out, as far as it can be known before
+
+    @property
+    def worker_bytes(self) -> int:
+        return max(self.stage_bytes.values())
+
+    @property
+    def waves(self) -> int:
+        """Rounds of collecting: grid cells over workers."""
+        return -(-len(self.portions) * self.shards // self.resources.workers)
+
+    @property
+    def seconds(self) -> float:
+        return sum(stage.seconds for stage in self.stages.values())
+
+    @property
+    def device_hours(self) -> float:
+        return sum(stage.device_seconds for stage in self.stages.values()) / 3600
+
+
+def plan_layers(experiment: Experiment, profile: ModelProfile) -> tuple[PlannedLayer, ...]:
+    statistic, found = experiment.weight_pruner.statistic, zip(profile.layers, profile.depths, strict=True)
+    if statistic is None:
+        return tuple(PlannedLayer(layer, depth, 0, 0) for layer, depth in found)
+    by_gradients = statistic.by_gradients
+    return tuple(
+        PlannedLayer(layer, depth, *statistic.shape(layer), statistic.working_bytes(layer), by_gradients) for layer, depth in found
+    )
+
+
+def pruned_part(experiment: Experiment, profile: ModelProfile) -> ModelProfile:
+    """Without the layers that are left dense, since they cannot follow the pattern."""
+    pruned = {layer.name for layer in experiment.weight_pruner.fitting(profile.layers)}
+    found = [(layer, depth) for layer, depth in zip(profile.layers, profile.depths, strict=True) if layer.name in pruned]
+    return replace(profile, layers=tuple(layer for layer, _ in found), depths=tuple(depth for _, depth in found))
+
+
+def on_unfit(plan: Plan) -> str:
+    """Which layers stay dense since they cannot follow the pattern, and how much of the model that is."""
+    share = percent(sum(layer.weights for layer in plan.unfit) / plan.profile.prunable_weights)
+    names = ", ".join(layer.name for layer in plan.unfit)
+    found = f"{len(plan.unfit)} of {count(len(plan.profile.layers), 'layer')}, {share} of their weights, cannot follow the pattern"
+    return f"{found} and stay dense (pruner.target.unfit=dense), so the target is of the others: {names}"
+
+
+def cut_grid(
+    experiment: Experiment, profile: ModelProfile, resources: Resources, layers: Sequence[PlannedLayer]
+) -> list[list[PlannedLayer]]:
+    """Portions of ``layers`` (all, or those whose statistics are missing). Raises: ConfigError if one does not fit a worker's memory."""
+    if not layers or experiment.weight_pruner.statistic is None:
+        return []
+    costs, bytes_of = cost_model(experiment, profile, resources), footprint(experiment, profile, resources)
+    return portions(layers, costs, bytes_of, resources.memory_bytes, resources.workers, experiment.data.shards)
+
+
+def make_plan(experiment: Experiment, profile: ModelProfile, resources: Resources) -> Plan:
+    """Of one round. Raises: ConfigError if the model, a layer, or the sums over units cannot fit a worker's memory."""
+    masks = isinstance(experiment.pruner, WeightPruner)
+    return plan_masks(experiment, profile, resources) if masks else plan_units(experiment, profile, resources)
+
+
+def plan_masks(experiment: Experiment, profile: ModelProfile, resources: Resources) -> Plan:
+    """A round that masks weights."""
+    whole, profile = profile, pruned_part(experiment, profile)
+    layers = plan_layers(experiment, profile)
+    bytes_of = footprint(experiment, profile, resources)
+    sparsity = 0.0 if experiment.steps > 1 else asked_sparsity(experiment.weight_pruner.target, profile.layers)
+    fewer = "lower cluster.workers if they share a machine, or use workers with more memory"
+    needs = [("joining the solved layers", bytes_of.join(sparsity), fewer), *_needs(experiment, bytes_of)]
+    check_memory(resources.memory_bytes, needs)
+    stage_bytes = {stage: needed for stage, needed, _ in needs}
+    cut = cut_grid(experiment, profile, resources, layers)
+    if cut:
+        stage_bytes["collecting"] = max(bytes_of.collect(portion) for portion in cut)
+    stage_bytes["scoring"] = max(bytes_of.score(planned) for planned in layers)
+    stage_bytes["solving"] = max(bytes_of.solve(planned) for planned in layers)
+    return Plan(
+        layers=layers,
+        portions=tuple(tuple(planned.layer.name for planned in portion) for portion in cut),
+        shards=experiment.data.shards,
+        resources=resources,
+        hardware=experiment.cluster.hardware,
+        profile=whole,
+        unfit=tuple(experiment.weight_pruner.unfit(whole.layers)),
+        stages=_stages(experiment, profile, profile, resources, _masking(experiment, profile, resources, layers, cut)),
+        stage_bytes=stage_bytes,
+        store_bytes=_stored_statistics(experiment, layers) + _stored_models(experiment, profile),
+    )
+
+
+def plan_units(experiment: Experiment, profile: ModelProfile, resources: Resources) -> Plan:
+    """A round that takes units out. What the model is like afterwards depends on the data: here units go in a random order."""
+    after = model_profile(after_round(experiment), experiment.data.input_shape)
+    bytes_of, pruner = footprint(experiment, profile, resources), experiment.unit_pruner
+    groups = find_groups(experiment.model, experiment.data.input_shape, pruner.streams)
+    measuring = bytes_of.measure(pruner.sum_bytes(sum(group.units for group in groups), profile.parameters), pruner.reads_data)
+    remedy = "lower data.calibration_batch_size, choose another pruner, or use workers with more memory"
+    needs = [("measuring units", measuring, remedy), *_needs(experiment, bytes_of)]
+    check_memory(resources.memory_bytes, needs)
+    return Plan(
+        layers=(),
+        portions=(),
+        shards=experiment.data.shards if pruner.reads_data else 1,
+        resources=resources,
+        hardware=experiment.cluster.hardware,
+        profile=profile,
+        stages=_stages(experiment, profile, after, resources, _shrinking(experiment, profile, resources)),
+        stage_bytes={stage: needed for stage, needed, _ in needs},
+        store_bytes=_stored_models(experiment, profile),
+        after=after,
+    )
+
+
+def after_round(experiment: Experiment) -> ModelFamily:
+    """The model that a round leaves, as far as it can be known before: units go in a random order."""
+    if isinstance(experiment.pruner, WeightPruner):
+        return experiment.model
+    import torch
+
+    pruner, input_shape = experiment.unit_pruner, experiment.data.input_shape
+    groups = find_groups(experiment.model, input_shape, pruner.streams)
+    order_S = torch.randperm(sum(group.units for group in groups), generator=torch.Generator().manual_seed(0)).tolist()
+    with torch.device("meta"):
+        state = experiment.model.build().state_dict()
+    asked = question(replace(pruner, target=countable(pruner.target)), experiment.model, input_shape)
+    kept = choose_for(asked, order_S, [])
+    return shrunk(experiment.model, state, take(state, groups, kept), groups, kept)
+
+
+def _needs(experiment: Experiment, bytes_of: Footprint) -> list[tuple[str, int, str]]:
+    """What has to fit whatever the cut: work, bytes, remedy."""
+    data = experiment.data
+    fewer = "lower {0}, or use workers with more memory"
+    needs = [
+        (
+            "evaluating",
+            bytes_of.evaluate(data.eval_batch_size, min(data.size("test"), TASK_SAMPLES), models=2),
+            fewer.format("data.eval_batch_size"),
+        ),
+        (
+            "comparing two models on a calibration batch",
+            bytes_of.evaluate(data.calibration_batch_size, 0, models=2),
+            fewer.format("data.calibration_batch_size"),
+        ),
+    ]
+    dense = experiment.training if experiment.model.checkpoint is None else None
+    for what, recipe in (("training", dense), ("recovery", experiment.recovery)):
+        if recipe is not None:
+            remedy = f"raise {what}.ranks or {what}.zero_stage, lower {what}.batch_size"
+            needs.append((f"{what} of {recipe.batch_size // recipe.ranks} samples per rank", bytes_of.train(recipe), remedy))
+    return needs
+
+
+def _stored_statistics(experiment: Experiment, layers: Sequence[PlannedLayer]) -> int:
+    """Statistics of all shards, scores and solutions."""
+    statistics = sum(experiment.data.shards * planned.stored_bytes for planned in layers)
+    return statistics + int((SCORED_BYTES + SOLVED_BYTES) * sum(planned.layer.weights for planned in layers))
+
+
+def _stored_models(experiment: Experiment, profile: ModelProfile) -> int:
+    """Three models, and a training's checkpoints while it lasts."""
+    return 3 * profile.model_bytes + (2 * 3 * profile.model_bytes if experiment.recovery is not None else 0)
+
+
+def _mapped(seconds: Sequence[float], resources: Resources) -> Estimate:
+    return Estimate(len(seconds), makespan(seconds, resources.workers), sum(seconds), tuple(seconds))
+
+
+def _masking(
+    experiment: Experiment,
+    profile: ModelProfile,
+    resources: Resources,
+    layers: Sequence[PlannedLayer],
+    cut: Sequence[Sequence[PlannedLayer]],
+) -> dict[str, Estimate]:
+    """Stages from a model to one with masked weights."""
+    shards, costs, model = experiment.data.shards, cost_model(experiment, profile, resources), profile.model_bytes
+    collected = [costs.collect(portion) for portion in cut for _ in range(shards)]
+    joined = costs.read(model + SOLVED_BYTES * profile.prunable_weights) + costs.write(model)
+    seconds = {"collect": collected} if cut else {}
+    seconds |= {
+        "score": [costs.score(planned, shards) for planned in layers],
+        "allocate": [HISTOGRAM_READS * costs.read(SCORED_BYTES * planned.layer.weights) for planned in layers],
+        "solve": [costs.solve(planned, shards) for planned in layers],
+        "join": [joined],
+    }
+    return {stage: _mapped(found, resources) for stage, found in seconds.items()}
+
+
+def _shrinking(experiment: Experiment, profile: ModelProfile, resources: Resources) -> dict[str, Estimate]:
+    """Stages from a model to one without some of its units."""
+    costs, pruner, model = cost_model(experiment, profile, resources), experiment.unit_pruner, profile.model_bytes
+    shards = experiment.data.shards if pruner.reads_data else 1
+    measured = [costs.load() + costs.measure(experiment.loss) for _ in range(shards)]
+    seconds = {"measure": measured, "rank": [0.0], "choose": [0.0], "shrink": [costs.read(model) + costs.write(model)]}
+    return {stage: _mapped(found, resources) for stage, found in seconds.items()} | _timing(experiment, costs)
+
+
+def _timing(experiment: Experiment, costs: CostModel) -> dict[str, Estimate]:
+    """Stages that measure time, if no plateau is found and nothing is in the store. One task at a time, on one machine.
+
+    An operation is taken for an equal share of the dense model's forward pass, at all of its widths.
+    """
+    if experiment.unit_pruner.target.of is not Of.LATENCY:
+        return {}
+    latency, input_shape = experiment.latency, experiment.data.input_shape
+    groups = find_groups(experiment.model, input_shape, experiment.unit_pruner.streams)
+    operations = find_operations(experiment.model, input_shape, latency.batch_size, groups)
+    forward, runs = costs.network(latency.batch_size), WARM_UPS + FEWEST
+    operation = PREPARE_SECONDS[latency.runtime] + runs * forward / len(operations)
+    model = max(runs * forward, MODEL_PATIENCE * latency.seconds)
+    found = {"time operations": [operation] * sizes(operations, latency.widths), "time model": [model] * 2}
+    return {stage: Estimate(len(seconds), sum(seconds), sum(seconds), tuple(seconds)) for stage, seconds in found.items()}
+
+
+def _stages(
+    experiment: Experiment, profile: ModelProfile, after: ModelProfile, resources: Resources, pruning: dict[str, Estimate]
+) -> dict[str, Estimate]:
+    """Predicted seconds of each stage, in the order of the pipeline. ``after`` is the model once it is pruned."""
+    data, hardware, training, recovery = experiment.data, experiment.cluster.hardware, experiment.training, experiment.recovery
+    costs, then = cost_model(experiment, profile, resources), cost_model(experiment, after, resources)
+
+    def gang(recipe: Training, costs: CostModel) -> Estimate:
+        taught = recipe.distill is not Distill.NONE
+        wall = costs.training(recipe, data.size("train"), taught) + hardware.gang_seconds
+        return Estimate(recipe.ranks, wall, wall * recipe.ranks, (wall,) * recipe.ranks)
+
+    bank = data.size("bank") if experiment.model.output is Output.FEATURES else 0
+    rate = HOST_FLOPS if costs.gpu else costs.flops
+    metrics = _mapped([2.0 * data.size("test") * bank * profile.outputs / rate], resources)
+    splits = ["test", "bank"] if bank else ["test"]
+
+    def evaluation(costs: CostModel) -> Estimate:
+        parts = [(data.size(split), data.evaluation_parts(split)) for split in splits]
+        return _mapped([costs.network(samples / count) for samples, count in parts for _ in range(count)], resources)
+
+    compared, parts = data.calibration_batches * data.calibration_batch_size, data.comparison_parts
+    stages = {"import": _mapped([costs.read(profile.model_bytes) + costs.write(profile.model_bytes)], resources)}
+    if training is not None and experiment.model.checkpoint is None:
+        stages["train dense"] = gang(training, costs)
+    stages["start workers"] = Estimate(resources.workers, hardware.start_seconds, resources.workers * hardware.start_seconds)
+    stages |= {"evaluate dense": evaluation(costs), "assess dense": metrics} | pruning
+    if experiment.compare:
+        stages["compare"] = _mapped([costs.network(compared / parts) + then.network(compared / parts)] * parts, resources)
+    stages |= {"evaluate one-shot": evaluation(then), "assess one_shot": metrics}
+    if recovery is not None:
+        stages["recover"] = gang(recovery, then)
+        stages |= {"evaluate recovered": evaluation(then), "assess recovered": metrics}
+    if experiment.int8:
+        fixed = GRAPH_SECONDS + 2 * MODEL_PATIENCE * experiment.latency.seconds
+        ranges = RANGE_PASSES * then.network(min(compared, RANGE_IMAGES))
+        stages["quantise"] = _mapped([fixed + ranges + then.network(data.size("test"))], resources)
+    return stages | {"export": _mapped([then.write(after.model_bytes)], resources)}

@@ -1,0 +1,96 @@
+"""The processes that train together on one machine."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+from workers.errors import SecateurError
+from workers.files import read_record
+from workers.messages import TrainTask
+from workers.records import Record
+
+ERROR_SECONDS = 5.0  # between the first failure of a gang and the end of those that are still at work
+
+
+def run_gang(task: TrainTask, ranks: int, threads: int, device: str | None = None) -> Record:
+    """Train on this machine: in this process if ``ranks`` is 1, else in as many new ones. Raises what a rank raised."""
+    arguments = (ranks, _free_port(), threads, task, device)
+    if ranks == 1:
+        before = dict(os.environ)
+        try:
+            _rank(0, *arguments)
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+    else:
+        _spawn(ranks, threads, arguments)
+    record = read_record(task.to.directory)
+    assert record is not None
+    return record
+
+
+def _rank(rank: int, ranks: int, port: int, threads: int, task: TrainTask, device: str | None) -> None:
+    import torch
+
+    from workers.training.loop import train
+
+    os.environ["SECATEUR_WORKER"] = f"rank {rank}"
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"})
+    torch.set_num_threads(threads)
+    train(task, device)
+
+
+def _spawn(ranks: int, threads: int, arguments: tuple[Any, ...]) -> None:
+    """Processes of their own, so that a failure of one ends all; its error arrives here as it was raised."""
+    from concurrent.futures import ProcessPoolExecutor, wait
+    from concurrent.futures.process import BrokenProcessPool
+    from multiprocessing import get_context
+
+    start: dict[str, Any] = {"mp_context": get_context("spawn"), "initializer": _begin, "initargs": (threads,)}
+    with ProcessPoolExecutor(ranks, **start) as pool:
+        futures = [pool.submit(_rank, rank, *arguments) for rank in range(ranks)]
+        processes = list(pool._processes.values())
+        try:
+            _, left = wait(futures, return_when="FIRST_EXCEPTION")
+            wait(left, timeout=ERROR_SECONDS)  # the one that failed breaks the connections of the others: hear what each has to say
+        finally:
+            if not all(future.done() for future in futures):
+                for process in processes:
+                    process.kill()
+    errors = [error for error in (future.exception() for future in futures) if error is not None]
+    ours = [error for error in errors if isinstance(error, SecateurError)]
+    died = [error for error in errors if isinstance(error, BrokenProcessPool)]
+    if ours or (errors and not died):
+        raise (ours or errors)[0]
+    if died:
+        raise SecateurError(
+            "a process of the training gang died; run the same command again: it resumes after its last complete epoch"
+        ) from died[0]
+
+
+def _begin(threads: int) -> None:
+    """Before anything is imported that starts threads of its own: it would start as many as there are cores, in each rank.
+
+    And leave nothing behind that trains on, and writes, when the process that started this one was killed.
+    """
+    import threading
+    from multiprocessing import parent_process
+
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), str(threads))
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

@@ -1,0 +1,212 @@
+"""The training loop: one rank's part of a gang that trains a model, keeps its zeros, and can be killed at any time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from workers.errors import ConfigError, SecateurError
+from workers.export import load_family, load_model, load_pruned, save_model
+from workers.files import finish, write_text
+from workers.messages import TrainTask
+from workers.numbers import derived_seed
+from workers.records import Record
+from workers.training.checkpoints import Checkpoints
+from workers.training.deepspeed import Steps, ZeroHold, end_process_group, full_state, quiet, start_engine
+from workers.training.losses import Tapped, freeze_unused, training_loss
+from workers.training.settings import check, learning_rate
+
+MODEL = "model.safetensors"
+REPORT_SECONDS = 1.0
+
+
+@dataclass
+class Counts:
+    """What happened in a training, across resumptions. ``loss`` is the last finite one; ``seconds`` include reading the data."""
+
+    steps: int = 0
+    skipped: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    loss: float = float("nan")
+
+
+def train(task: TrainTask, asked: str | None = None) -> Record | None:
+    """One rank's part of a gang; rank 0 writes and returns the result. RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT are set.
+
+    ``asked`` is ``cpu`` or ``cuda``. None takes the device of the launcher's process group; without one, a GPU if there is one.
+    Raises: ConfigError (see ``settings.check``); SecateurError if no step of an epoch was finite, or if a masked weight moved.
+    """
+    started = time.time()
+    device = _device(asked)
+    with quiet(), _process_group(device):
+        _check(task)
+        torch.manual_seed(derived_seed(task.seed, "train"))
+        model, masks = load_model(task.model)
+        freeze_unused(model.requires_grad_(True), task.training)
+        student = Tapped(model, task.training.precision).to(device)
+        teacher = _teacher(task, device)
+        hold = ZeroHold(model, masks, device)
+        engine, steps = start_engine(student, task.training, device)
+        loop = Loop(task, engine, steps, teacher, hold)
+        resumed_from = loop.run()
+        state = full_state(model, task.training.zero_stage)
+        record = _store(task, state, masks, loop.counts, resumed_from, started) if dist.get_rank() == 0 else None
+        dist.barrier()
+        engine.destroy()
+        return record
+
+
+class Loop:
+    """The loop over epochs, with a checkpoint after each."""
+
+    def __init__(self, task: TrainTask, engine: Any, steps: Steps, teacher: nn.Module | None, hold: ZeroHold) -> None:
+        self.task, self.engine, self.steps, self.teacher, self.hold = task, engine, steps, teacher, hold
+        self.rank, self.world, self.settings = dist.get_rank(), dist.get_world_size(), task.training
+        self.steps_per_epoch = task.data.size("train") // task.training.batch_size
+        self.buffers = list(engine.module.buffers())  # running statistics see a batch before it is known to be finite
+        self.counts = Counts()
+        self.checkpoints = Checkpoints(task.to.directory / "checkpoints", engine)
+
+    def run(self) -> int:
+        """Train to the end; returns the number of epochs that were done before, in a training that was killed."""
+        first, progress = self.checkpoints.resume()
+        self.counts = Counts(**progress)
+        self._truncate_progress()
+        for epoch in range(first, self.settings.epochs):
+            self._epoch(epoch)
+            self.hold.check(self.settings.zero_stage)
+            self.checkpoints.save(epoch + 1, asdict(self.counts))
+            self._report(epoch)
+        return first
+
+    def _epoch(self, epoch: int) -> None:
+        self.engine.train()
+        torch.manual_seed(derived_seed(self.task.seed, "epoch", epoch, self.rank))
+        skipped_before, begun = self.counts.skipped, time.perf_counter()
+        reported = begun
+        for batch in self.task.data.train(self.rank, self.world, epoch, self.settings.batch_size):
+            self._step(batch.images_NCHW.to(self.engine.device), batch.labels.to(self.engine.device))
+            now = time.perf_counter()
+            self.counts.seconds += now - begun
+            begun = now
+            if now - reported > REPORT_SECONDS and self.counts.steps % self.steps_per_epoch:
+                self._report(epoch)
+                reported = now
+        if self.counts.skipped - skipped_before == self.steps_per_epoch:
+            raise SecateurError(f"training: no step of epoch {epoch + 1} had a finite loss; lower recovery.lr, or check the data")
+
+    def _step(self, images_NCHW: Tensor, labels: Tensor) -> None:
+        """One step of all ranks; skipped by all of them if a loss or a gradient is not finite on any."""
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = learning_rate(self.settings, self.counts.steps, self.steps_per_epoch)
+        self.hold.broken.zero_()
+        before = [buffer.clone() for buffer in self.buffers]
+        with torch.no_grad():
+            taught = None if self.teacher is None else self.teacher(images_NCHW)
+        loss = training_loss(self.settings, self.engine.module.model, self.engine(images_NCHW), labels, taught)
+        self.engine.backward(loss)
+        total = torch.stack([loss.detach().float(), (self.hold.broken | ~torch.isfinite(loss)).float()])
+        dist.all_reduce(total)
+        mean, broken = (total / self.world).tolist()
+        self.steps.skip = broken > 0
+        self.engine.step()
+        self.counts.steps += 1
+        self.counts.samples += self.settings.batch_size
+        if self.steps.skip:
+            self.counts.skipped += 1
+            for buffer, old in zip(self.buffers, before, strict=True):
+                buffer.copy_(old)
+        else:
+            self.counts.loss = mean
+
+    def _report(self, epoch: int) -> None:
+        if self.rank:
+            return
+        line = {
+            "epoch": epoch + 1,
+            "step": self.counts.steps,
+            "steps": self.settings.epochs * self.steps_per_epoch,
+            "loss": self.counts.loss,
+            "lr": learning_rate(self.settings, self.counts.steps - 1, self.steps_per_epoch),
+            "images_per_second": self.counts.samples / max(self.counts.seconds, 1e-9),
+        }
+        with self.task.progress.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _truncate_progress(self) -> None:
+        """Leave out what was reported after the checkpoint that training resumes from."""
+        if self.rank == 0:
+            self.task.progress.parent.mkdir(parents=True, exist_ok=True)
+            lines = self.task.progress.read_text(encoding="utf-8").splitlines() if self.task.progress.exists() else []
+            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.counts.steps]
+            write_text(self.task.progress, "".join(line + "\n" for line in kept))
+
+
+def _check(task: TrainTask) -> None:
+    settings = task.training
+    if dist.get_world_size() != settings.ranks:
+        raise ConfigError(f"recovery.ranks: expected the {dist.get_world_size()} processes of the gang, got {settings.ranks}")
+    check(settings, task.data, load_family(task.model).output, task.teacher is not None)
+
+
+def _teacher(task: TrainTask, device: torch.device) -> nn.Module | None:
+    if task.teacher is None:
+        return None
+    return Tapped(load_pruned(task.teacher).requires_grad_(False), task.training.precision).to(device).eval()
+
+
+def _store(
+    task: TrainTask, state: dict[str, Tensor], masks: dict[str, Tensor], counts: Counts, resumed_from: int, started: float
+) -> Record:
+    written = save_model(task.to.directory / MODEL, load_family(task.model), state, masks)
+    numbers = {
+        "steps": counts.steps,
+        "skipped_steps": counts.skipped,
+        "final_loss": counts.loss,
+        "images_per_second": counts.samples / max(counts.seconds, 1e-9),
+        "seconds": counts.seconds,
+        "epochs_resumed_from": resumed_from,
+        "ranks": task.training.ranks,
+        "zero_stage": task.training.zero_stage,
+    }
+    record = finish(task.to, "train", {MODEL: written}, numbers, started)
+    shutil.rmtree(task.to.directory / "checkpoints", ignore_errors=True)
+    return record
+
+
+def _device(asked: str | None) -> torch.device:
+    """This rank's device. Where a launcher shows each rank only its own GPU, that is number 0, whatever LOCAL_RANK says."""
+    if asked is None and dist.is_initialized():
+        asked = "cuda" if "nccl" in dist.get_backend() else "cpu"
+    if asked == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    local, visible = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if local >= visible > 1:
+        raise SecateurError(f"recovery.ranks: expected at most the {visible} GPUs of this machine, got rank {local}; lower settings.ranks")
+    os.environ["LOCAL_RANK"] = str(local % visible)
+    torch.cuda.set_device(local % visible)
+    return torch.device("cuda", local % visible)
+
+
+@contextlib.contextmanager
+def _process_group(device: torch.device) -> Iterator[None]:
+    """The launcher's process group, or one of our own that ends with the training."""
+    if dist.is_initialized():
+        yield
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        end_process_group()
