@@ -10,11 +10,16 @@ from workers.errors import SecateurError
 
 
 def train_rank(config: dict[str, Any]) -> None:
-    """One rank's part; the launcher has set RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT."""
+    """One rank's part; the launcher has set RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
+
+    Relative paths in the settings of the data are relative to ``folder``, which the driver was started in.
+    """
     import torch
 
     from workers.training.loop import train
 
+    if os.path.isdir(config["folder"]):  # on this machine too: Ray Train starts its processes in a folder of their own
+        os.chdir(config["folder"])
     os.environ["SECATEUR_WORKER"] = f"rank {os.environ['RANK']}"
     torch.set_num_threads(threads_of_rank(config["threads"], int(os.environ["LOCAL_WORLD_SIZE"])))
     train(config["task"], config["device"])

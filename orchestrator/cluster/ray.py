@@ -164,7 +164,7 @@ class Ray(Cluster):
         from workers.files import read_record
 
         here, folder = self.resources(), task.to.directory
-        config = {"task": task, "threads": self.threads, "device": here.device}
+        config = {"task": task, "threads": self.threads, "device": here.device, "folder": os.getcwd()}
         self._train_together(train_rank, config, task.training.ranks, str(folder / "ray"))
         record = read_record(folder)
         if record is None:

@@ -3,6 +3,7 @@
 import os
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -42,7 +43,7 @@ def test_a_gang_in_processes_of_this_machine_is_given_them(asked: str, expected:
 
 @pytest.mark.parametrize(("asked", "expected"), [(None, 2), (3, 3)])
 def test_a_rank_that_ray_started_takes_its_share_of_its_node(
-    asked: int | None, expected: int, cores, monkeypatch: pytest.MonkeyPatch
+    asked: int | None, expected: int, cores, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     cores(8)
     for name, value in {"RANK": "5", "LOCAL_WORLD_SIZE": "4", "SECATEUR_WORKER": "test"}.items():
@@ -50,10 +51,21 @@ def test_a_rank_that_ray_started_takes_its_share_of_its_node(
     before, found = torch.get_num_threads(), []
     monkeypatch.setattr(loop, "train", lambda task, device: found.append(torch.get_num_threads()))
     try:
-        gang.train_rank({"task": None, "device": "cpu", "threads": asked})
+        gang.train_rank({"task": None, "device": "cpu", "threads": asked, "folder": str(tmp_path / "elsewhere")})
     finally:
         torch.set_num_threads(before)
     assert found == [expected]
+
+
+def test_a_rank_that_ray_started_reads_relative_paths_as_the_driver_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, value in {"RANK": "0", "LOCAL_WORLD_SIZE": "1", "SECATEUR_WORKER": "test"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)  # what Ray Train does to its processes; also restores the folder afterwards
+    (tmp_path / "driver").mkdir()
+    found: list[Path] = []
+    monkeypatch.setattr(loop, "train", lambda task, device: found.append(Path.cwd()))
+    gang.train_rank({"task": None, "device": "cpu", "threads": torch.get_num_threads(), "folder": str(tmp_path / "driver")})
+    assert found == [tmp_path / "driver"]
 
 
 def test_a_rank_knows_its_threads_before_anything_that_starts_some_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
