@@ -5,7 +5,8 @@ Letters that end a tensor's name give its shape:
     R  rows of a prunable matrix (outputs)             C  columns (inputs; a convolution is flattened to in/groups * kh * kw)
     B  entries of a block (consecutive in one row)     n  blocks of a layer
     K  gradients in a chunk; positions of a unit       N  samples
-    U  units of a group                                S  units of all groups, one after another
+    G  tiles of a block (see ``patterns``); groups     U  units of a group
+    S  units of all groups, one after another
     D  outputs of a sample                             P  positions along a dimension
 
 Units: ``loss`` is in units of the calibration loss per gradient, ``*_bytes``, ``*_seconds``, ``*_ms`` say so.

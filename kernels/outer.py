@@ -79,7 +79,7 @@ def pack_lower(sum_nBB: np.ndarray, packed: np.ndarray) -> None:
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy", parallel=True)
-def add_packed(sum_nBB: np.ndarray, packed_nT: np.ndarray) -> None:
+def add_packed(sum_nBB: np.ndarray, packed_nL: np.ndarray) -> None:
     """Add packed lower triangles to whole matrices, in place, both halves."""
     blocks, size, _ = sum_nBB.shape
     for group in numba.prange(GROUPS):
@@ -87,8 +87,8 @@ def add_packed(sum_nBB: np.ndarray, packed_nT: np.ndarray) -> None:
             place = 0
             for i in range(size):
                 for j in range(i):
-                    value = sum_nBB[block, i, j] + packed_nT[block, place + j]
+                    value = sum_nBB[block, i, j] + packed_nL[block, place + j]
                     sum_nBB[block, i, j] = value
                     sum_nBB[block, j, i] = value
-                sum_nBB[block, i, i] += packed_nT[block, place + i]
+                sum_nBB[block, i, i] += packed_nL[block, place + i]
                 place += i + 1

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from orchestrator.allocation.weights import Allocation, Units, allocate, asked_sparsity
+from orchestrator.allocation.weights import Allocation, Tiles, allocate, asked_sparsity
 from orchestrator.outcome import Outcome, RoundOutcome, Step, UnitStep
 from orchestrator.planning.costs import PlannedLayer, cost_model
 from orchestrator.planning.plan import cut_grid, on_unfit
@@ -202,7 +202,7 @@ def score(run: Run, model: Record, partials: dict[str, list[Record]]) -> dict[st
 def allocate_layers(run: Run, scores: dict[str, Record]) -> Allocation:
     """How many weights each layer loses, from histograms of the scores."""
     layers = [planned.layer for planned in run.plan.layers]
-    counted = {layer.name: Units(scores[layer.name].numbers["units"], scores[layer.name].numbers["removable"]) for layer in layers}
+    counted = {layer.name: Tiles(scores[layer.name].numbers["units"], scores[layer.name].numbers["removable"]) for layer in layers}
     already = {layer.name: scores[layer.name].numbers["already_pruned"] for layer in layers}
     target = toward(run.experiment.weight_pruner.target, layers, already, run.steps_left)
     to = run.store.destination("allocate", target=target, scores=list(scores.values()))
@@ -256,7 +256,7 @@ def measure_increase(run: Run, before: Record, pruned: Record, dense: Record) ->
     data, loss, identity = run.experiment.data, run.experiment.loss, data_identity(run, CALIBRATION)
     tasks = []
     for part in range(data.comparison_parts if run.experiment.compare else 0):
-        to = run.store.destination("compare", dense=before, pruned=pruned, data=identity, loss=loss, shard=part)
+        to = run.store.destination("compare", before=before, after=pruned, data=identity, loss=loss, shard=part)
         tasks.append(CompareTask(before.path(MODEL), pruned.path(MODEL), data, loss, part, data.comparison_parts, to))
     records = run.map("compare", Worker.compare, tasks) if tasks else []
     samples = sum(record.numbers["samples"] for record in records)

@@ -16,7 +16,7 @@ from orchestrator.store import MODEL, settings
 from orchestrator.structure_table import left_out_sentences
 from orchestrator.times import measure_times, time_beside_dense
 from workers.files import finish, read_result, write_tensors
-from workers.messages import MeasureTask, RankTask, ShrinkTask
+from workers.messages import CollectUnitsTask, RankTask, ShrinkTask
 from workers.models.structures.find import find_structure
 from workers.pruners.units import Of
 from workers.records import Record
@@ -33,7 +33,7 @@ SWEEP = tuple(step / 20 for step in range(1, 20))  # fractions of the dense mode
 def take_out(run: Run, model: Record) -> UnitStep:
     """One step towards the target of its round."""
     warn_of_left_out(run, model)
-    sums = measure(run, model)
+    sums = collect_units(run, model)
     ranking = rank(run, model, sums)
     if run.experiment.unit_pruner.target.of is Of.LATENCY:
         return within_time(run, model, sums, ranking)
@@ -108,7 +108,7 @@ def next_correction(ratios: Mapping[float, float]) -> float:
     return last / min(max(ratios[last], 1 / LARGEST_CORRECTION), LARGEST_CORRECTION)
 
 
-def measure(run: Run, model: Record) -> list[Record]:
+def collect_units(run: Run, model: Record) -> list[Record]:
     """Sums over the units, one result per shard; for a method that reads no data, one."""
     experiment, pruner = run.experiment, run.experiment.unit_pruner
     shards = experiment.data.shards if pruner.reads_data else 1
@@ -117,9 +117,9 @@ def measure(run: Run, model: Record) -> list[Record]:
         reads |= {"data": data_identity(run, MEASURED), "loss": experiment.loss, "seed": experiment.seed}
     tasks = []
     for shard in range(shards):
-        to = run.store.destination("measure", **reads, shard=shard)
-        tasks.append(MeasureTask(model.path(MODEL), experiment.data, pruner, experiment.loss, shard, shards, experiment.seed, to))
-    return run.map("measure", Worker.measure, tasks)
+        to = run.store.destination("collect_units", **reads, shard=shard)
+        tasks.append(CollectUnitsTask(model.path(MODEL), experiment.data, pruner, experiment.loss, shard, shards, experiment.seed, to))
+    return run.map("collect", Worker.collect_units, tasks)
 
 
 def rank(run: Run, model: Record, sums: list[Record]) -> Record:

@@ -50,7 +50,7 @@ def time_operations(run: Run, family: ModelFamily, streams: bool, model_ms: floa
     here, store = identity(latency, run.plan.resources), run.store.made_by(())  # an operation's text says all of it, whoever has it
     operations = find_operations(family, input_shape, latency.batch_size, find_groups(family, input_shape, streams))
 
-    def measure(asked: list[tuple[int, Cell]]) -> list[Record]:
+    def time_cells(asked: list[tuple[int, Cell]]) -> list[Record]:
         tasks: dict[str, TimeOperationTask] = {}
         for number, units in asked:
             text = operations[number].at(units).text
@@ -59,7 +59,7 @@ def time_operations(run: Run, family: ModelFamily, streams: bool, model_ms: floa
         records = dict(zip(tasks, run.map("time operations", Worker.time_operation, list(tasks.values()), alone=True), strict=True))
         return [records[operations[number].at(units).text] for number, units in asked]
 
-    table = build_table(operations, latency.widths, model_ms, measure)
+    table = build_table(operations, latency.widths, model_ms, time_cells)
     table.write(run.directory / TABLE)
     return table
 

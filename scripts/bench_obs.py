@@ -31,8 +31,8 @@ from kernels.obs.block import invert_block, scratch
 from kernels.obs.cpu import PORTIONS
 from kernels.patterns import parse
 from kernels.scores import hull
+from kernels.second_moment import SecondMoment, add_outer_, zeros
 from kernels.select import select_smallest
-from kernels.statistics import SecondMoment, add_outer_, zeros
 from workers.collect.base import chunk_size
 
 DAMPENING = 1e-8

@@ -22,7 +22,7 @@ import torch
 import yaml
 from stand_ins import images, model_file
 
-from kernels.statistics import SecondMoment
+from kernels.second_moment import SecondMoment
 from orchestrator.cluster.base import Hardware, processor
 from orchestrator.config import Experiment, experiment_of
 from orchestrator.launch import plan_experiment
@@ -119,7 +119,7 @@ def pruning(experiment: Experiment, planned: PlannedLayer, device: torch.device)
     pruner = experiment.pruner
 
     def score() -> None:
-        loss_curve(pruner.score(weight_RC, planned.layer, moment).loss_nU, planned.layer.weights)
+        loss_curve(pruner.score(weight_RC, planned.layer, moment).loss_nG, planned.layer.weights)
 
     flops = pruner.flops(planned.layer)
     solving = usual_seconds(lambda: pruner.solve(weight_RC, planned.layer, moment, keep_RC), device)

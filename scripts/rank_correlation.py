@@ -60,7 +60,7 @@ def scores(
         if name == "sosp_i" and sum(group.units for group in groups) > options.most_units:
             continue
         try:
-            sums = pruner.measure(model, groups, lambda: iter(batches), loss, options.seed)
+            sums = pruner.collect(model, groups, lambda: iter(batches), loss, options.seed)
             found[name] = pruner.rank(groups, sums).score_S
         except SecateurError as error:
             print(f"{name} is left out: {error}")

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from kernels import masks, select
 from kernels.patterns import parse
-from kernels.statistics import SecondMoment
+from kernels.second_moment import SecondMoment
 from orchestrator.allocation.weights import Units, allocate
 from workers import evaluation
 from workers.collect.products import Products
@@ -229,18 +229,18 @@ def _solved(model: nn.Module, layers: list[Layer], moments: dict[str, SecondMome
     """Layers with their new weights and what survives of them, at half of all weights."""
     weights = {layer.name: model.get_parameter(f"{layer.name}.weight").detach().reshape(layer.rows, layer.columns) for layer in layers}
     scores = {layer.name: PRUNER.score(weights[layer.name], layer, moments[layer.name]) for layer in layers}
-    units = {layer.name: Units(layer.weights, int(torch.isfinite(scores[layer.name].score_nU).sum())) for layer in layers}
+    units = {layer.name: Units(layer.weights, int(torch.isfinite(scores[layer.name].score_nG).sum())) for layer in layers}
 
     def histograms(high_bin: int | None) -> list[Tensor]:
-        found = [scores[layer.name].score_nU for layer in layers]
+        found = [scores[layer.name].score_nG for layer in layers]
         return [select.high_histogram(score) if high_bin is None else select.low_histogram(score, high_bin) for score in found]
 
     allocation = allocate(PRUNER.target, layers, units, histograms)
     for layer in layers:
         score, weight_RC = scores[layer.name], weights[layer.name]
-        counts_n = select.select_smallest(score.score_nU, allocation[layer.name]).sum(1)
-        removed_nU = masks.prefix_mask(score.order_nU, counts_n)
-        keep_RC = ~PRUNER.layout(layer).join_units(removed_nU) & (weight_RC != 0)
+        counts_n = select.select_smallest(score.score_nG, allocation[layer.name]).sum(1)
+        removed_nG = masks.prefix_mask(score.order_nG, counts_n)
+        keep_RC = ~PRUNER.layout(layer).join_tiles(removed_nG) & (weight_RC != 0)
         solution = PRUNER.solve(weight_RC, layer, moments[layer.name], keep_RC)
         yield layer, solution.weight_RC, solution.keep_RC
 

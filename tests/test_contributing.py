@@ -44,4 +44,4 @@ def test_the_example_yaml_lists_every_setting_of_the_example_pruner(random_prune
     made = _typed(random_pruner, given, "pruner")
     weight_RC = torch.randn(4, 8)
     made.target.pattern = "2:4"
-    assert int(torch.isfinite(made.score(weight_RC, Layer("fc", 4, 8), None).score_nU).sum()) == 16
+    assert int(torch.isfinite(made.score(weight_RC, Layer("fc", 4, 8), None).score_nG).sum()) == 16

@@ -67,7 +67,7 @@ def test_workers_on_ray_leave_the_bytes_of_one_process(undisturbed: Path, tmp_pa
     assert model_bytes(tmp_path) == model_bytes(undisturbed)
 
 
-@pytest.mark.parametrize("stage", ["measure", pytest.param("shrink", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stage", ["collect", pytest.param("shrink", marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_and_repeats_nothing(stage: str, undisturbed: Path, tmp_path: Path) -> None:
     kill_at(stage, tmp_path, *SOSP)
     run(tmp_path, *SOSP)
@@ -87,9 +87,9 @@ def test_a_second_budget_is_kept_and_told(undisturbed: Path) -> None:
 
 def test_another_target_reads_the_same_ranking(undisturbed: Path) -> None:
     """A sweep measures once."""
-    before, chosen = {verb: stored(undisturbed, verb) for verb in ("measure", "rank")}, stored(undisturbed, "choose")
+    before, chosen = {verb: stored(undisturbed, verb) for verb in ("collect_units", "rank")}, stored(undisturbed, "choose")
     run(undisturbed, *SOSP[:1], "pruner.target.removed=0.25", "pruner.target.of=parameters", "name=other")
-    assert {verb: stored(undisturbed, verb) for verb in ("measure", "rank")} == before
+    assert {verb: stored(undisturbed, verb) for verb in ("collect_units", "rank")} == before
     assert len(stored(undisturbed, "choose")) == len(chosen) + 1
 
 

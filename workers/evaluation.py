@@ -58,13 +58,13 @@ def _wait(device: torch.device) -> None:
 
 @torch.inference_mode()
 def total_loss_increase(
-    dense: nn.Module, pruned: nn.Module, batches: Iterator[Batch], kind: Loss, device: torch.device
+    before: nn.Module, after: nn.Module, batches: Iterator[Batch], kind: Loss, device: torch.device
 ) -> tuple[float, int]:
-    """Summed real loss increase over calibration batches, and their samples. Non-finite batches are left out."""
+    """The real rise of the loss summed over calibration batches, and the number of their samples. Non-finite batches are left out."""
     total, samples = 0.0, 0
     for batch in batches:
         images, labels = batch.images_NCHW.to(device), batch.labels.to(device)
-        rise = float(loss_increase(kind, dense, forward(kind, dense, images), forward(kind, pruned, images), labels))
+        rise = float(loss_increase(kind, before, forward(kind, before, images), forward(kind, after, images), labels))
         if rise == rise and abs(rise) != float("inf"):
             total, samples = total + rise, samples + len(labels)
     return total, samples

@@ -56,17 +56,17 @@ def calibration_loss(kind: Loss, model: nn.Module, outputs: Tensor, labels: Tens
     return (outputs * noise).sum() / (outputs.shape[0] * (outputs[0].numel() ** 0.5))
 
 
-def loss_increase(kind: Loss, model: nn.Module, dense: Tensor, pruned: Tensor, labels: Tensor) -> Tensor:
-    """What a pruned model really loses on a batch, summed over its samples (float64), in the units of the quadratic model.
+def loss_increase(kind: Loss, model: nn.Module, before: Tensor, after: Tensor, labels: Tensor) -> Tensor:
+    """How much a batch's loss really rises over a pruning, summed over its samples (float64), in the units of the quadratic model.
 
-    ``labels``: rise of the label loss, times the samples that have labels. ``sampled``: KL(dense || pruned). ``features``: half the mean
-    squared feature error. ``dense`` and ``pruned`` are outputs; ``model``, either of both, says what the label loss is.
+    ``labels``: rise of the label loss, times the samples that have labels. ``sampled``: KL(before || after). ``features``: half the mean
+    squared feature error. ``before`` and ``after`` are the outputs of the two models; ``model``, either of them, says what the label loss is.
     """
     from torch.nn import functional
 
-    dense, pruned = dense.double(), pruned.double()
+    before, after = before.double(), after.double()
     if kind is Loss.LABELS:
-        return labelled(labels).sum() * (label_loss(model, pruned, labels) - label_loss(model, dense, labels))
+        return labelled(labels).sum() * (label_loss(model, after, labels) - label_loss(model, before, labels))
     if kind is Loss.SAMPLED:
-        return functional.kl_div(pruned.log_softmax(-1), dense.log_softmax(-1), reduction="sum", log_target=True)
-    return 0.5 * (pruned - dense).square().flatten(1).mean(1).sum()
+        return functional.kl_div(after.log_softmax(-1), before.log_softmax(-1), reduction="sum", log_target=True)
+    return 0.5 * (after - before).square().flatten(1).mean(1).sum()

@@ -73,7 +73,7 @@ class SolveTask:
 
 
 @dataclass(frozen=True)
-class MeasureTask:
+class CollectUnitsTask:
     """Sums over one of ``shards`` parts of the calibration data, of all units of a model that may go."""
 
     model: Path
@@ -178,10 +178,10 @@ class EvaluateTask:
 
 @dataclass(frozen=True)
 class CompareTask:
-    """Real rise of the calibration loss from the dense to the pruned model over one of ``shards`` parts of the calibration batches."""
+    """The rise of the calibration loss from the model before a pruning to the one after it, over one of ``shards`` parts of the calibration batches."""
 
-    dense: Path
-    pruned: Path
+    before: Path
+    after: Path
     data: Dataset
     loss: Loss
     shard: int

@@ -56,8 +56,8 @@ def in_turn(runs: Sequence[Callable[[], object]], device: torch.device, settings
 
 
 def _burst(run: Callable[[], object], device: torch.device) -> float:
-    measure = _by_events if device.type == "cuda" else _by_clock
-    return median([measure(run) for _ in range(BURST)][1:])
+    clock = _by_events if device.type == "cuda" else _by_clock
+    return median([clock(run) for _ in range(BURST)][1:])
 
 
 def time_operation(module: nn.Module, shapes: Sequence[tuple[int, ...]], settings: Latency, device: torch.device) -> Timing:
@@ -141,7 +141,7 @@ def clocked(
 
     ``between`` is done before each run, outside of the time. On a GPU, its own events tell the time.
     """
-    measure = _by_events if device.type == "cuda" else _by_clock
+    clock = _by_events if device.type == "cuda" else _by_clock
     for _ in range(WARM_UPS):
         run()
     found_ms: list[float] = []
@@ -149,7 +149,7 @@ def clocked(
     while True:
         if between is not None:
             between()
-        found_ms.append(measure(run))
+        found_ms.append(clock(run))
         over = time.perf_counter() - begun > seconds or len(found_ms) >= MOST
         if len(found_ms) >= FEWEST and (over or relative_error(found_ms) < spread):
             return Timing(median(found_ms), relative_error(found_ms), len(found_ms))

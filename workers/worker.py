@@ -23,13 +23,13 @@ from workers.memory import give_back, keep_freed_memory, watched
 from workers.messages import (
     AssessTask,
     CollectTask,
+    CollectUnitsTask,
     CompareTask,
     CompareTimeTask,
     CountTask,
     EvaluateTask,
     ImportTask,
     JoinTask,
-    MeasureTask,
     QuantiseTask,
     RankTask,
     ScoreTask,
@@ -100,23 +100,23 @@ class Worker:
         started = time.time()
         weight_RC, layer = self._weight(task.model, task.layer), task.layer
         found = task.pruner.score(weight_RC, layer, moments.stored(task.partials, self.device))
-        tensors = {"order_nU": found.order_nU, "loss_nU": found.loss_nU, "score_nU": found.score_nU}
+        tensors = {"order_nG": found.order_nG, "loss_nG": found.loss_nG, "score_nG": found.score_nG}
         written = write_tensors(task.to.directory / "scores.safetensors", tensors)
-        unit = task.pruner.pattern.unit
+        unit = task.pruner.pattern.tile
         numbers = {
             "layer": layer.name,
             "already_pruned": masks.zeros(weight_RC),
             "units": layer.weights // unit,
-            "removable": int(torch.isfinite(found.score_nU).sum()),
-            "curve": loss_curve(found.loss_nU, layer.weights // unit),
+            "removable": int(torch.isfinite(found.score_nG).sum()),
+            "curve": loss_curve(found.loss_nG, layer.weights // unit),
             "notes": found.notes,
         }
         return finish(task.to, "score", {"scores.safetensors": written}, numbers, started)
 
     def count(self, task: CountTask) -> Tensor:
         """Histogram of a layer's scores, for the exact selection of a global threshold."""
-        score_nU = read_result(task.scores, "scores.safetensors")["score_nU"]
-        return select.high_histogram(score_nU) if task.high_bin is None else select.low_histogram(score_nU, task.high_bin)
+        score_nG = read_result(task.scores, "scores.safetensors")["score_nG"]
+        return select.high_histogram(score_nG) if task.high_bin is None else select.low_histogram(score_nG, task.high_bin)
 
     @watched
     def solve(self, task: SolveTask) -> Record:
@@ -124,14 +124,14 @@ class Worker:
         started = time.time()
         weight_RC, layer = self._weight(task.model, task.layer), task.layer
         scores = {name: tensor.to(self.device) for name, tensor in read_result(task.scores, "scores.safetensors").items()}
-        counts_n = select.select_smallest(scores["score_nU"], task.pruned).sum(1)
-        removed_nU = masks.prefix_mask(scores["order_nU"], counts_n)
-        keep_RC = ~task.pruner.layout(layer).join_units(removed_nU) & (weight_RC != 0)
+        counts_n = select.select_smallest(scores["score_nG"], task.pruned).sum(1)
+        removed_nG = masks.prefix_mask(scores["order_nG"], counts_n)
+        keep_RC = ~task.pruner.layout(layer).join_tiles(removed_nG) & (weight_RC != 0)
         solution = task.pruner.solve(weight_RC, layer, moments.stored(task.partials, self.device), keep_RC)
         if not torch.isfinite(solution.weight_RC).all():
             raise SecateurError(f"{layer.name}: the re-fitted weights are not finite; raise pruner.dampening")
-        steps = torch.arange(scores["loss_nU"].shape[1], device=self.device)
-        predicted = scores["loss_nU"].double()[steps < counts_n[:, None]].sum()
+        steps = torch.arange(scores["loss_nG"].shape[1], device=self.device)
+        predicted = scores["loss_nG"].double()[steps < counts_n[:, None]].sum()
         tensors = {"weight_RC": solution.weight_RC, "keep": masks.pack_bits(solution.keep_RC)}
         written = write_tensors(task.to.directory / "solution.safetensors", tensors)
         numbers = {
@@ -143,7 +143,7 @@ class Worker:
         return finish(task.to, "solve", {"solution.safetensors": written}, numbers, started)
 
     @watched
-    def measure(self, task: MeasureTask) -> Record:
+    def collect_units(self, task: CollectUnitsTask) -> Record:
         """Sums of all units over one shard."""
         started = time.time()
         groups = find_groups(load_family(task.model), task.data.input_shape, task.pruner.streams)
@@ -152,10 +152,10 @@ class Worker:
             return task.data.calibration(task.shard, task.shards)
 
         seed = derived_seed(task.seed, "measure", task.shard)
-        found = task.pruner.measure(self._model(task.model), groups, batches, task.loss, seed)
+        found = task.pruner.collect(self._model(task.model), groups, batches, task.loss, seed)
         written = write_tensors(task.to.directory / "sums.safetensors", found.sums)
         numbers = {"shard": task.shard, "samples": found.samples, "batches": found.batches, "skipped": found.skipped}
-        return finish(task.to, "measure", {"sums.safetensors": written}, numbers, started)
+        return finish(task.to, "collect_units", {"sums.safetensors": written}, numbers, started)
 
     @watched
     def rank(self, task: RankTask) -> Record:
@@ -245,9 +245,9 @@ class Worker:
     def compare(self, task: CompareTask) -> Record:
         """How much the calibration loss of a shard really rose."""
         started = time.time()
-        dense, pruned = self._model(task.dense), self._model(task.pruned)
+        before, after = self._model(task.before), self._model(task.after)
         total, samples = evaluation.total_loss_increase(
-            dense, pruned, task.data.calibration(task.shard, task.shards), task.loss, self.device
+            before, after, task.data.calibration(task.shard, task.shards), task.loss, self.device
         )
         return finish(task.to, "compare", {}, {"total": total, "samples": samples}, started)
 
@@ -282,9 +282,9 @@ class Worker:
         return self._model(path).get_parameter(f"{layer.name}.weight").detach().reshape(layer.rows, layer.columns)
 
 
-def loss_curve(loss_nU: Tensor, units: int) -> list[tuple[float, float]]:
+def loss_curve(loss_nG: Tensor, units: int) -> list[tuple[float, float]]:
     """(sparsity, smallest predicted loss) of a layer at evenly spaced sparsities, its steps taken cheapest first."""
-    ordered = loss_nU[torch.isfinite(loss_nU)].double().sort().values.cumsum(0)
+    ordered = loss_nG[torch.isfinite(loss_nG)].double().sort().values.cumsum(0)
     if not len(ordered):
         return []
     counts = torch.linspace(0, len(ordered), CURVE_POINTS).long()

@@ -32,15 +32,15 @@ def eliminate(
     ``pattern.bucket``: once a bucket has lost ``pattern.removable`` entries, those that are not alive counted, the rest of it stays. What
     stays is still re-fitted, so it remains in ``A``, and is never a pivot.
 
-    ``pattern.unit``: with ``G`` the entries of a unit, ``loss = 1/2 w_G^T (A_GG)^-1 w_G``, ``w <- w - A[:, G] (A_GG)^-1 w_G`` and
-    ``A <- A - A[:, G] (A_GG)^-1 A[G, :]``. Order and loss are then (n, B / unit), over units; a unit is alive if one of its entries is,
+    ``pattern.tile``: with ``G`` the entries of a tile, ``loss = 1/2 w_G^T (A_GG)^-1 w_G``, ``w <- w - A[:, G] (A_GG)^-1 w_G`` and
+    ``A <- A - A[:, G] (A_GG)^-1 A[G, :]``. Order and loss are then (n, B / tile), over tiles; a tile is alive if one of its entries is,
     and entries that are not alive count for nothing.
 
     Whatever cannot go, not alive or held by its bucket, comes last, in the order of the block, with a loss of +inf.
 
     Source: Hassibi & Stork 1992, eq. 5; Frantar & Alistarh 2022 (OBC), section 4 (N:M, groups); Kuznedelev et al. 2023 (CAP), algorithm 1.
     Raises: NotPositiveDefinite when a block has no factor with its dampening raised ``linalg.RAISES`` times tenfold; ValueError when a
-    unit or bucket does not fit the block.
+    tile or bucket does not fit the block.
     """
     pattern.check(weights_nB.shape[1])
     return _implementation(weights_nB).eliminate(weights_nB, mean_nBB, alive_nB, dampening, relative, pattern)
@@ -49,11 +49,11 @@ def eliminate(
 def static_losses(
     weights_nB: Tensor, mean_nBB: Tensor, alive_nB: Tensor, dampening: float, relative: bool, pattern: Pattern = FREE
 ) -> tuple[Tensor, Tensor]:
-    r"""What the removal of each weight, or unit, would cost if it were the only one: ``w_q^2 / (2 A_qq)`` or ``1/2 w_G^T (A_GG)^-1 w_G``.
+    r"""What the removal of each weight, or tile, would cost if it were the only one: ``w_q^2 / (2 A_qq)`` or ``1/2 w_G^T (A_GG)^-1 w_G``.
 
     The loss of the first step of ``eliminate``, for every entry. Arguments and what is raised are those of ``eliminate``.
     Source: Singh & Alistarh 2020 (WoodFisher); Kurtic et al. 2022 (oBERT), eq. 7.
-    Returns: losses (n, B / unit), float32, in the order of the block, +inf for what cannot go; and the dampening of each block (float64).
+    Returns: losses (n, B / tile), float32, in the order of the block, +inf for what cannot go; and the dampening of each block (float64).
     """
     pattern.check(weights_nB.shape[1])
     if weights_nB.is_cuda:  # batched factors are all there is to it

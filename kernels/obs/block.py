@@ -1,7 +1,7 @@
 """Compiled work on one block, in the scratch memory of its thread.
 
 ``work`` is (matrix, panel, lines, places, own, factor, floor): the matrix that holds the factor and then the inverse, a strip of one,
-vectors of numbers and of positions, and what ``units`` needs per unit. ``report`` gets the dampening, and +inf or the pivot that failed.
+vectors of numbers and of positions, and what ``tiles`` needs per tile. ``report`` gets the dampening, and +inf or the pivot that failed.
 """
 
 from __future__ import annotations
@@ -11,32 +11,32 @@ import numpy as np
 
 from kernels.obs.greedy import eliminate_weights
 from kernels.obs.packed import SHIFT, STRIP, dot, factor_dampened, gathered_dot, invert_factor, pack, square, subtract
-from kernels.obs.units import eliminate_units, least_pivots, own_of_inverse, pack_units, score_units
+from kernels.obs.tiles import eliminate_tiles, least_pivots, own_of_inverse, pack_tiles, score_tiles
 from kernels.obs.vector import LINE_COLUMNS, TILE_ROWS
 
 LINES = 4  # vectors of a thread
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def shape(block_size, unit):
+def shape(block_size, tile):
     """Rows and width of a thread's matrix, and rows of its panel. A row takes an odd number of cache lines, so that the entries of a column
     do not compete for the same few places in cache."""
-    panel = max(STRIP, (unit + STRIP - 1) // STRIP * STRIP)
+    panel = max(STRIP, (tile + STRIP - 1) // STRIP * STRIP)
     return block_size + SHIFT + TILE_ROWS, ((block_size + LINE_COLUMNS + STRIP) // 16 + 1) * 16 + 8, panel
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def scratch(block_size, unit):
-    rows, width, panel = shape(block_size, unit)
-    units = max(1, block_size // unit)
+def scratch(block_size, tile):
+    rows, width, panel = shape(block_size, tile)
+    tiles = max(1, block_size // tile)
     return (
         _lines(rows, width),
         _lines(panel, width),
         _lines(LINES, width),
         np.zeros((2, width), dtype=np.int64),
-        np.zeros((unit, unit, units)),
-        np.zeros((unit, unit + 1, units)),
-        np.zeros((unit, units)),
+        np.zeros((tile, tile, tiles)),
+        np.zeros((tile, tile + 1, tiles)),
+        np.zeros((tile, tiles)),
     )
 
 
@@ -49,14 +49,14 @@ def _lines(rows, width):
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _pack(alive_B, unit, entry):
-    return pack(alive_B, entry) if unit == 1 else pack_units(alive_B, unit, entry)
+def _pack(alive_B, tile, entry):
+    return pack(alive_B, entry) if tile == 1 else pack_tiles(alive_B, tile, entry)
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _invert_factor(mean_BB, alive_B, absolute, unit, report, work):
+def _invert_factor(mean_BB, alive_B, absolute, tile, report, work):
     matrix, _, lines, places, _, _, _ = work
-    m = _pack(alive_B, unit, places[0])
+    m = _pack(alive_B, tile, places[0])
     factor_dampened(mean_BB, alive_B, places[0], m, absolute, matrix, lines[0], report)
     if report[1] == np.inf:
         invert_factor(matrix, matrix[SHIFT:], m)
@@ -64,29 +64,29 @@ def _invert_factor(mean_BB, alive_B, absolute, unit, report, work):
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def invert_block(mean_BB, alive_B, absolute, unit, report, work):
+def invert_block(mean_BB, alive_B, absolute, tile, report, work):
     """``A`` of the packed entries. Returns how many there are."""
-    m = _invert_factor(mean_BB, alive_B, absolute, unit, report, work)
+    m = _invert_factor(mean_BB, alive_B, absolute, tile, report, work)
     if report[1] == np.inf:
         square(work[0][SHIFT:], m, work[1])
     return m
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def square_units(mean_BB, alive_B, absolute, unit, report, work):
-    """``A_GG`` of every unit, and what its pivots cannot fall below."""
+def square_tiles(mean_BB, alive_B, absolute, tile, report, work):
+    """``A_GG`` of every tile, and what its pivots cannot fall below."""
     _, _, _, places, own, factor, floor = work
-    m = _invert_factor(mean_BB, alive_B, absolute, unit, report, work)
+    m = _invert_factor(mean_BB, alive_B, absolute, tile, report, work)
     if report[1] == np.inf:
-        least_pivots(mean_BB, alive_B, report[0], places[0], unit, m // unit, factor, floor)
-        own_of_inverse(work[0][SHIFT:], own, m, unit)
+        least_pivots(mean_BB, alive_B, report[0], places[0], tile, m // tile, factor, floor)
+        own_of_inverse(work[0][SHIFT:], own, m, tile)
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def copy_inverse(common, work, alive_B, unit):
+def copy_inverse(common, work, alive_B, tile):
     """Take over what ``invert_block`` left for the same entries."""
     a, copy = common[0][SHIFT:], work[0][SHIFT:]
-    m = _pack(alive_B, unit, work[3][0])
+    m = _pack(alive_B, tile, work[3][0])
     for i in range(m):
         copy[i, : i + 1] = a[i, : i + 1]
     return m
@@ -100,20 +100,20 @@ def _take_weights(weight_B, alive_B, entry, m, w):
 
 @numba.njit(nogil=True, error_model="numpy")
 def eliminate_block(weight_B, mean_BB, alive_B, limits, m, order_G, loss_G, dampening, work):
-    """All steps from the inverse of the ``m`` packed entries, then what cannot go. ``limits`` is (unit, bucket, removable)."""
+    """All steps from the inverse of the ``m`` packed entries, then what cannot go. ``limits`` is (tile, bucket, removable)."""
     matrix, panel, lines, places, own, factor, floor = work
-    (unit, bucket, removable), a = limits, matrix[SHIFT:]
+    (tile, bucket, removable), a = limits, matrix[SHIFT:]
     entry, place, w, score = places[0], places[1], lines[0], lines[1]
     _take_weights(weight_B, alive_B, entry, m, w)
-    if unit == 1:
+    if tile == 1:
         diagonal, least = lines[2], lines[3]
         for i in range(m):
             diagonal[i] = a[i, i]
             least[i] = 1.0 / (mean_BB[entry[i], entry[i]] + dampening)
         steps = eliminate_weights(a, w, diagonal, least, m, entry, place, panel, score, bucket, removable, order_G, loss_G)
     else:
-        least_pivots(mean_BB, alive_B, dampening, entry, unit, m // unit, own, floor)
-        steps = eliminate_units(a, w, floor, own, factor, m, unit, entry, panel, score, order_G, loss_G)
+        least_pivots(mean_BB, alive_B, dampening, entry, tile, m // tile, own, floor)
+        steps = eliminate_tiles(a, w, floor, own, factor, m, tile, entry, panel, score, order_G, loss_G)
     went = places[1]
     went[: len(order_G)] = 0
     for k in range(steps):
@@ -126,15 +126,15 @@ def eliminate_block(weight_B, mean_BB, alive_B, limits, m, order_G, loss_G, damp
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def score_block(weight_B, alive_B, unit, loss_G, squared, work):
-    """The loss of removing each unit alone; ``squared`` is where ``square_units`` was."""
+def score_block(weight_B, alive_B, tile, loss_G, squared, work):
+    """The loss of removing each tile alone; ``squared`` is where ``square_tiles`` was."""
     entry, own, floor = squared[3][0], squared[4], squared[6]
     w, score, factor = work[2][0], work[2][1], work[5]
-    m = _pack(alive_B, unit, work[3][1])
+    m = _pack(alive_B, tile, work[3][1])
     _take_weights(weight_B, alive_B, entry, m, w)
-    score_units(own, factor, floor, w, unit, m // unit, score)
-    for g in range(m // unit):
-        loss_G[entry[g * unit] // unit] = score[g] / 2
+    score_tiles(own, factor, floor, w, tile, m // tile, score)
+    for g in range(m // tile):
+        loss_G[entry[g * tile] // tile] = score[g] / 2
 
 
 @numba.njit(nogil=True, error_model="numpy")

@@ -1,6 +1,6 @@
 """Elimination and group solve on the CPU: one compiled pass per block that dampens, factors, inverts and eliminates in cache.
 
-The steps are in ``packed`` (factor and inverse), ``greedy`` (single weights) and ``units`` (groups); here is what they are given and who
+The steps are in ``packed`` (factor and inverse), ``greedy`` (single weights) and ``tiles`` (groups); here is what they are given and who
 computes which block. A block is computed by one thread, the same way whatever the number of threads (``torch.set_num_threads`` is obeyed),
 in one float64 matrix of its size (``scratch_bytes``). When all blocks share ``H``, those with the same entries alive share its inverse.
 
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from kernels import linalg
 from kernels.linalg import NotPositiveDefinite, layer_dampening
-from kernels.obs.block import LINES, copy_inverse, eliminate_block, invert_block, score_block, scratch, shape, solve_block, square_units
+from kernels.obs.block import LINES, copy_inverse, eliminate_block, invert_block, score_block, scratch, shape, solve_block, square_tiles
 from kernels.obs.reference import Elimination, removable
 from kernels.patterns import FREE, Pattern
 from kernels.threads import run
@@ -37,12 +37,12 @@ def eliminate(
 ) -> Elimination:
     """See ``kernels.obs.eliminate``. ``B^3`` flops to invert and ``B^3 / 3`` to eliminate, for the entries that are alive."""
     absolute = layer_dampening(mean_nBB, alive_nB, dampening, relative)
-    blocks, units = len(weights_nB), weights_nB.shape[1] // pattern.unit
-    order_nG = torch.empty(blocks, units, dtype=torch.int16)
-    loss_nG = torch.empty(blocks, units, dtype=torch.float32)
+    blocks, tiles = len(weights_nB), weights_nB.shape[1] // pattern.tile
+    order_nG = torch.empty(blocks, tiles, dtype=torch.int16)
+    loss_nG = torch.empty(blocks, tiles, dtype=torch.float32)
     report_n2 = torch.empty(blocks, 2, dtype=torch.float64)
     inputs = (_array(weights_nB), _array(mean_nBB), _array(alive_nB), *_share(mean_nBB, alive_nB), absolute)
-    limits = (pattern.unit, pattern.bucket, pattern.removable)
+    limits = (pattern.tile, pattern.bucket, pattern.removable)
     run(_eliminate_all, *inputs, *limits, order_nG.numpy(), loss_nG.numpy(), report_n2.numpy())
     _refuse(report_n2)
     return Elimination(order_nG, loss_nG, report_n2[:, 0].clone())
@@ -53,13 +53,13 @@ def static_losses(
 ) -> tuple[Tensor, Tensor]:
     """See ``kernels.obs.static_losses``. ``2/3 B^3`` flops; of the inverse only what the losses read is computed."""
     absolute = layer_dampening(mean_nBB, alive_nB, dampening, relative)
-    blocks, units = len(weights_nB), weights_nB.shape[1] // pattern.unit
-    loss_nG = torch.full((blocks, units), torch.inf)
+    blocks, tiles = len(weights_nB), weights_nB.shape[1] // pattern.tile
+    loss_nG = torch.full((blocks, tiles), torch.inf)
     report_n2 = torch.empty(blocks, 2, dtype=torch.float64)
     inputs = (_array(weights_nB), _array(mean_nBB), _array(alive_nB), *_share(mean_nBB, alive_nB), absolute)
-    run(_score_all, *inputs, pattern.unit, loss_nG.numpy(), report_n2.numpy())
+    run(_score_all, *inputs, pattern.tile, loss_nG.numpy(), report_n2.numpy())
     _refuse(report_n2)
-    loss_nG.masked_fill_(~removable(alive_nB.reshape(blocks, units, pattern.unit), pattern), torch.inf)
+    loss_nG.masked_fill_(~removable(alive_nB.reshape(blocks, tiles, pattern.tile), pattern), torch.inf)
     return loss_nG, report_n2[:, 0].clone()
 
 
@@ -74,11 +74,11 @@ def solve_on_mask(weights_nB: Tensor, mean_nBB: Tensor, keep_nB: Tensor, alive_n
     return solved_nB
 
 
-def scratch_bytes(block_size: int, threads: int, shared: bool = False, unit: int = 1) -> int:
+def scratch_bytes(block_size: int, threads: int, shared: bool = False, tile: int = 1) -> int:
     """Memory that the functions here take beside their arguments and results: a float64 matrix and a strip of it per thread, and one
     inverse more when all blocks share one ``H``."""
-    rows, width, panel = shape.py_func(block_size, unit)
-    numbers = (rows + panel + LINES + 2) * width + block_size * (2 * unit + 2)
+    rows, width, panel = shape.py_func(block_size, tile)
+    numbers = (rows + panel + LINES + 2) * width + block_size * (2 * tile + 2)
     return 8 * numbers * (threads + int(shared))
 
 
@@ -112,52 +112,52 @@ def _compiled(sources: str) -> tuple[Callable[..., None], Callable[..., None], C
     """The loops over blocks, cached under ``sources``: numba files a function under the values that it closes over."""
 
     @numba.njit(cache=True, nogil=True, error_model="numpy", parallel=True)
-    def eliminate_all(weights_nB, mean_nBB, alive_nB, share_n, leader, absolute, unit, bucket, removable, order_nG, loss_nG, report_n2):
+    def eliminate_all(weights_nB, mean_nBB, alive_nB, share_n, leader, absolute, tile, bucket, removable, order_nG, loss_nG, report_n2):
         assert sources
         blocks, block_size = weights_nB.shape
         one = len(mean_nBB) != blocks
-        common, common_report = scratch(block_size if leader >= 0 else unit, unit), np.zeros(2)
+        common, common_report = scratch(block_size if leader >= 0 else tile, tile), np.zeros(2)
         if leader >= 0:
-            invert_block(mean_nBB[0], alive_nB[leader], absolute, unit, common_report, common)
+            invert_block(mean_nBB[0], alive_nB[leader], absolute, tile, common_report, common)
         for portion in numba.prange(PORTIONS):
             first, last = portion * blocks // PORTIONS, (portion + 1) * blocks // PORTIONS
             if first == last:
                 continue
-            work = scratch(block_size, unit)
+            work = scratch(block_size, tile)
             for block in range(first, last):
                 mean_BB, alive_B, report = mean_nBB[0 if one else block], alive_nB[block], report_n2[block]
                 if share_n[block]:
                     report[:] = common_report
-                    m = copy_inverse(common, work, alive_B, unit)
+                    m = copy_inverse(common, work, alive_B, tile)
                 else:
-                    m = invert_block(mean_BB, alive_B, absolute, unit, report, work)
+                    m = invert_block(mean_BB, alive_B, absolute, tile, report, work)
                 if report[1] == np.inf:
-                    limits = unit, bucket, removable
+                    limits = tile, bucket, removable
                     eliminate_block(weights_nB[block], mean_BB, alive_B, limits, m, order_nG[block], loss_nG[block], report[0], work)
 
     @numba.njit(cache=True, nogil=True, error_model="numpy", parallel=True)
-    def score_all(weights_nB, mean_nBB, alive_nB, share_n, leader, absolute, unit, loss_nG, report_n2):
+    def score_all(weights_nB, mean_nBB, alive_nB, share_n, leader, absolute, tile, loss_nG, report_n2):
         assert sources
         blocks, block_size = weights_nB.shape
         one = len(mean_nBB) != blocks
-        common, common_report = scratch(block_size if leader >= 0 else unit, unit), np.zeros(2)
+        common, common_report = scratch(block_size if leader >= 0 else tile, tile), np.zeros(2)
         if leader >= 0:
-            square_units(mean_nBB[0], alive_nB[leader], absolute, unit, common_report, common)
+            square_tiles(mean_nBB[0], alive_nB[leader], absolute, tile, common_report, common)
         for portion in numba.prange(PORTIONS):
             first, last = portion * blocks // PORTIONS, (portion + 1) * blocks // PORTIONS
             if first == last:
                 continue
-            work = scratch(block_size, unit)
+            work = scratch(block_size, tile)
             for block in range(first, last):
                 alive_B, report = alive_nB[block], report_n2[block]
                 if share_n[block]:
                     report[:] = common_report
                     if report[1] == np.inf:
-                        score_block(weights_nB[block], alive_B, unit, loss_nG[block], common, work)
+                        score_block(weights_nB[block], alive_B, tile, loss_nG[block], common, work)
                 else:
-                    square_units(mean_nBB[0 if one else block], alive_B, absolute, unit, report, work)
+                    square_tiles(mean_nBB[0 if one else block], alive_B, absolute, tile, report, work)
                     if report[1] == np.inf:
-                        score_block(weights_nB[block], alive_B, unit, loss_nG[block], work, work)
+                        score_block(weights_nB[block], alive_B, tile, loss_nG[block], work, work)
 
     @numba.njit(cache=True, nogil=True, error_model="numpy", parallel=True)
     def solve_all(weights_nB, mean_nBB, keep_nB, alive_nB, absolute, solved_nB, report_n2):

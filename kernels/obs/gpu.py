@@ -32,14 +32,14 @@ ROWS = 16  # earlier pivot rows that are read at a time
 def eliminate(
     weights_nB: Tensor, mean_nBB: Tensor, alive_nB: Tensor, dampening: float, relative: bool, pattern: Pattern = FREE
 ) -> Elimination:
-    """See ``kernels.obs.eliminate``. Units of several weights go through the reference loop."""
-    if pattern.unit > 1:
+    """See ``kernels.obs.eliminate``. Tiles of several weights go through the reference loop."""
+    if pattern.tile > 1:
         return reference.eliminate(weights_nB, mean_nBB, alive_nB, dampening, relative, pattern)
     absolute = layer_dampening(mean_nBB, alive_nB, dampening, relative)
     done = []
     for part, matrix_nBB in chunks(mean_nBB, len(weights_nB)):
         inverse_nBB, dampening_n = dampened_inverse(matrix_nBB, alive_nB[part], absolute, relative=False)
-        floor_nB = least_pivots(matrix_nBB, alive_nB[part], dampening_n, unit=1)[..., 0]
+        floor_nB = least_pivots(matrix_nBB, alive_nB[part], dampening_n, tile=1)[..., 0]
         done.append((*eliminate_inverse(weights_nB[part], inverse_nBB, floor_nB, alive_nB[part], pattern), dampening_n))
     order_nB, loss_nB, dampening_n = (torch.cat(each) for each in zip(*done, strict=True))
     return Elimination(order_nB, loss_nB, dampening_n)

@@ -19,7 +19,7 @@ SCRATCH_BYTES = 1 << 28  # for one float64 matrix per block of a chunk; about fi
 
 @dataclass(frozen=True)
 class Elimination:
-    """Per block: weights, or units of the pattern, in the order they go (int16; what cannot go comes last), the loss of each step
+    """Per block: weights, or tiles of the pattern, in the order they go (int16; what cannot go comes last), the loss of each step
     (float32; +inf for what cannot go; units of the calibration loss) and the dampening that was used (float64)."""
 
     order_nB: Tensor
@@ -44,33 +44,33 @@ def eliminate(
 
 
 def _eliminate_chunk(weights_nB: Tensor, mean_nBB: Tensor, alive_nB: Tensor, absolute: float, pattern: Pattern) -> Elimination:
-    """Letters: ``G`` units of the pattern in a block, ``U`` entries of a unit."""
-    unit, (blocks, block_size) = pattern.unit, weights_nB.shape
-    units = block_size // unit
+    """Letters: ``G`` tiles of the pattern in a block, ``E`` entries of a tile."""
+    tile, (blocks, block_size) = pattern.tile, weights_nB.shape
+    tiles = block_size // tile
     inverse_nBB, dampening_n = dampened_inverse(mean_nBB, alive_nB, absolute, relative=False)
-    floor_nGU = least_pivots(mean_nBB, alive_nB, dampening_n, unit)
+    floor_nGE = least_pivots(mean_nBB, alive_nB, dampening_n, tile)
     w_nB = torch.where(alive_nB, weights_nB, 0.0).double()
-    alive_nGU = alive_nB.clone().reshape(blocks, units, unit)
-    loss_nG = torch.full((blocks, units), torch.inf, dtype=torch.float64, device=w_nB.device)
-    step_nG = torch.full((blocks, units), units, device=w_nB.device)  # when each unit went
-    position_G = torch.arange(units, device=w_nB.device)
-    for step in range(units):
-        factor_nGUU = _factor(_units_of(inverse_nBB, unit), floor_nGU)
-        root_nGU = _solve_lower(factor_nGUU, w_nB.reshape(blocks, units, unit, 1))[..., 0]
-        cost_nG = torch.where(removable(alive_nGU, pattern), root_nGU.square().sum(dim=2) / 2, torch.inf)
+    alive_nGE = alive_nB.clone().reshape(blocks, tiles, tile)
+    loss_nG = torch.full((blocks, tiles), torch.inf, dtype=torch.float64, device=w_nB.device)
+    step_nG = torch.full((blocks, tiles), tiles, device=w_nB.device)  # when each tile went
+    position_G = torch.arange(tiles, device=w_nB.device)
+    for step in range(tiles):
+        factor_nGEE = _factor(_tiles_of(inverse_nBB, tile), floor_nGE)
+        root_nGE = _solve_lower(factor_nGEE, w_nB.reshape(blocks, tiles, tile, 1))[..., 0]
+        cost_nG = torch.where(removable(alive_nGE, pattern), root_nGE.square().sum(dim=2) / 2, torch.inf)
         least_n1 = cost_nG.amin(dim=1, keepdim=True)
         if (least_n1 == torch.inf).all():
             break
-        goes_nG = position_G == torch.where(cost_nG == least_n1, position_G, units).amin(dim=1, keepdim=True)
+        goes_nG = position_G == torch.where(cost_nG == least_n1, position_G, tiles).amin(dim=1, keepdim=True)
         goes_nG &= least_n1 < torch.inf  # blocks where nothing more can go stay as they are
         loss_nG[goes_nG], step_nG[goes_nG] = cost_nG[goes_nG], step
         q_n = goes_nG.int().argmax(dim=1)
         some_n, at_n = goes_nG.any(dim=1), torch.arange(blocks, device=w_nB.device)
-        rows_nUB = inverse_nBB.reshape(blocks, units, unit, block_size)[at_n, q_n]
-        rows_nUB = _solve_lower(factor_nGUU[at_n, q_n], rows_nUB) * some_n[:, None, None]
-        w_nB -= (root_nGU[at_n, q_n][:, None, :] @ rows_nUB)[:, 0]
-        inverse_nBB.baddbmm_(rows_nUB.mT, rows_nUB, alpha=-1)
-        alive_nGU &= ~goes_nG[:, :, None]
+        rows_nEB = inverse_nBB.reshape(blocks, tiles, tile, block_size)[at_n, q_n]
+        rows_nEB = _solve_lower(factor_nGEE[at_n, q_n], rows_nEB) * some_n[:, None, None]
+        w_nB -= (root_nGE[at_n, q_n][:, None, :] @ rows_nEB)[:, 0]
+        inverse_nBB.baddbmm_(rows_nEB.mT, rows_nEB, alpha=-1)
+        alive_nGE &= ~goes_nG[:, :, None]
     order_nG = step_nG.argsort(dim=1, stable=True)
     return Elimination(order_nG.to(torch.int16), loss_nG.gather(1, order_nG).float(), dampening_n)
 
@@ -80,21 +80,21 @@ def static_losses(
 ) -> tuple[Tensor, Tensor]:
     """See ``kernels.obs.static_losses``."""
     absolute = layer_dampening(mean_nBB, alive_nB, dampening, relative)
-    unit, units = pattern.unit, weights_nB.shape[1] // pattern.unit
+    tile, tiles = pattern.tile, weights_nB.shape[1] // pattern.tile
     losses, dampenings = [], []
     for part, matrix_nBB in chunks(mean_nBB, len(weights_nB)):
         inverse_nBB, dampening_n = dampened_inverse(matrix_nBB, alive_nB[part], absolute, relative=False)
-        factor_nGUU = _factor(_units_of(inverse_nBB, unit), least_pivots(matrix_nBB, alive_nB[part], dampening_n, unit))
-        w_nGU1 = torch.where(alive_nB[part], weights_nB[part], 0.0).double().reshape(-1, units, unit, 1)
-        loss_nG = _solve_lower(factor_nGUU, w_nGU1).square().sum(dim=(2, 3)) / 2
-        losses.append(torch.where(removable(alive_nB[part].reshape(-1, units, unit), pattern), loss_nG, torch.inf).float())
+        factor_nGEE = _factor(_tiles_of(inverse_nBB, tile), least_pivots(matrix_nBB, alive_nB[part], dampening_n, tile))
+        w_nGE1 = torch.where(alive_nB[part], weights_nB[part], 0.0).double().reshape(-1, tiles, tile, 1)
+        loss_nG = _solve_lower(factor_nGEE, w_nGE1).square().sum(dim=(2, 3)) / 2
+        losses.append(torch.where(removable(alive_nB[part].reshape(-1, tiles, tile), pattern), loss_nG, torch.inf).float())
         dampenings.append(dampening_n)
     return torch.cat(losses), torch.cat(dampenings)
 
 
-def removable(alive_nGU: Tensor, pattern: Pattern) -> Tensor:
-    """The units that may go now, (n, G): those with something alive, in buckets that have not lost what they may."""
-    open_nG = alive_nGU.any(dim=2)
+def removable(alive_nGE: Tensor, pattern: Pattern) -> Tensor:
+    """The tiles that may go now, (n, G): those with something alive, in buckets that have not lost what they may."""
+    open_nG = alive_nGE.any(dim=2)
     if not pattern.bucket:
         return open_nG
     bucket_nbM = open_nG.reshape(len(open_nG), -1, pattern.bucket)
@@ -102,50 +102,50 @@ def removable(alive_nGU: Tensor, pattern: Pattern) -> Tensor:
     return (bucket_nbM & may_lose_nb1).reshape(open_nG.shape)
 
 
-def _units_of(matrix_nBB: Tensor, unit: int) -> Tensor:
-    """The square pieces of ``unit`` entries along the diagonal, (n, G, U, U)."""
+def _tiles_of(matrix_nBB: Tensor, tile: int) -> Tensor:
+    """The square pieces of ``tile`` entries along the diagonal, (n, G, E, E)."""
     blocks, block_size = matrix_nBB.shape[:2]
-    pieces_nGUGU = matrix_nBB.reshape(blocks, block_size // unit, unit, block_size // unit, unit)
-    return pieces_nGUGU.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
+    pieces_nGEGE = matrix_nBB.reshape(blocks, block_size // tile, tile, block_size // tile, tile)
+    return pieces_nGEGE.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
 
 
-def _factor(matrix_nGUU: Tensor, floor_nGU: Tensor) -> Tensor:
+def _factor(matrix_nGEE: Tensor, floor_nGE: Tensor) -> Tensor:
     """Lower Cholesky factors with no pivot below its floor."""
-    rest_nGUU, lower_nGUU = matrix_nGUU.clone(), torch.zeros_like(matrix_nGUU)
-    for k in range(matrix_nGUU.shape[-1]):
-        root_nG = rest_nGUU[..., k, k].maximum(floor_nGU[..., k]).sqrt()
-        column_nGU = rest_nGUU[..., k:, k] / root_nG[..., None]
-        lower_nGUU[..., k:, k], lower_nGUU[..., k, k] = column_nGU, root_nG
-        rest_nGUU[..., k:, k:] -= column_nGU[..., :, None] * column_nGU[..., None, :]
-    return lower_nGUU
+    rest_nGEE, lower_nGEE = matrix_nGEE.clone(), torch.zeros_like(matrix_nGEE)
+    for k in range(matrix_nGEE.shape[-1]):
+        root_nG = rest_nGEE[..., k, k].maximum(floor_nGE[..., k]).sqrt()
+        column_nGE = rest_nGEE[..., k:, k] / root_nG[..., None]
+        lower_nGEE[..., k:, k], lower_nGEE[..., k, k] = column_nGE, root_nG
+        rest_nGEE[..., k:, k:] -= column_nGE[..., :, None] * column_nGE[..., None, :]
+    return lower_nGEE
 
 
-def _solve_lower(lower_nUU: Tensor, right_nUx: Tensor) -> Tensor:
+def _solve_lower(lower_nEE: Tensor, right_nEx: Tensor) -> Tensor:
     """``L^-1 right`` by substitution: torch's own solves small matrices one by one."""
-    solved_nUx = torch.empty_like(right_nUx)
-    for k in range(lower_nUU.shape[-1]):
-        known_nx = (lower_nUU[..., k, :k, None] * solved_nUx[..., :k, :]).sum(dim=-2)
-        solved_nUx[..., k, :] = (right_nUx[..., k, :] - known_nx) / lower_nUU[..., k, k, None]
-    return solved_nUx
+    solved_nEx = torch.empty_like(right_nEx)
+    for k in range(lower_nEE.shape[-1]):
+        known_nx = (lower_nEE[..., k, :k, None] * solved_nEx[..., :k, :]).sum(dim=-2)
+        solved_nEx[..., k, :] = (right_nEx[..., k, :] - known_nx) / lower_nEE[..., k, k, None]
+    return solved_nEx
 
 
-def least_pivots(mean_nBB: Tensor, alive_nB: Tensor, dampening_n: Tensor, unit: int) -> Tensor:
-    r"""What the squared pivots of ``A_GG`` may not fall below, (n, G, U), so that rounding cannot make them negative.
+def least_pivots(mean_nBB: Tensor, alive_nB: Tensor, dampening_n: Tensor, tile: int) -> Tensor:
+    r"""What the squared pivots of ``A_GG`` may not fall below, (n, G, E), so that rounding cannot make them negative.
 
     The inverse of a principal submatrix of ``H`` that contains ``G`` is at least ``(H_GG)^-1``, so its pivots are at least those of
     ``(H_GG)^-1``: one over the pivots of ``H_GG`` taken from its last entry to its first. For single weights that is ``1 / H_qq``. In a
-    unit, later pivots are small differences that only hold with the earlier ones just as they were computed: these may err, and half of
+    tile, later pivots are small differences that only hold with the earlier ones just as they were computed: these may err, and half of
     the bound, with what rounding may have taken from it, is where they are lost.
     """
-    rest_nGUU = _units_of(decouple(mean_nBB, alive_nB) + torch.diag_embed(alive_nB * dampening_n[:, None]), unit).clone()
-    slack_nGU = 8 * (unit - 1) * ROUNDING * rest_nGUU.diagonal(dim1=-2, dim2=-1)
-    floor_nGU = torch.empty_like(slack_nGU)
-    for k in reversed(range(unit)):
-        pivot_nG = rest_nGUU[..., k, k].clamp(min=0.0) + slack_nGU[..., k]
-        floor_nGU[..., k] = (1.0 if unit == 1 else 0.5) / pivot_nG
-        column_nGU = rest_nGUU[..., :k, k]
-        rest_nGUU[..., :k, :k] -= column_nGU[..., :, None] * column_nGU[..., None, :] / pivot_nG[..., None, None]
-    return floor_nGU
+    rest_nGEE = _tiles_of(decouple(mean_nBB, alive_nB) + torch.diag_embed(alive_nB * dampening_n[:, None]), tile).clone()
+    slack_nGE = 8 * (tile - 1) * ROUNDING * rest_nGEE.diagonal(dim1=-2, dim2=-1)
+    floor_nGE = torch.empty_like(slack_nGE)
+    for k in reversed(range(tile)):
+        pivot_nG = rest_nGEE[..., k, k].clamp(min=0.0) + slack_nGE[..., k]
+        floor_nGE[..., k] = (1.0 if tile == 1 else 0.5) / pivot_nG
+        column_nGE = rest_nGEE[..., :k, k]
+        rest_nGEE[..., :k, :k] -= column_nGE[..., :, None] * column_nGE[..., None, :] / pivot_nG[..., None, None]
+    return floor_nGE
 
 
 def solve_on_mask(weights_nB: Tensor, mean_nBB: Tensor, keep_nB: Tensor, alive_nB: Tensor, dampening: float, relative: bool) -> Tensor:

@@ -142,7 +142,7 @@ def _halves(low: Cell, high: Cell) -> list[tuple[Cell, Cell]]:
 
 
 def build_table(
-    operations: Sequence[Operation], widths: int, model_ms: float, measure: Callable[[list[tuple[int, Cell]]], list[Record]]
+    operations: Sequence[Operation], widths: int, model_ms: float, time_cells: Callable[[list[tuple[int, Cell]]], list[Record]]
 ) -> LatencyTable:
     """Measure what has to be known of ``operations``. ``measure`` gets (number of an operation, units on its axes) and returns records.
 
@@ -162,7 +162,7 @@ def build_table(
                 filled[number] = cells
         wanted.sort()
         asked = [(number, tuple(of[at] for of, at in zip(levels[number], cell, strict=True))) for number, cell in wanted]
-        for (number, cell), record in zip(wanted, measure(asked) if asked else [], strict=True):
+        for (number, cell), record in zip(wanted, time_cells(asked) if asked else [], strict=True):
             ms_at[number][cell] = record.numbers["ms"]
             measured[record.fingerprint] = record
     tables = tuple(OperationTable(operations[number], levels[first], filled[first]) for number, first in enumerate(same))

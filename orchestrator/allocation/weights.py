@@ -18,31 +18,31 @@ if TYPE_CHECKING:
 Histograms = Callable[[int | None], Sequence["Tensor"]]  # of all layers in order: high 16 bits, or the low ones inside a high bin
 
 
-Allocation = dict[str, int]  # units to prune in each layer, beyond those that are gone already
+Allocation = dict[str, int]  # tiles to prune in each layer, beyond those that are gone already
 
 
 @dataclass(frozen=True)
-class Units:
-    """How many units (single weights, or groups that go together) a layer has, and how many of them can still be removed."""
+class Tiles:
+    """How many tiles (single weights, or groups that go together) a layer has, and how many of them can still be removed."""
 
     total: int
     removable: int
 
 
-def allocate(target: Target, layers: Sequence[Layer], units: Mapping[str, Units], histograms: Histograms) -> Allocation:
-    """Spread a target over the layers so that exactly ``round(s * d)`` of ``d`` units end up pruned (more only if more were already).
+def allocate(target: Target, layers: Sequence[Layer], tiles: Mapping[str, Tiles], histograms: Histograms) -> Allocation:
+    """Spread a target over the layers so that exactly ``round(s * d)`` of ``d`` tiles end up pruned (more only if more were already).
 
     ``global``: the lowest scores of all layers, equal ones in the order of layers, then of their position in the layer.
     N:M leaves no choice: every bucket gives what it can.
     """
     names = [layer.name for layer in layers]
     if parse(target.pattern).bucket:
-        return {name: units[name].removable for name in names}
-    gone = {name: units[name].total - units[name].removable for name in names}
+        return {name: tiles[name].removable for name in names}
+    gone = {name: tiles[name].total - tiles[name].removable for name in names}
     if target.scope is Scope.GLOBAL:
-        wanted = max(0, round(target.sparsity * sum(units[name].total for name in names)) - sum(gone.values()))
+        wanted = max(0, round(target.sparsity * sum(tiles[name].total for name in names)) - sum(gone.values()))
         return dict(zip(names, _lowest(wanted, histograms), strict=True))
-    return {name: max(0, count - gone[name]) for name, count in _fixed(target, layers, units).items()}
+    return {name: max(0, count - gone[name]) for name, count in _fixed(target, layers, tiles).items()}
 
 
 def _lowest(wanted: int, histograms: Histograms) -> list[int]:
@@ -72,10 +72,10 @@ def asked_sparsity(target: Target, layers: Sequence[Layer]) -> float:
     return sum(sparsities[layer.name] * layer.weights for layer in layers) / sum(layer.weights for layer in layers)
 
 
-def _fixed(target: Target, layers: Sequence[Layer], units: Mapping[str, Units]) -> dict[str, int]:
-    """Units pruned per layer when sparsities are given; rounding is spread so that the total is exact."""
+def _fixed(target: Target, layers: Sequence[Layer], tiles: Mapping[str, Tiles]) -> dict[str, int]:
+    """Tiles pruned per layer when sparsities are given; rounding is spread so that the total is exact."""
     sparsities = layer_sparsities(target, layers)
-    exact = {layer.name: sparsities[layer.name] * units[layer.name].total for layer in layers}
+    exact = {layer.name: sparsities[layer.name] * tiles[layer.name].total for layer in layers}
     counts = {name: int(amount) for name, amount in exact.items()}
     short = round(sum(exact.values())) - sum(counts.values())
     for name in sorted(exact, key=lambda name: counts[name] - exact[name])[:short]:

@@ -35,7 +35,7 @@ VERBS = {
     "allocate": ("orchestrator.pipeline.allocate_layers",),
     "solve": (f"{WORKER}.solve",),
     "join": (f"{WORKER}.join",),
-    "measure": (f"{WORKER}.measure",),
+    "collect_units": (f"{WORKER}.collect_units",),
     "rank": (f"{WORKER}.rank",),
     "choose": ("orchestrator.shrinking.choose_units",),
     "shrink": (f"{WORKER}.shrink",),

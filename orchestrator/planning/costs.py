@@ -129,7 +129,7 @@ class CostModel:
         """Flops of ``score`` and ``solve``."""
         return self.pruner.flops(planned.layer) if isinstance(self.pruner, WeightPruner) else (0.0, 0.0)
 
-    def measure(self, loss: Loss) -> float:
+    def collect_units(self, loss: Loss) -> float:
         """Passes over one shard, forward and (twice the flops) backward. Raises: ConfigError for a loss that the pruner has no use for."""
         assert isinstance(self.pruner, UnitPruner)
         forward, backward = self.pruner.passes(loss, self.profile.outputs)

@@ -61,7 +61,7 @@ class Footprint:
         lines = 8 * 3 * planned.block_size**2 // 2 * (self.threads + (not planned.by_gradients))  # float64, of each thread, and shared
         return part // 2 + part * (2 if planned.statistic_bytes > part else 1) + lines
 
-    def measure(self, sum_bytes: int, reads_data: bool) -> int:
+    def collect_units(self, sum_bytes: int, reads_data: bool) -> int:
         """Sums and copies, and a pass forward and backward with gradients of all weights."""
         passing = self.profile.activation_bytes + COMING_AND_GOING * self.profile.largest_bytes
         return self.held + sum_bytes + (self.profile.model_bytes + self.batch * passing if reads_data else 0)

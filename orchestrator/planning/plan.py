@@ -156,7 +156,7 @@ def plan_units(experiment: Experiment, profile: ModelProfile, resources: Resourc
     after = model_profile(after_round(experiment), experiment.data.input_shape)
     bytes_of, pruner = footprint(experiment, profile, resources), experiment.unit_pruner
     groups = find_groups(experiment.model, experiment.data.input_shape, pruner.streams)
-    measuring = bytes_of.measure(pruner.sum_bytes(sum(group.units for group in groups), profile.parameters), pruner.reads_data)
+    measuring = bytes_of.collect_units(pruner.sum_bytes(sum(group.units for group in groups), profile.parameters), pruner.reads_data)
     remedy = "lower data.calibration_batch_size, choose another pruner, or use workers with more memory"
     needs = [("measuring units", measuring, remedy), *_needs(experiment, bytes_of)]
     check_memory(resources.memory_bytes, needs)
@@ -254,8 +254,8 @@ def _shrinking(experiment: Experiment, profile: ModelProfile, resources: Resourc
     """Stages from a model to one without some of its units."""
     costs, pruner, model = cost_model(experiment, profile, resources), experiment.unit_pruner, profile.model_bytes
     shards = experiment.data.shards if pruner.reads_data else 1
-    measured = [costs.load() + costs.measure(experiment.loss) for _ in range(shards)]
-    seconds = {"measure": measured, "rank": [0.0], "choose": [0.0], "shrink": [costs.read(model) + costs.write(model)]}
+    collected = [costs.load() + costs.collect_units(experiment.loss) for _ in range(shards)]
+    seconds = {"collect": collected, "rank": [0.0], "choose": [0.0], "shrink": [costs.read(model) + costs.write(model)]}
     return {stage: _mapped(found, resources) for stage, found in seconds.items()} | _timing(experiment, costs)
 
 

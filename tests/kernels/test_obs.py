@@ -14,7 +14,7 @@ import kernels.obs as obs
 from kernels.linalg import RAISES, NotPositiveDefinite
 from kernels.masks import prefix_mask
 from kernels.obs import cpu, reference
-from kernels.statistics import add_outer_, cut_blocks, existing_nB, mirror_, zeros
+from kernels.second_moment import add_outer_, cut_blocks, existing_nB, mirror_, zeros
 
 IMPLEMENTATIONS = [pytest.param(cpu, id="cpu"), pytest.param(reference, id="reference")]
 both = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -59,7 +59,7 @@ CASES = {
     "2:4": problem(8, 3, 32, 90, "2:4"),
     "4:8, some gone": problem(9, 3, 48, 100, "4:8", dead=0.3),
     "buckets of six": problem(10, 2, 24, 60, "4:6"),
-    "units of four": problem(11, 2, 24, 60, "groups:4"),
+    "tiles of four": problem(11, 2, 24, 60, "groups:4"),
 }
 
 

@@ -18,7 +18,7 @@ from kernels.patterns import FREE, Pattern, parse
 
 both = pytest.mark.parametrize("implementation", [pytest.param(cpu, id="cpu"), pytest.param(reference, id="reference")])
 PATTERNS = [parse(text) for text in ("unstructured", "2:4", "1:4", "4:8", "3:4", "groups:2", "groups:4", "groups:8")]
-patterns = pytest.mark.parametrize("pattern", PATTERNS, ids=lambda p: f"unit{p.unit}-{p.removable}of{p.bucket}")
+patterns = pytest.mark.parametrize("pattern", PATTERNS, ids=lambda p: f"tile{p.tile}-{p.removable}of{p.bucket}")
 
 
 def _problem(blocks: int, size: int, samples: int, seed: int, dead: float = 0.0, pruned: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -33,16 +33,16 @@ def _problem(blocks: int, size: int, samples: int, seed: int, dead: float = 0.0,
 
 
 def literal(weight: np.ndarray, matrix: np.ndarray, alive: np.ndarray, dampening: float, pattern: Pattern, dtype: type = np.float64):
-    """Greedy elimination under a pattern with whole matrices: units removed in order, their losses, the weights after each."""
-    size, unit = len(weight), pattern.unit
+    """Greedy elimination under a pattern with whole matrices: tiles removed in order, their losses, the weights after each."""
+    size, tile = len(weight), pattern.tile
     kept = np.flatnonzero(alive)
     inverse, w = np.eye(size, dtype=dtype), np.where(alive, weight, 0).astype(dtype)
     inverse[np.ix_(kept, kept)] = gauss_jordan_inverse(matrix.astype(dtype)[np.ix_(kept, kept)] + dtype(dampening) * np.eye(len(kept)))
     there, order, losses, trace = alive.copy(), [], [], []
     while True:
         best, least = None, np.inf
-        for g in range(size // unit):
-            entries = np.flatnonzero(there[g * unit : (g + 1) * unit]) + g * unit
+        for g in range(size // tile):
+            entries = np.flatnonzero(there[g * tile : (g + 1) * tile]) + g * tile
             bucket = there[g // pattern.bucket * pattern.bucket :][: pattern.bucket] if pattern.bucket else there
             if not len(entries) or (pattern.bucket and (~bucket).sum() >= pattern.removable):
                 continue
@@ -73,28 +73,28 @@ def test_elimination_under_a_pattern_equals_literal_brain_surgery(implementation
         alive_nB[0], alive_nB[1, : size // 2] = False, False
     weights_nB *= alive_nB
     result = implementation.eliminate(weights_nB, mean_nBB, alive_nB, 1e-8, False, pattern)
-    units = size // pattern.unit
+    tiles = size // pattern.tile
     for block in range(blocks):
         inputs = weights_nB[block].numpy(), mean_nBB[block].numpy(), alive_nB[block].numpy()
         order, losses, trace = literal(*inputs, 1e-8, pattern)
-        assert result.order_nB[block].tolist() == order + sorted(set(range(units)) - set(order))
+        assert result.order_nB[block].tolist() == order + sorted(set(range(tiles)) - set(order))
         np.testing.assert_allclose(result.loss_nB[block, : len(order)].numpy(), losses, rtol=1e-5, atol=1e-20)
         assert (result.loss_nB[block, len(order) :] == torch.inf).all()
         part = slice(block, block + 1)
         for removed in {(len(order) + 1) // 2, len(order)} - {0}:
-            keep_nB = ~prefix_mask(result.order_nB[part], torch.tensor([removed])).repeat_interleave(pattern.unit, dim=1)
+            keep_nB = ~prefix_mask(result.order_nB[part], torch.tensor([removed])).repeat_interleave(pattern.tile, dim=1)
             solved_nB = implementation.solve_on_mask(weights_nB[part], mean_nBB[part], keep_nB, alive_nB[part], 1e-8, False)
             truth = trace[removed - 1]
             np.testing.assert_allclose(solved_nB[0].numpy(), truth, rtol=1e-5, atol=1e-6 * (np.abs(truth).max() + 1e-30))
 
 
 @both
-@pytest.mark.parametrize("unit", [15, 32, 64])
-def test_large_groups_equal_literal_brain_surgery(implementation, unit) -> None:
-    weights_nB, mean_nBB, alive_nB = _problem(2, 3 * unit, 4 * unit, unit, 0.1, 0.2)
-    result = implementation.eliminate(weights_nB, mean_nBB, alive_nB, 1e-8, False, Pattern(unit=unit))
+@pytest.mark.parametrize("tile", [15, 32, 64])
+def test_large_groups_equal_literal_brain_surgery(implementation, tile) -> None:
+    weights_nB, mean_nBB, alive_nB = _problem(2, 3 * tile, 4 * tile, tile, 0.1, 0.2)
+    result = implementation.eliminate(weights_nB, mean_nBB, alive_nB, 1e-8, False, Pattern(tile=tile))
     for block in range(2):
-        order, losses, _ = literal(weights_nB[block].numpy(), mean_nBB[block].numpy(), alive_nB[block].numpy(), 1e-8, Pattern(unit=unit))
+        order, losses, _ = literal(weights_nB[block].numpy(), mean_nBB[block].numpy(), alive_nB[block].numpy(), 1e-8, Pattern(tile=tile))
         assert result.order_nB[block].tolist() == order
         np.testing.assert_allclose(result.loss_nB[block].numpy(), losses, rtol=1e-5)
 
@@ -116,15 +116,15 @@ def test_each_step_removes_what_raises_the_quadratic_least(implementation, patte
         removed, losses = np.zeros(8, dtype=bool), result.loss_nB[0]
         for step in range(int(losses.isfinite().sum())):
             rises = {}
-            for g in range(8 // pattern.unit):
+            for g in range(8 // pattern.tile):
                 trial = removed.copy()
-                trial[g * pattern.unit : (g + 1) * pattern.unit] = True
+                trial[g * pattern.tile : (g + 1) * pattern.tile] = True
                 full = pattern.bucket and (trial.reshape(-1, pattern.bucket).sum(1) > pattern.removable).any()
-                if not full and not removed[g * pattern.unit]:
+                if not full and not removed[g * pattern.tile]:
                     rises[g] = rise(trial) - rise(removed)
             assert int(result.order_nB[0, step]) == min(rises, key=rises.__getitem__) or weights_nB[0, result.order_nB[0, step]] == 0
             assert float(losses[step]) == pytest.approx(min(rises.values()), rel=1e-4, abs=1e-12)
-            removed[int(result.order_nB[0, step]) * pattern.unit :][: pattern.unit] = True
+            removed[int(result.order_nB[0, step]) * pattern.tile :][: pattern.tile] = True
 
 
 @both
@@ -160,7 +160,7 @@ def test_the_losses_add_up_to_the_rise_of_the_quadratic(implementation, pattern)
     weights_nB, mean_nBB, alive_nB = _problem(10, 32, 50, seed=8, pruned=0.1)
     result = implementation.eliminate(weights_nB, mean_nBB, alive_nB, 1e-7, False, pattern)
     counts_n = result.loss_nB.isfinite().sum(dim=1) * 2 // 3
-    keep_nB = ~prefix_mask(result.order_nB, counts_n).repeat_interleave(pattern.unit, dim=1)
+    keep_nB = ~prefix_mask(result.order_nB, counts_n).repeat_interleave(pattern.tile, dim=1)
     w_nB = weights_nB.double()
     delta_nB = implementation.solve_on_mask(w_nB, mean_nBB, keep_nB, alive_nB, 1e-7, False) - w_nB
     rise_n = torch.einsum("nb,nbc,nc->n", delta_nB, mean_nBB.double() + 1e-7 * torch.eye(32), delta_nB) / 2
@@ -171,7 +171,7 @@ def test_the_losses_add_up_to_the_rise_of_the_quadratic(implementation, pattern)
 @both
 @patterns
 @pytest.mark.parametrize("size", [8, 24, 136])
-def test_static_losses_are_those_of_removing_each_unit_alone(implementation, pattern, size) -> None:
+def test_static_losses_are_those_of_removing_each_tile_alone(implementation, pattern, size) -> None:
     blocks = 2 if size > 100 else 8
     weights_nB, mean_nBB, alive_nB = _problem(blocks, size, size * 2, seed=size, dead=0.1, pruned=0.2)
     losses_nG, _ = implementation.static_losses(weights_nB, mean_nBB, alive_nB, 1e-8, False, pattern)
@@ -184,8 +184,8 @@ def test_static_losses_are_those_of_removing_each_unit_alone(implementation, pat
         alive, w = alive_nB[block].numpy(), weights_nB[block].double().numpy()
         kept = np.flatnonzero(alive)
         inverse = np.linalg.inv(mean_nBB[block].double().numpy()[np.ix_(kept, kept)] + 1e-8 * np.eye(len(kept)))
-        for g in range(size // pattern.unit):
-            at = np.flatnonzero(kept // pattern.unit == g)
+        for g in range(size // pattern.tile):
+            at = np.flatnonzero(kept // pattern.tile == g)
             bucket = alive[g // pattern.bucket * pattern.bucket :][: pattern.bucket] if pattern.bucket else alive
             held = pattern.bucket and (~bucket).sum() >= pattern.removable
             truth = np.inf if held or not len(at) else w[kept[at]] @ np.linalg.solve(inverse[np.ix_(at, at)], w[kept[at]]) / 2
@@ -279,13 +279,13 @@ print(run(1024) / scratch_bytes(1024, 1, {shared}))
     assert 0.85 < float(done.stdout) < 1.1
 
 
-def test_blocks_that_cut_units_or_buckets_are_refused() -> None:
+def test_blocks_that_cut_tiles_or_buckets_are_refused() -> None:
     weights_nB, mean_nBB, alive_nB = _problem(2, 10, 20, seed=0)
     for pattern in (parse("2:4"), parse("groups:4")):
         for attempt in (obs.eliminate, obs.static_losses):
             with pytest.raises(ValueError, match="multiple of 4"):
                 attempt(weights_nB, mean_nBB, alive_nB, 1e-8, False, pattern)
-    for wrong in ({"unit": 0}, {"bucket": 4, "removable": 5}, {"unit": 2, "bucket": 4, "removable": 1}):
-        with pytest.raises(ValueError, match="units of 1 or more"):
+    for wrong in ({"tile": 0}, {"bucket": 4, "removable": 5}, {"tile": 2, "bucket": 4, "removable": 1}):
+        with pytest.raises(ValueError, match="tiles of 1 or more"):
             Pattern(**wrong)
     assert parse("unstructured") == FREE

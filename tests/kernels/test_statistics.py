@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.statistics import SecondMoment, add_outer_, add_packed_, cut_blocks, existing_nB, join_blocks, mirror_, pack_lower, zeros
+from kernels.second_moment import SecondMoment, add_outer_, add_packed_, cut_blocks, existing_nB, join_blocks, mirror_, pack_lower, zeros
 
 sizes = st.integers(1, 9)
 
@@ -73,9 +73,9 @@ def test_packed_triangles_add_up_to_the_matrices_they_came_from() -> None:
     symmetric = [each + each.mT for each in sums]
     total_nBB = torch.zeros(5, 6, 6)
     for each in symmetric:
-        packed_nT = pack_lower(each.clone())
-        assert packed_nT.shape == (5, 21)
-        add_packed_(total_nBB, packed_nT)
+        packed_nL = pack_lower(each.clone())
+        assert packed_nL.shape == (5, 21)
+        add_packed_(total_nBB, packed_nL)
     assert torch.equal(total_nBB, symmetric[0] + symmetric[1])
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import select
-from orchestrator.allocation.weights import Units, allocate
+from orchestrator.allocation.weights import Tiles, allocate
 from workers.errors import ConfigError
 from workers.models.base import Layer
 from workers.pruners.base import Scope, Target
@@ -22,7 +22,7 @@ def layers_of(scores: list[torch.Tensor]) -> list[Layer]:
 
 
 def untouched(layers: list[Layer]) -> dict[str, Units]:
-    return {layer.name: Units(layer.weights, layer.weights) for layer in layers}
+    return {layer.name: Tiles(layer.weights, layer.weights) for layer in layers}
 
 
 @settings(max_examples=60, deadline=None)
@@ -33,7 +33,7 @@ def test_global_takes_the_lowest_scores_of_all_layers_and_ties_in_order(seed: in
     for score in scores:
         score[:already] = torch.inf
     layers = layers_of(scores)
-    units = {layer.name: Units(layer.weights, layer.weights - already) for layer in layers}
+    units = {layer.name: Tiles(layer.weights, layer.weights - already) for layer in layers}
     got = allocate(Target(sparsity, Scope.GLOBAL), layers, units, histograms_of(scores))
     total = sum(layer.weights for layer in layers)
     wanted = max(0, round(sparsity * total) - 4 * already)
@@ -61,11 +61,11 @@ def test_a_per_layer_target_leaves_unmatched_layers_dense_and_refuses_a_pattern_
 def test_a_pattern_of_buckets_takes_everything_that_it_may() -> None:
     layers = [Layer("a", 2, 8), Layer("b", 1, 8)]
     target = Target(0.5, Scope.GLOBAL, pattern="2:4")
-    assert allocate(target, layers, {"a": Units(16, 8), "b": Units(8, 3)}, histograms_of([])) == {"a": 8, "b": 3}
+    assert allocate(target, layers, {"a": Tiles(16, 8), "b": Tiles(8, 3)}, histograms_of([])) == {"a": 8, "b": 3}
 
 
 def test_groups_are_counted_whole() -> None:
     layers = [Layer("a", 1, 40), Layer("b", 1, 40)]
     scores = [torch.arange(10.0), torch.arange(10.0) + 0.5]
     target = Target(0.25, Scope.GLOBAL, pattern="groups:4")
-    assert allocate(target, layers, {"a": Units(10, 10), "b": Units(10, 10)}, histograms_of(scores)) == {"a": 3, "b": 2}
+    assert allocate(target, layers, {"a": Tiles(10, 10), "b": Tiles(10, 10)}, histograms_of(scores)) == {"a": 3, "b": 2}

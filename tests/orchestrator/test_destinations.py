@@ -190,7 +190,7 @@ def is_handed_on(experiment: Any, verb: str, path: str) -> bool:
     if path.removeprefix("data.") in experiment.data.training_only:
         return verb != "train"
     statistic, reads_data = getattr(experiment.pruner, "statistic", None), getattr(experiment.pruner, "reads_data", True)
-    blind = {"collect": statistic is not None and not statistic.by_gradients, "measure": not reads_data}
+    blind = {"collect": statistic is not None and not statistic.by_gradients, "collect_units": not reads_data}
     return path in SCALARS and blind.get(verb, False)
 
 

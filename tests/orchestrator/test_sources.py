@@ -143,7 +143,7 @@ def everything(verb: str) -> set[str]:
         ),
         ("import", ["workers/worker.py", "workers/models/checkpoints.py", "workers/models/timm.py"]),
         ("train", ["workers/export.py", "workers/numbers.py", "workers/training/deepspeed.py", "workers/data/digits.py"]),
-        ("measure", ["workers/numbers.py", "workers/collect/unit_saliency.py", "workers/models/structures/views.py"]),
+        ("collect_units", ["workers/numbers.py", "workers/collect/unit_saliency.py", "workers/models/structures/views.py"]),
         ("score", ["kernels/obs/cpu.py", "kernels/scores.py", "workers/pruners/obs.py", "workers/collect/moments.py"]),
         ("collect", ["kernels/outer.py", "workers/losses.py", "workers/data/sampling.py"]),
         ("allocate", ["kernels/select.py", "orchestrator/rounds.py", "workers/worker.py"]),
@@ -151,7 +151,7 @@ def everything(verb: str) -> set[str]:
     ],
 )
 def test_what_a_verb_uses_is_found(verb: str, paths: list[str]) -> None:
-    assert set(paths) <= files(verb, SOSP if verb in ("measure", "choose") else CAP)
+    assert set(paths) <= files(verb, SOSP if verb in ("collect_units", "choose") else CAP)
 
 
 def test_what_people_see_is_no_source_and_eliminating_none_of_an_evaluation() -> None:
@@ -242,7 +242,7 @@ def test_editing_a_file_changes_the_verbs_that_use_it_wherever_the_project_lies(
         "workers/messages.py": set(),
         "workers/pruners/obc.py": set(),
         "kernels/obs/cpu.py": {"score", "solve"},
-        "workers/losses.py": {"collect", "compare", "measure", "train"},
+        "workers/losses.py": {"collect", "compare", "collect_units", "train"},
         "workers/worker.py": set(VERBS) - {"train", "choose"},
     }.items():
         with (tmp_path / path).open("a", encoding="utf-8") as file:

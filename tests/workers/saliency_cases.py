@@ -167,7 +167,7 @@ def dense(model, groups, batches, loss):
 
 
 def measured(method, model, groups, batches, loss=Loss.LABELS, seed=0):
-    return pruners()[method].measure(model, groups, lambda: iter(batches), loss, seed)
+    return pruners()[method].collect(model, groups, lambda: iter(batches), loss, seed)
 
 
 def distance(found_S, expected_S):

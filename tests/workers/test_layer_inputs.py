@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from kernels.statistics import SecondMoment
+from kernels.second_moment import SecondMoment
 from workers.collect.layer_hessian import layer_hessian
 from workers.collect.moments import FILE, StoredMoment, write_moment
 from workers.data.base import Batch

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from reference import literal_obs
 
 from kernels.patterns import FREE
-from kernels.statistics import SecondMoment
+from kernels.second_moment import SecondMoment
 from kernels.sweep import inverse_factor, sweep
 from workers.collect.block_fisher import GradientSum
 from workers.collect.statistic import BlockFisher
@@ -61,8 +61,8 @@ def pruned(pruner: WeightPruner, layer: Layer, weight_RC: torch.Tensor, moments:
     from kernels import masks, select
 
     found: Sensitivity = pruner.score(weight_RC, layer, moments)
-    counts_n = select.select_smallest(found.score_nU, units).sum(1)
-    keep_RC = ~pruner.layout(layer).join_units(masks.prefix_mask(found.order_nU, counts_n)) & (weight_RC != 0)
+    counts_n = select.select_smallest(found.score_nG, units).sum(1)
+    keep_RC = ~pruner.layout(layer).join_tiles(masks.prefix_mask(found.order_nG, counts_n)) & (weight_RC != 0)
     return found, pruner.solve(weight_RC, layer, moments, keep_RC)
 
 
@@ -84,7 +84,7 @@ def test_exactly_as_many_weights_go_as_asked_and_zeros_stay_zero(layer: Layer, n
 def test_every_bucket_along_the_input_channels_keeps_n_of_m(layer: Layer, number: int, pattern: str, keeps: int, of: int) -> None:
     pruner = pruners(pattern, 1 - keeps / of)[number]
     weight_RC, moments = a_problem(pruner, layer)
-    removable = int(torch.isfinite(pruner.score(weight_RC, layer, moments).score_nU).sum())
+    removable = int(torch.isfinite(pruner.score(weight_RC, layer, moments).score_nG).sum())
     assert removable == layer.weights * (of - keeps) // of
     _, solution = pruned(pruner, layer, weight_RC, moments, removable)
     by_position = (solution.weight_RC != 0).reshape(layer.rows, -1, layer.kernel).transpose(1, 2)
@@ -95,7 +95,7 @@ def test_every_bucket_along_the_input_channels_keeps_n_of_m(layer: Layer, number
 def test_buckets_that_were_partly_gone_lose_only_the_rest(number: int) -> None:
     pruner = pruners("2:4", 0.5)[number]
     weight_RC, moments = a_problem(pruner, LINEAR, zeros=0.3)
-    removable = int(torch.isfinite(pruner.score(weight_RC, LINEAR, moments).score_nU).sum())
+    removable = int(torch.isfinite(pruner.score(weight_RC, LINEAR, moments).score_nG).sum())
     _, solution = pruned(pruner, LINEAR, weight_RC, moments, removable)
     alive_before = (weight_RC != 0).reshape(-1, 4).sum(1)
     assert torch.equal((solution.weight_RC != 0).reshape(-1, 4).sum(1), alive_before.clamp(max=2))
@@ -131,7 +131,7 @@ def test_woodfisher_ranks_by_the_loss_of_single_removals() -> None:
     absolute = DAMPENING * mean.diagonal(axis1=1, axis2=2).mean()
     inverse = np.linalg.inv(mean + absolute * np.eye(8))
     expected = weight_RC.double().numpy().reshape(-1, 8) ** 2 / (2 * inverse.diagonal(axis1=1, axis2=2))
-    assert np.allclose(found.loss_nU.numpy().reshape(-1), expected.reshape(-1), rtol=1e-5)
+    assert np.allclose(found.loss_nG.numpy().reshape(-1), expected.reshape(-1), rtol=1e-5)
 
 
 @pytest.mark.parametrize("layer", [LINEAR, CONV, GROUPED], ids=lambda layer: layer.name)
@@ -143,8 +143,8 @@ def test_obc_removes_from_each_row_in_the_order_of_the_literal_loop(layer: Layer
         group = row * layer.groups // layer.rows
         mean = moments.sum_nBB[group].double().numpy() / moments.count
         order, losses, trace = literal_obs(weight_RC[row].numpy(), mean, weight_RC[row].numpy() != 0, DAMPENING)
-        assert found.order_nU[row, : len(order)].tolist() == order
-        assert np.allclose(found.score_nU[row, : len(order)], losses, rtol=1e-4)
+        assert found.order_nG[row, : len(order)].tolist() == order
+        assert np.allclose(found.score_nG[row, : len(order)], losses, rtol=1e-4)
         gone = int((solution.weight_RC[row] == 0).sum()) - int((weight_RC[row] == 0).sum())
         assert np.allclose(solution.weight_RC[row].numpy(), trace[gone - 1] if gone else weight_RC[row].numpy(), atol=1e-5)
 

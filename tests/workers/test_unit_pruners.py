@@ -62,9 +62,9 @@ def test_magnitude_is_the_root_mean_square_of_what_produces_a_unit():
 
 def test_random_orders_depend_on_the_seed_and_not_on_other_groups():
     model, groups, _ = perceptron()
-    drawn = {seed: pruners(seed)["random"].measure(model, groups, None, Loss.LABELS, 9).sums["drawn_S"] for seed in range(400)}
+    drawn = {seed: pruners(seed)["random"].collect(model, groups, None, Loss.LABELS, 9).sums["drawn_S"] for seed in range(400)}
     assert len({tuple(numbers.tolist()) for numbers in drawn.values()}) == 400
-    alone = pruners(7)["random"].measure(model, groups[1:], None, Loss.LABELS, 0).sums["drawn_S"]
+    alone = pruners(7)["random"].collect(model, groups[1:], None, Loss.LABELS, 0).sums["drawn_S"]
     assert torch.equal(alone, drawn[7][5:])
     first = torch.stack([UnitRandom(TARGET, False, 0).rank(groups, UnitSums({"drawn_S": d}, 0, 0, 0)).order_S[0] for d in drawn.values()])
     assert first.bincount(minlength=7).min() > 400 / 7 - 5 * math.sqrt(400 / 7)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kernels.statistics import SecondMoment
+    from kernels.second_moment import SecondMoment
 
 PATCH_BYTES = 64 * 2**20  # of a convolution's inputs, laid out for the product at a time
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from kernels.statistics import SecondMoment, add_outer_, zeros
+from kernels.second_moment import SecondMoment, add_outer_, zeros
 from workers.collect.base import Collected, chunk_size
 from workers.data.base import Batch
 from workers.losses import Loss, calibration_loss, forward

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kernels.linalg import full_precision
-from kernels.statistics import SecondMoment, zeros
+from kernels.second_moment import SecondMoment, zeros
 from workers.collect.base import PATCH_BYTES, Collected
 from workers.collect.products import Products
 from workers.data.base import Batch

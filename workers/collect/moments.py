@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.statistics import EVERYTHING, SecondMoment, add_packed_, pack_lower
+from kernels.second_moment import EVERYTHING, SecondMoment, add_packed_, pack_lower
 from workers.files import TensorFile, verified, write_tensors
 from workers.records import Destination, Record
 
@@ -23,7 +23,7 @@ def write_moment(to: Destination, moment: SecondMoment) -> str:
 
 @dataclass(frozen=True)
 class StoredMoment:
-    """The sum of partial moments, one for each shard; only what is asked for is read. See ``kernels.statistics.Moments``.
+    """The sum of partial moments, one for each shard; only what is asked for is read. See ``kernels.second_moment.Moments``.
 
     Files are checked against their digests before anything of them is used, once in each process. Raises: DamagedResult.
     """

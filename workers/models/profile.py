@@ -171,10 +171,10 @@ class _Kept:
             self._entered.setdefault(name, self._clock)
             self._input.setdefault(name, given["input"].untyped_storage())
 
-        def measure(_: object, __: object, output: object) -> None:
+        def record(_: object, __: object, output: object) -> None:
             self.largest = max(self.largest, getattr(output, "nbytes", 0))
 
-        hooks = [module.register_forward_hook(measure) for module in model.modules() if not any(True for _ in module.children())]
+        hooks = [module.register_forward_hook(record) for module in model.modules() if not any(True for _ in module.children())]
         with _removing(hooks), Products(model, layers, enter):
             self._saved = self._forward(model.requires_grad_(False), image_1CHW.clone().requires_grad_(True))
         self.everything = sum(storage.nbytes() for storage, _ in self._forward(model.requires_grad_(True), image_1CHW).values())

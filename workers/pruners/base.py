@@ -18,7 +18,7 @@ from workers.pruners.layout import Layout
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kernels.statistics import Moments
+    from kernels.second_moment import Moments
 
 
 class Scope(Enum):
@@ -30,7 +30,7 @@ class Scope(Enum):
 
 
 class Unfit(Enum):
-    """What becomes of layers whose inputs cannot be cut into the buckets or units of a pattern."""
+    """What becomes of layers whose inputs cannot be cut into the buckets or tiles of a pattern."""
 
     ERROR = "error"  # they are named, and nothing runs
     DENSE = "dense"  # they are left as they are, as if ``model.exclude`` named them: targets are fractions of the other layers
@@ -80,16 +80,16 @@ class Target:
 class Sensitivity:
     """What a layer loses against what it keeps.
 
-    A layer's entries lie in ``n`` blocks of ``U`` units (of ``pattern.unit`` weights each; see ``Pruner.layout``). Block ``i`` loses its
-    units in the order ``order_nU[i]`` (int16 positions in the block), the k-th at ``loss_nU[i, k]`` (float32, predicted increase of the
+    A layer's entries lie in ``n`` blocks of ``G`` tiles (of ``pattern.tile`` weights each; see ``Pruner.layout``). Block ``i`` loses its
+    tiles in the order ``order_nG[i]`` (int16 positions in the block), the k-th at ``loss_nG[i, k]`` (float32, predicted increase of the
     calibration loss when it goes, given the ones before; NaN when a method predicts none).
-    ``score_nU`` (float32) is compared across blocks and layers; what cannot be pruned (padding, already pruned) comes last with +inf.
+    ``score_nG`` (float32) is compared across blocks and layers; what cannot be pruned (padding, already pruned) comes last with +inf.
     Selecting any set of scores prunes, in each block, the prefix of the order with as many entries as were selected.
     """
 
-    order_nU: Tensor
-    loss_nU: Tensor
-    score_nU: Tensor
+    order_nG: Tensor
+    loss_nG: Tensor
+    score_nG: Tensor
     notes: dict[str, float] = field(default_factory=dict)  # numbers for the report, e.g. dampening that had to be raised
 
 
@@ -131,7 +131,7 @@ class WeightPruner(Pruner, ABC):
         require(len(unfit) < len(layers), "pruner.target.pattern", multiple, f"none among {len(layers)}: {found}", "choose another pattern")
 
     def unfit(self, layers: Sequence[Layer]) -> list[Layer]:
-        """Those whose inputs cannot be cut into the units or buckets of the pattern."""
+        """Those whose inputs cannot be cut into the tiles or buckets of the pattern."""
         return [layer for layer in layers if layer.columns // layer.kernel % self.pattern.length]
 
     def fitting(self, layers: Sequence[Layer]) -> list[Layer]:
@@ -145,7 +145,7 @@ class WeightPruner(Pruner, ABC):
         """What is measured; None if weights are all this method looks at."""
 
     def layout(self, layer: Layer) -> Layout:
-        """The blocks of the statistic; without one, each unit or bucket by itself."""
+        """The blocks of the statistic; without one, each tile or bucket by itself."""
         return self.statistic.layout(layer) if self.statistic else Layout(layer, self.pattern.length, self.pattern)
 
     def flops(self, layer: Layer) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from workers.pruners.base import Sensitivity, Solution, WeightPruner, check_damp
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kernels.statistics import Moments
+    from kernels.second_moment import Moments
 
 
 class Score(Enum):

@@ -42,23 +42,23 @@ class Layout:
 
     def cut(self, matrix_RC: Tensor) -> Tensor:
         """The blocks (n, B) of a matrix of the layer."""
-        from kernels.statistics import cut_blocks
+        from kernels.second_moment import cut_blocks
 
         return cut_blocks(self.arrange(matrix_RC), self.block_size)
 
     def join(self, blocks_nB: Tensor) -> Tensor:
         """The matrix (R, C) of its blocks."""
-        from kernels.statistics import join_blocks
+        from kernels.second_moment import join_blocks
 
         return self.restore(join_blocks(blocks_nB, self.layer.rows, self.layer.columns))
 
-    def join_units(self, chosen_nU: Tensor) -> Tensor:
-        """The matrix (R, C) in which all weights of the chosen units are marked."""
-        return self.join(chosen_nU.repeat_interleave(self.pattern.unit, dim=1))
+    def join_tiles(self, chosen_nG: Tensor) -> Tensor:
+        """The matrix (R, C) in which all weights of the chosen tiles are marked."""
+        return self.join(chosen_nG.repeat_interleave(self.pattern.tile, dim=1))
 
     def alive(self, weight_RC: Tensor) -> Tensor:
         """(n, B): entries that exist (are no padding) and are not zero."""
-        from kernels.statistics import existing_nB
+        from kernels.second_moment import existing_nB
 
         exists_nB = existing_nB(self.layer.rows, self.layer.columns, self.block_size).to(weight_RC.device)
         return exists_nB & self.cut(weight_RC != 0)

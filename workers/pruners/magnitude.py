@@ -11,7 +11,7 @@ from workers.pruners.base import Sensitivity, Solution, WeightPruner
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kernels.statistics import Moments
+    from kernels.second_moment import Moments
 
 
 @dataclass
@@ -26,8 +26,8 @@ class Magnitude(WeightPruner):
         from workers.pruners.static import static_sensitivity
 
         layout = self.layout(layer)
-        size_RU = layout.arrange(weight_RC.float()).reshape(layer.rows, -1, self.pattern.unit).norm(dim=2)
-        return static_sensitivity(size_RU.masked_fill(size_RU == 0, float("inf")), layout, {}, predicts=False)
+        size_RG = layout.arrange(weight_RC.float()).reshape(layer.rows, -1, self.pattern.tile).norm(dim=2)
+        return static_sensitivity(size_RG.masked_fill(size_RG == 0, float("inf")), layout, {}, predicts=False)
 
     def solve(self, weight_RC: Tensor, layer: Layer, moments: Moments | None, keep_RC: Tensor) -> Solution:
         return Solution(weight_RC * keep_RC, keep_RC)

@@ -13,7 +13,7 @@ from workers.pruners.cap import Score
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kernels.statistics import Moments
+    from kernels.second_moment import Moments
 
 
 @dataclass
@@ -47,8 +47,8 @@ class OBC(WeightPruner):
 
         curvature = obs.layer_hessian(self.layout(layer), moments, self.dampening, self.relative_dampening)
         elimination, notes = obs.eliminate_layer(weight_RC, curvature)
-        score_nU = obs.scores_by(self.score_rule.value, elimination.loss_nB)
-        return Sensitivity(elimination.order_nB, torch.full_like(score_nU, torch.nan), score_nU, notes)
+        score_nG = obs.scores_by(self.score_rule.value, elimination.loss_nB)
+        return Sensitivity(elimination.order_nB, torch.full_like(score_nG, torch.nan), score_nG, notes)
 
     def solve(self, weight_RC: Tensor, layer: Layer, moments: Moments | None, keep_RC: Tensor) -> Solution:
         from workers.pruners import obs

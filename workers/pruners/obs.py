@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kernels import scores
 from kernels.obs import Elimination, eliminate, solve_on_mask, static_losses
-from kernels.statistics import Moments
+from kernels.second_moment import Moments
 from kernels.sweep import inverse_factor
 from workers.collect.statistic import SLICE_BYTES
 from workers.errors import SecateurError
@@ -94,13 +94,13 @@ def eliminate_layer(weight_RC: Tensor, curvature: Curvature) -> tuple[Eliminatio
 
 
 def static_layer(weight_RC: Tensor, curvature: Curvature) -> tuple[Tensor, dict[str, float]]:
-    """Loss of removing each unit alone, all others re-fitted: (n, B / unit), +inf where there is nothing to remove; and notes.
+    """Loss of removing each tile alone, all others re-fitted: (n, B / tile), +inf where there is nothing to remove; and notes.
 
     Raises: SecateurError naming the layer if its statistic cannot be factored.
     """
     parts, absolute = _in_slices(weight_RC, curvature, partial(static_losses, relative=False, pattern=curvature.layout.pattern))
     dampening_n = torch.cat([used_n for _, used_n in parts])
-    return torch.cat([loss_nU for loss_nU, _ in parts]), dampening_notes(dampening_n, absolute)
+    return torch.cat([loss_nG for loss_nG, _ in parts]), dampening_notes(dampening_n, absolute)
 
 
 def solve_layer(weight_RC: Tensor, curvature: Curvature, keep_RC: Tensor) -> Tensor:
@@ -124,9 +124,9 @@ def sweeps(weight_RC: Tensor, curvature: Curvature) -> Iterator[tuple[Tensor, Te
             yield rows_SC, *inverse_factor(mean_1CC[0], absolute)
 
 
-def scores_by(rule: str, loss_nU: Tensor) -> Tensor:
+def scores_by(rule: str, loss_nG: Tensor) -> Tensor:
     """Scores (n, U) of losses in order of removal: ``accumulated``, ``marginal`` or ``hull``."""
-    return {"accumulated": scores.accumulated, "marginal": scores.marginal, "hull": scores.hull}[rule](loss_nU)
+    return {"accumulated": scores.accumulated, "marginal": scores.marginal, "hull": scores.hull}[rule](loss_nG)
 
 
 def dampening_notes(dampening_n: Tensor, absolute: float) -> dict[str, float]:

@@ -59,7 +59,7 @@ class SOSPH(UnitPruner):
         """Float64 sums of the data, of a batch and of its sides; two copies of the weights, or a direction and two more gradients."""
         return 12 * 8 * units + (2 if self.product is Product.SCALING else 3) * 4 * structure_weights
 
-    def measure(self, model: nn.Module, groups: Sequence[Group], batches: Callable[[], Iterator[Batch]], loss: Loss, seed: int) -> UnitSums:
+    def collect(self, model: nn.Module, groups: Sequence[Group], batches: Callable[[], Iterator[Batch]], loss: Loss, seed: int) -> UnitSums:
         from workers.collect import unit_saliency as saliency
 
         if self.product is Product.SCALING:
@@ -102,7 +102,7 @@ class SOSPI(UnitPruner):
 
         return (8 + 8 + 4 + 4 + 4) * units**2 + 3 * max(JACOBIAN_BYTES, 4 * structure_weights)
 
-    def measure(self, model: nn.Module, groups: Sequence[Group], batches: Callable[[], Iterator[Batch]], loss: Loss, seed: int) -> UnitSums:
+    def collect(self, model: nn.Module, groups: Sequence[Group], batches: Callable[[], Iterator[Batch]], loss: Loss, seed: int) -> UnitSums:
         from workers.collect import unit_saliency as saliency
 
         _check_logits(loss)

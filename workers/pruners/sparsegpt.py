@@ -13,7 +13,7 @@ from workers.pruners.base import Sensitivity, Solution, WeightPruner, check_damp
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kernels.statistics import Moments
+    from kernels.second_moment import Moments
 
 
 @dataclass
@@ -32,7 +32,7 @@ class SparseGPT(WeightPruner):
 
     def __post_init__(self) -> None:
         check_dampening(self.dampening)
-        require(self.pattern.unit == 1, "pruner.target.pattern", "unstructured or N:M for sparsegpt", self.target.pattern)
+        require(self.pattern.tile == 1, "pruner.target.pattern", "unstructured or N:M for sparsegpt", self.target.pattern)
         length = self.pattern.length
         require(
             self.mask_block >= 1 and self.mask_block % length == 0, "pruner.mask_block", f"a positive multiple of {length}", self.mask_block

@@ -1,4 +1,4 @@
-"""Sensitivities that come from one number per unit of weights, without elimination."""
+"""Sensitivities that come from one number per tile of weights, without elimination."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from workers.pruners.base import Sensitivity
 from workers.pruners.layout import Layout
 
 
-def static_sensitivity(cost_RU: Tensor, layout: Layout, notes: dict[str, float], predicts: bool) -> Sensitivity:
-    """Each unit is worth its cost, whatever else goes. ``cost_RU`` (columns as arranged, float32) is +inf where nothing can be removed.
+def static_sensitivity(cost_RG: Tensor, layout: Layout, notes: dict[str, float], predicts: bool) -> Sensitivity:
+    """Each tile is worth its cost, whatever else goes. ``cost_RG`` (columns as arranged, float32) is +inf where nothing can be removed.
 
     Under N:M the blocks are the buckets: the ``removable`` cheapest of each may go, less those that are gone. ``predicts``: costs are
     predicted losses.
     """
     bucket = layout.pattern.bucket or 1
-    cost_nB = cost_RU.float().reshape(-1, bucket)
+    cost_nB = cost_RG.float().reshape(-1, bucket)
     score_nB, order_nB = cost_nB.sort(dim=1, stable=True)
     if layout.pattern.bucket:
         gone_n1 = torch.isinf(score_nB).sum(dim=1, keepdim=True)
-        positions_B = torch.arange(bucket, device=cost_RU.device)
+        positions_B = torch.arange(bucket, device=cost_RG.device)
         score_nB = score_nB.masked_fill(positions_B >= layout.pattern.removable - gone_n1, torch.inf)
     return Sensitivity(order_nB.to(torch.int16), score_nB.clone() if predicts else torch.full_like(score_nB, torch.nan), score_nB, notes)
 

@@ -32,7 +32,7 @@ class UnitTaylor(UnitPruner):
     def sum_bytes(self, units: int, structure_weights: int) -> int:
         return 4 * 8 * units
 
-    def measure(self, model: nn.Module, groups: Sequence[Group], batches: Callable[[], Iterator[Batch]], loss: Loss, seed: int) -> UnitSums:
+    def collect(self, model: nn.Module, groups: Sequence[Group], batches: Callable[[], Iterator[Batch]], loss: Loss, seed: int) -> UnitSums:
         from workers.collect import unit_saliency as saliency
 
         return saliency.taylor(model, groups, batches, loss, seed)

@@ -29,7 +29,7 @@ class UnitMagnitude(UnitPruner):
     def sum_bytes(self, units: int, structure_weights: int) -> int:
         return 2 * 8 * units
 
-    def measure(self, model: nn.Module, groups: Sequence[Group], batches: Callable[[], Iterator[Batch]], loss: Loss, seed: int) -> UnitSums:
+    def collect(self, model: nn.Module, groups: Sequence[Group], batches: Callable[[], Iterator[Batch]], loss: Loss, seed: int) -> UnitSums:
         from workers.collect import unit_saliency as saliency
 
         return saliency.magnitude(model, groups)
@@ -57,7 +57,7 @@ class UnitRandom(UnitPruner):
     def sum_bytes(self, units: int, structure_weights: int) -> int:
         return 8 * units
 
-    def measure(self, model: nn.Module, groups: Sequence[Group], batches: Callable[[], Iterator[Batch]], loss: Loss, seed: int) -> UnitSums:
+    def collect(self, model: nn.Module, groups: Sequence[Group], batches: Callable[[], Iterator[Batch]], loss: Loss, seed: int) -> UnitSums:
         """``drawn_S``: numbers between 0 and 1."""
         import torch
 

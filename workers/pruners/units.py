@@ -125,7 +125,7 @@ class UnitPruner(Pruner, ABC):
         """Memory that ``measure`` takes beside the model and a pass: its sums, and copies of the weights of structures."""
 
     @abstractmethod
-    def measure(self, model: nn.Module, groups: Sequence[Group], batches: Callable[[], Iterator[Batch]], loss: Loss, seed: int) -> UnitSums:
+    def collect(self, model: nn.Module, groups: Sequence[Group], batches: Callable[[], Iterator[Batch]], loss: Loss, seed: int) -> UnitSums:
         """Sums over the batches of one shard. ``model`` is in eval mode and is left as it was found."""
 
     @abstractmethod

@@ -13,7 +13,7 @@ from workers.pruners.base import Sensitivity, Solution, WeightPruner
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kernels.statistics import Moments
+    from kernels.second_moment import Moments
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Wanda(WeightPruner):
     """
 
     def __post_init__(self) -> None:
-        require(self.pattern.unit == 1, "pruner.target.pattern", "unstructured or N:M for wanda", self.target.pattern)
+        require(self.pattern.tile == 1, "pruner.target.pattern", "unstructured or N:M for wanda", self.target.pattern)
 
     @property
     def statistic(self) -> LayerHessian:

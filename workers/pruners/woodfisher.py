@@ -12,7 +12,7 @@ from workers.pruners.base import Sensitivity, Solution, WeightPruner, check_damp
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kernels.statistics import Moments
+    from kernels.second_moment import Moments
 
 
 @dataclass
@@ -41,14 +41,14 @@ class WoodFisher(WeightPruner):
         return 2 * FACTOR * blocks * block_size**3, REFIT * blocks * block_size**3
 
     def score(self, weight_RC: Tensor, layer: Layer, moments: Moments | None) -> Sensitivity:
-        from kernels.statistics import join_blocks
+        from kernels.second_moment import join_blocks
         from workers.pruners import obs
         from workers.pruners.static import static_sensitivity
 
         layout = self.layout(layer)
-        loss_nU, notes = obs.static_layer(weight_RC, obs.fisher(layout, moments, self.dampening, self.relative_dampening))
-        loss_RU = join_blocks(loss_nU, layer.rows, layer.columns // self.pattern.unit)
-        return static_sensitivity(loss_RU, layout, notes, predicts=True)
+        loss_nG, notes = obs.static_layer(weight_RC, obs.fisher(layout, moments, self.dampening, self.relative_dampening))
+        loss_RG = join_blocks(loss_nG, layer.rows, layer.columns // self.pattern.tile)
+        return static_sensitivity(loss_RG, layout, notes, predicts=True)
 
     def solve(self, weight_RC: Tensor, layer: Layer, moments: Moments | None, keep_RC: Tensor) -> Solution:
         from workers.pruners import obs

@@ -131,8 +131,8 @@ def pack_lower(sum_nBB: Tensor) -> Tensor:
     return packed.reshape(blocks, -1)
 
 
-def add_packed_(sum_nBB: Tensor, packed_nT: Tensor) -> None:
+def add_packed_(sum_nBB: Tensor, packed_nL: Tensor) -> None:
     """Add packed triangles to whole symmetric matrices on the CPU, in place."""
     from kernels import outer, threads
 
-    threads.run(outer.add_packed, sum_nBB.numpy(), packed_nT.numpy())
+    threads.run(outer.add_packed, sum_nBB.numpy(), packed_nL.numpy())
