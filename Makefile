@@ -2,15 +2,16 @@
 PYTHON ?= python3.11
 VENV := .venv
 RUN := $(VENV)/bin/python
-READY := $(VENV)/.ready-$(shell cat pyproject.toml requirements.lock | sha256sum | cut -c1-12)
+LOCKS := requirements.lock requirements-dev.lock
+READY := $(VENV)/.ready-$(shell cat pyproject.toml $(LOCKS) | sha256sum | cut -c1-12)
 
-.PHONY: setup demo test test-all lint bench cases
+.PHONY: setup demo test test-all lint docs lock bench cases
 
 setup: $(READY)
 
-$(READY): pyproject.toml requirements.lock
+$(READY): pyproject.toml $(LOCKS)
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --requirement requirements.lock
+	$(RUN) -m pip install --quiet $(LOCKS:%=--requirement %)
 	DS_BUILD_OPS=0 $(RUN) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	rm -f $(VENV)/.ready-*
 	touch $@
@@ -28,6 +29,20 @@ lint: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+# The site: build/docs/index.html. Warnings are errors, and links to pages and headings that do not exist are warnings.
+docs: setup
+	$(RUN) scripts/write_configuration_reference.py
+	$(RUN) -m sphinx --quiet --fail-on-warning --keep-going --jobs 2 --doctree-dir build/doctrees docs build/docs
+
+# Versions in the lock files stay as they are where pyproject.toml allows it. To upgrade: make lock UPGRADE=--upgrade, or
+# UPGRADE="--upgrade-package timm".
+COMPILE = $(RUN) -m uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 --generate-hashes \
+	--custom-compile-command "make lock" $(UPGRADE)
+lock:
+	test -x $(VENV)/bin/uv || $(MAKE) setup
+	$(COMPILE) pyproject.toml --output-file requirements.lock
+	$(COMPILE) --group dev --constraint requirements.lock --output-file requirements-dev.lock
 
 bench: setup
 	$(RUN) scripts/bench_obs.py
