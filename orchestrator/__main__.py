@@ -54,7 +54,7 @@ def carry_out(composed: DictConfig) -> float | None:
     if experiment.mode is Mode.LATENCY:
         print_latency(experiment, console)
         return None
-    from orchestrator.report import summary_table
+    from orchestrator.report.console import summary_table
 
     report, directory = run_experiment(experiment, plain(composed), command())
     console.print(summary_table(report))
@@ -66,12 +66,12 @@ def print_latency(experiment: Experiment, console: Console) -> None:
     """Measure the table of latencies, and print what it says and where it is."""
     from orchestrator.allocation.latency_table import TABLE
     from orchestrator.launch import measure_latency
-    from orchestrator.report_latency import setting
-    from orchestrator.report_staircases import latency_table, write_page
+    from orchestrator.report.staircases import latency_table, write_page
+    from orchestrator.report.terms import timed_with
 
     table, conditions, directory = measure_latency(experiment)
-    console.print(latency_table(table, setting(**conditions)))
-    page = write_page(table, setting(**conditions), directory)
+    console.print(latency_table(table, timed_with(**conditions)))
+    page = write_page(table, timed_with(**conditions), directory)
     console.print(f"picture: {page}\ntable:   {directory / TABLE}", soft_wrap=True)
 
 

@@ -12,8 +12,8 @@ from orchestrator.config import Experiment, check_request
 from orchestrator.identity.fingerprints import latency_fingerprint, run_fingerprint
 from orchestrator.planning.plan import Plan
 from orchestrator.quantities import size
-from orchestrator.report import Report, write_report
-from orchestrator.report_rounds import round_lines
+from orchestrator.report.result import Report, round_lines
+from orchestrator.report.write import write_report
 from orchestrator.results import make_report
 from orchestrator.rounds import check_targets, plan_rounds
 from orchestrator.store import MODEL, Store

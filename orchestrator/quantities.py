@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 NOT_MEASURED = "not measured"
+COSTS = {  # what a target can be a fraction of
+    "macs": "multiply-adds",
+    "parameters": "parameters",
+    "structures": "units",
+    "memory": "memory",
+    "latency": "latency",
+    "weights": "weights",
+}
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:
@@ -64,3 +72,7 @@ def duration(seconds: float | None) -> str:
         whole = round(seconds)
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def milliseconds(value: float) -> str:
+    return f"{value:.2f} ms" if value < 10 else f"{value:.1f} ms" if value < 100 else f"{value:,.0f} ms"

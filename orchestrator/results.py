@@ -15,7 +15,7 @@ from orchestrator.cluster.base import cores_here, processor
 from orchestrator.config import Experiment
 from orchestrator.outcome import Outcome, RoundOutcome
 from orchestrator.planning.plan import Plan
-from orchestrator.report import (
+from orchestrator.report.result import (
     FileSizes,
     GroupResult,
     Int8Result,
@@ -54,7 +54,7 @@ def make_report(run: Run, outcome: Outcome, config: dict[str, Any], command: str
         stages=[_stage("dense", outcome.assessed), *_stages(last)],
         layers=layers,
         prunable_weights=sum(layer.weights for layer in layers),
-        pruned_weights=sum(layer.pruned for layer in layers),
+        pruned_weights=sum(layer.zeros for layer in layers),
         model_weights=dense.parameters,
         groups=group_results(outcome.rounds),
         dense_size=model_size(dense),
@@ -122,11 +122,11 @@ def round_result(run: Run, outcome: Outcome, part: RoundOutcome) -> RoundResult:
         epochs=0 if experiment.recovery is None else experiment.recovery.epochs,
         asked=asked["sparsity"] if part.masks else asked["removed"],
         asked_of="weights" if part.masks else asked["of"],
-        sparsity=sum(layer.pruned for layer in layers) / weights if weights else 0.0,
+        sparsity=sum(layer.zeros for layer in layers) / weights if weights else 0.0,
         removed=removed_of(outcome.rounds[: outcome.rounds.index(part) + 1], dense, size),
         size=size,
-        pruned=pruned,
-        recovered=recovered[0] if recovered else None,
+        after_pruning=pruned,
+        after_recovery=recovered[0] if recovered else None,
         loss_increase=LossIncrease(_predicted(layers), part.measured, part.measured_unit),
         seconds=sum(seconds for stage, seconds in run.stage_seconds.items() if whose(stage) == part.run.round),
     )
@@ -240,7 +240,7 @@ def layer_results(part: RoundOutcome) -> list[LayerResult]:
                 columns=planned.layer.columns,
                 block_size=planned.block_size,
                 weights=planned.layer.weights,
-                pruned=part.weight_steps[-1].solutions[name].numbers["pruned"],
+                zeros=part.weight_steps[-1].solutions[name].numbers["pruned"],
                 predicted_loss_increase=scale * sum(known) if len(known) == len(costs) else None,
                 curve=[(gone + more, spent + scale * loss) for more, loss in scored["curve"]],
                 notes=_notes(part, name),

@@ -15,7 +15,7 @@ from orchestrator.config import Experiment
 from orchestrator.identity.sources import classes_of
 from orchestrator.planning.plan import Plan, make_plan
 from orchestrator.progress import Progress
-from orchestrator.report import TaskRun
+from orchestrator.report.result import TaskRun
 from orchestrator.rounds import one_by_one
 from orchestrator.stages import prefix
 from orchestrator.store import MODEL, Store

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from orchestrator.report import REPORT_FILES, LayerResult, Report, plain
-from orchestrator.report_size import speeds
+from orchestrator.report.result import LayerResult, Report
+from orchestrator.report.write import REPORT_FILES, as_json
 from workers.checks import require
 
 if TYPE_CHECKING:
@@ -89,14 +89,14 @@ class FileRun(Run):
         self._append([(name, line) for line in lines])
 
     def layers(self, layers: Sequence[LayerResult]) -> None:
-        self.log("layers", {layer.name: {"sparsity": layer.sparsity, "pruned": layer.pruned, "weights": layer.weights} for layer in layers})
+        self.log("layers", {layer.name: {"sparsity": layer.sparsity, "zeros": layer.zeros, "weights": layer.weights} for layer in layers})
 
     def finish(self, report: Report | None, artifacts: Sequence[Path], status: str) -> None:
         self.log("end", {"status": status, "artifacts": [str(path) for path in artifacts]})
 
     def _append(self, entries: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
         now = time.time()
-        text = "".join(json.dumps({"time": now, "stage": stage, "metrics": plain(metrics)}) + "\n" for stage, metrics in entries)
+        text = "".join(json.dumps({"time": now, "stage": stage, "metrics": as_json(metrics)}) + "\n" for stage, metrics in entries)
         with self.path.open("ab+") as file:
             if file.tell() > 0:
                 file.seek(-1, os.SEEK_END)
@@ -134,7 +134,7 @@ class WandB(Tracking):
         if mode is Mode.DISABLED:
             return files
         settings = {"project": self.project, "entity": self.entity, "group": self.group, "tags": list(self.tags)}
-        identity = {"name": name, "id": re.sub(r"[^\w.-]", "-", run_id), "config": plain(config), "dir": str(directory)}
+        identity = {"name": name, "id": re.sub(r"[^\w.-]", "-", run_id), "config": as_json(config), "dir": str(directory)}
         for attempt in dict.fromkeys((mode, Mode.OFFLINE)):
             try:
                 return WandBRun(_open_remote(attempt, self.upload_seconds, **settings, **identity), files, self.log_model, warn)
@@ -237,7 +237,7 @@ def _send_curve(remote: wandb.Run, name: str, lines: Sequence[Mapping[str, Any]]
 def _send_layers(remote: wandb.Run, layers: Sequence[LayerResult]) -> None:
     import wandb
 
-    columns: list[str | int] = ["layer", "rows", "columns", "block_size", "weights", "pruned", "sparsity", "predicted_loss_increase"]
+    columns: list[str | int] = ["layer", "rows", "columns", "block_size", "weights", "zeros", "sparsity", "predicted_loss_increase"]
     rows = [
         [
             layer.name,
@@ -245,7 +245,7 @@ def _send_layers(remote: wandb.Run, layers: Sequence[LayerResult]) -> None:
             layer.columns,
             layer.block_size,
             layer.weights,
-            layer.pruned,
+            layer.zeros,
             layer.sparsity,
             layer.predicted_loss_increase,
         ]
@@ -257,11 +257,11 @@ def _send_layers(remote: wandb.Run, layers: Sequence[LayerResult]) -> None:
 def _summary(report: Report) -> dict[str, Any]:
     """A report's key numbers, without those that were not measured."""
     found = {"sparsity": report.sparsity, "model_weights": report.model_weights, "pruned_weights": report.pruned_weights}
-    found |= {f"loss_increase/{name}": value for name, value in plain(report.loss_increase).items()}
-    found |= {f"size/{name}": value for name, value in plain(report.sizes or {}).items()}
+    found |= {f"loss_increase/{name}": value for name, value in as_json(report.loss_increase).items()}
+    found |= {f"size/{name}": value for name, value in as_json(report.sizes or {}).items()}
     for which, counted in (("dense", report.dense_size), ("final", report.final_size)):
-        found |= {f"size/{which}_{name}": value for name, value in plain(counted or {}).items()}
-    found |= dict(zip(("speed/dense_images_per_second", "speed/final_images_per_second"), speeds(report) or (), strict=False))
+        found |= {f"size/{which}_{name}": value for name, value in as_json(counted or {}).items()}
+    found |= dict(zip(("speed/dense_images_per_second", "speed/final_images_per_second"), report.speeds or (), strict=False))
     found |= {f"seconds/{stage}": seconds for stage, seconds in report.stage_seconds.items()}
     return {name: value for name, value in found.items() if value is not None}
 

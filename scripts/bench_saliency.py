@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from one_figure import curve, page
+from plotly import graph_objects as go
 from rich.console import Console
 from rich.table import Table
 
 from orchestrator.quantities import size
-from orchestrator.report_figures import PALETTE, layout_of
+from orchestrator.report.figures import PALETTE
+from orchestrator.report.figures import figure as figure_of
+from orchestrator.report.page import figure_page
 from workers.collect import unit_saliency as saliency
 from workers.data.base import Batch
 from workers.losses import Loss
@@ -114,24 +116,24 @@ def table(found: list[dict[str, Any]]) -> Table:
     return lines
 
 
-def figure(found: list[dict[str, Any]]) -> dict[str, Any]:
+def figure(found: list[dict[str, Any]]) -> go.Figure:
     """Seconds above and memory below against units, all logarithmic."""
-    data: list[dict[str, Any]] = []
+    traces = []
     for method, colour in zip(METHODS, PALETTE, strict=False):
         rows = [row for row in found if row["method"] == method]
         units = [row["units"] for row in rows]
-        data.append(curve(method, units, [row["seconds"] for row in rows], colour))
-        memory = curve(method, units, [row["bytes"] / 1e6 for row in rows], colour)
-        data.append(memory | {"yaxis": "y2", "showlegend": False})
+        look = {"name": method, "mode": "lines+markers", "line": {"color": colour}, "marker": {"size": 7}}
+        traces.append(go.Scatter(x=units, y=[row["seconds"] for row in rows], **look))
+        traces.append(go.Scatter(x=units, y=[row["bytes"] / 1e6 for row in rows], yaxis="y2", showlegend=False, **look))
     units = sorted({row["units"] for row in found})
     across = {"type": "log", "tickvals": units, "ticktext": [f"{count:,}" for count in units]}
-    layout = layout_of(
+    return figure_of(
         640,
+        traces,
         xaxis={"title": "units", "anchor": "y2", **across},
         yaxis={"title": "seconds", "type": "log", "dtick": "D2", "domain": [0.54, 1]},
         yaxis2={"title": "MB beside the model", "type": "log", "dtick": "D2", "domain": [0, 0.46]},
     )
-    return {"data": data, "layout": layout}
 
 
 def main() -> None:
@@ -158,7 +160,7 @@ def main() -> None:
     console.print(f"SOSP-H takes at most {worst:.2f} first-order passes: {'within' if worst <= LIMIT else 'MORE than'} {LIMIT:.0f}.")
     if options.page is not None:
         title = f"Saliencies of all units: time and memory on {machine}, {options.batches * options.batch_size} images"
-        options.page.write_text(page(title, figure(found)), encoding="utf-8")
+        options.page.write_text(figure_page(title, figure(found)), encoding="utf-8")
     options.json.write_text(
         json.dumps({"machine": machine, "torch": torch.__version__, "settings": vars(options), "rows": found}, indent=1, default=str)
     )

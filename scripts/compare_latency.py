@@ -20,12 +20,14 @@ from typing import Any
 
 import torch
 from compare_runs import headline
-from one_figure import curve, page
+from plotly import graph_objects as go
 
 from orchestrator.allocation.units import dense_family
 from orchestrator.cluster.base import processor
 from orchestrator.quantities import count
-from orchestrator.report_figures import PALETTE, layout_of
+from orchestrator.report.figures import PALETTE
+from orchestrator.report.figures import figure as figure_of
+from orchestrator.report.page import figure_page
 from workers.export import load_family, load_pruned
 from workers.latency import Latency, Runtime
 from workers.memory import keep_freed_memory
@@ -124,20 +126,29 @@ def table(lines: list[Line]) -> str:
     return "\n".join(rows)
 
 
-def figure(lines: list[Line], stage: str) -> dict[str, Any]:
+def figure(lines: list[Line], stage: str) -> go.Figure:
     """Accuracy over time, a curve for each method."""
-    data: list[dict[str, Any]] = []
+    traces = []
     by_method = groupby((found for found in lines if found.accuracies(stage)), key=lambda found: found.method)
     for (name, of), colour in zip(by_method, cycle(PALETTE), strict=False):
         points = [(100 * found.time, [100 * reached for reached in found.accuracies(stage)]) for found in of]
-        drawn = curve(name, [time for time, _ in points], [mean(reached) for _, reached in points], colour)
-        data.append(drawn | {"error_y": {"array": [pstdev(reached) for _, reached in points], "thickness": 1}})
-    layout = layout_of(
+        traces.append(
+            go.Scatter(
+                name=name,
+                mode="lines+markers",
+                x=[time for time, _ in points],
+                y=[mean(reached) for _, reached in points],
+                error_y={"array": [pstdev(reached) for _, reached in points], "thickness": 1},
+                line_color=colour,
+                marker_size=7,
+            )
+        )
+    return figure_of(
         520,
+        traces,
         xaxis={"title": "measured time of a forward pass, % of the dense model's"},
         yaxis={"title": f"accuracy {stage.replace('_', '-')}, %"},
     )
-    return {"data": data, "layout": layout}
 
 
 def main() -> None:
@@ -164,7 +175,7 @@ def main() -> None:
     print(table(lines))
     if options.page is not None:
         title = f"Accuracy against measured time ({conditions})"
-        options.page.write_text(page(title, figure(lines, options.stage)), encoding="utf-8")
+        options.page.write_text(figure_page(title, figure(lines, options.stage)), encoding="utf-8")
 
 
 if __name__ == "__main__":

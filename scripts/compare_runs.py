@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import mean, pstdev
 from typing import Any
 
-from orchestrator.report_metrics import ACCURACIES
+from orchestrator.report.result import ACCURACIES
 
 
 def headline(report: dict[str, Any]) -> str:

@@ -11,9 +11,8 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from one_figure import page
+from plotly import graph_objects as go
 from rich.console import Console
 from rich.table import Table
 
@@ -22,7 +21,9 @@ from orchestrator.launch import plan_experiment
 from orchestrator.planning.plan import Plan
 from orchestrator.planning.simulate import Simulation, simulate
 from orchestrator.quantities import duration, size
-from orchestrator.report_figures import FAINT, INK, OTHER, PALETTE, layout_of
+from orchestrator.report.figures import FAINT, INK, OTHER, PALETTE
+from orchestrator.report.figures import figure as figure_of
+from orchestrator.report.page import figure_page
 from orchestrator.stages import kind
 from workers.errors import ConfigError
 
@@ -98,30 +99,27 @@ def table(points: list[Point]) -> Table:
     return found
 
 
-def figure(points: list[Point]) -> dict[str, Any]:
+def figure(points: list[Point]) -> go.Figure:
     """Hours against GPUs, both logarithmic: each kind of stage, all of them with the utilisation, and what perfect scaling would give."""
     gpus, hours = [point.gpus for point in points], [point.run.seconds / 3600 for point in points]
     kinds = [seconds_by_kind(point.run) for point in points]
-    data: list[dict[str, Any]] = [
-        _line(group, gpus, [found[group] / 3600 for found in kinds], {"color": colour})
+    traces = [
+        go.Scatter(mode="lines", name=group, x=gpus, y=[found[group] / 3600 for found in kinds], line_color=colour)
         for group, colour in zip(kinds[0], (*PALETTE[:4], OTHER), strict=True)
     ]
     perfect = [hours[0] * gpus[0] / count for count in gpus]
-    data.append(_line("perfect scaling", gpus, perfect, {"color": FAINT, "width": 1.5, "dash": "dot"}))
-    whole = _line("whole run, and its utilisation", gpus, hours, {"color": INK, "width": 3})
+    dotted, thick = {"color": FAINT, "width": 1.5, "dash": "dot"}, {"color": INK, "width": 3}
+    traces.append(go.Scatter(mode="lines", name="perfect scaling", x=gpus, y=perfect, line=dotted))
     used = {"text": [f"{point.run.utilisation:.0%}" for point in points], "textfont": {"size": 12.5, "color": INK}}
-    data.append(whole | used | {"mode": "lines+markers+text", "marker": {"size": 8}, "textposition": "top right"})
+    shown = {"mode": "lines+markers+text", "marker": {"size": 8}, "textposition": "top right"}
+    traces.append(go.Scatter(name="whole run, and its utilisation", x=gpus, y=hours, line=thick, **used, **shown))
     ticks = [value for value in (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300) if value <= 2 * max(hours)]
-    layout = layout_of(
+    return figure_of(
         480,
+        traces,
         xaxis={"title": "GPUs", "type": "log", "tickvals": gpus, "ticktext": [str(count) for count in gpus]},
         yaxis={"title": "hours", "type": "log", "tickvals": ticks, "ticktext": [f"{value:g}" for value in ticks]},
     )
-    return {"data": data, "layout": layout}
-
-
-def _line(name: str, x: list[int], y: list[float], line: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "scatter", "mode": "lines", "name": name, "x": x, "y": y, "line": line}
 
 
 def main() -> None:
@@ -136,7 +134,7 @@ def main() -> None:
     Console().print(table(points), f"Predicted, with the rates of: {rates.name}.")
     if options.page is not None:
         title = f"{' '.join(options.overrides)}: predicted hours by stage"
-        options.page.write_text(page(title, figure(points)), encoding="utf-8")
+        options.page.write_text(figure_page(title, figure(points)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def test_a_detector_is_ranked_shrunk_recovered_and_judged(digits_laid_out: Path,
     said, model = report_of(tmp_path), load_pruned(directory(tmp_path) / "model.safetensors")
     assert isinstance(model, Detector) and "mAP" in output
     assert said["final_size"]["macs"] < 0.6 * said["dense_size"]["macs"]
-    assert said["loss_increase"]["unit"] == "detection loss per calibration sample"
+    assert said["loss_increase"]["loss"] == "detection loss per calibration sample"
     data = experiment_of([*MODEL, where]).data
     batches = list(data.evaluation("test", 0, 1))
     with torch.no_grad():

@@ -64,8 +64,8 @@ def test_the_report_tells_of_each_round_and_the_plan_knows_every_stage(gradual: 
     report = report_of(gradual)
     assert [(part["name"], part["asked"], part["epochs"]) for part in report["rounds"]] == [("half", 0.5, 1), ("more", 0.8, 2)]
     assert [part["sparsity"] for part in report["rounds"]] == pytest.approx([0.5, 0.8], abs=1e-4)
-    assert report["rounds"][-1]["recovered"] == report["stages"][-1] and report["stages"][0]["name"] == "dense"
-    assert report["asked"]["sparsity"] == 0.8 and sum(layer["pruned"] for layer in report["layers"]) == report["pruned_weights"]
+    assert report["rounds"][-1]["after_recovery"] == report["stages"][-1] and report["stages"][0]["name"] == "dense"
+    assert report["asked"]["sparsity"] == 0.8 and sum(layer["zeros"] for layer in report["layers"]) == report["pruned_weights"]
     assert set(report["curves"]) == {"half/recovery", "more/recovery"}
     assert set(report["predicted_stage_seconds"]) <= set(report["stage_seconds"])
     assert {"round half: collect", "round more: recover"} <= set(report["predicted_stage_seconds"])

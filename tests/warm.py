@@ -7,7 +7,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-IMPORTED = ["orchestrator.__main__", "orchestrator.launch", "orchestrator.report_page", "workers.worker", "torchvision", "sklearn.datasets"]
+IMPORTED = ["orchestrator.__main__", "orchestrator.launch", "orchestrator.report.page", "workers.worker", "torchvision", "sklearn.datasets"]
 SECONDS = 3600  # against hanging: a busy machine may take many times what an idle one does
 
 

@@ -58,7 +58,7 @@ CANNOT_MATTER = {
     "orchestrator/config.py": "typed settings, which are in a result's name",
     "orchestrator/progress.py": "what people see",
     "orchestrator/track.py": "what people see",
-    "orchestrator/report.py": "what people see",
+    "orchestrator/report/": "what people see",
     "orchestrator/quantities.py": "numbers as people read them",
     "orchestrator/planning/": "what a run will take; which layers are collected together, which changes no byte",
     "orchestrator/cluster/": "where tasks run; device and threads are left to the user (docs/configuration.md)",

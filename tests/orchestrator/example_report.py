@@ -7,7 +7,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from orchestrator.report import (
+from orchestrator.report.result import (
     FileSizes,
     GroupResult,
     LayerResult,
@@ -17,8 +17,8 @@ from orchestrator.report import (
     RoundResult,
     StageResult,
     TaskRun,
-    sentences,
 )
+from orchestrator.report.words import sentences
 
 KINDS = {"attn.qkv": (96, 32), "attn.proj": (32, 32), "mlp.fc1": (128, 32), "mlp.fc2": (32, 128)}
 
@@ -54,7 +54,7 @@ def example(blocks: int = 2, **changes: Any) -> Report:
         ],
         layers=layers,
         prunable_weights=prunable,
-        pruned_weights=sum(found.pruned for found in layers),
+        pruned_weights=sum(found.zeros for found in layers),
         model_weights=prunable + 1000,
         loss_increase=LossIncrease(0.2, 0.3, "cross-entropy"),
         sizes=FileSizes(dense_bytes=4 * prunable, file_bytes=prunable + prunable // 8),
@@ -113,8 +113,8 @@ def part(name: str, asked: float, pruned: float, recovered: float | None, **chan
         epochs=0 if recovered is None else 4,
         asked=asked,
         sparsity=asked,
-        pruned=StageResult("one_shot", metrics(pruned), 1.0),
-        recovered=None if recovered is None else StageResult("recovered", metrics(recovered), 1.0),
+        after_pruning=StageResult("one_shot", metrics(pruned), 1.0),
+        after_recovery=None if recovered is None else StageResult("recovered", metrics(recovered), 1.0),
         loss_increase=LossIncrease(0.1, 0.2, "cross-entropy"),
         seconds=75.0,
     )
@@ -132,10 +132,10 @@ def mixed(*rounds: RoundResult, **changes: Any) -> Report:
     rounds = rounds or (unit_part("small", 0.5, 0.93, 0.96), part("sparse", 0.75, 0.90, 0.965, removed=REMOVED, size=SMALL))
     layers = [layer_of(f"blocks.{name}", *shape, 0.75) for name, shape in LEFT.items()]
     weights = {"layers": layers, "prunable_weights": 12_288, "pruned_weights": 9_216}
-    ended = [found for found in (rounds[-1].pruned, rounds[-1].recovered) if found is not None]
+    ended = [found for found in (rounds[-1].after_pruning, rounds[-1].after_recovery) if found is not None]
     last = [replace(found, metrics=found.metrics | {"images_per_second": 1260.0}) for found in ended]
     asked = {"sparsity": 0.75, "scope": "global"} if rounds[-1].masks else structured().asked
-    curves = {f"{found.name}/recovery": example().curves["recovery"] for found in rounds if found.recovered}
+    curves = {f"{found.name}/recovery": example().curves["recovery"] for found in rounds if found.after_recovery}
     told = {"rounds": list(rounds), "stages": [example().stages[0], *last], "asked": asked, "curves": curves}
     return structured(**weights | told | changes)
 
@@ -189,6 +189,6 @@ MISSING = {
     "mixed": mixed(),
     "mixed, sizes not counted": mixed(dense_size=None, final_size=None),
     "mixed, masked first": mixed(part("sparse", 0.75, 0.93, 0.96), unit_part("small", 0.5, 0.90, None)),
-    "mixed, no metrics": mixed(replace(unit_part("small", 0.5, 0.9, None), pruned=StageResult("one_shot", {}, 1.0)), stages=stages({}, {})),
+    "mixed, no metrics": mixed(replace(unit_part("small", 0.5, 0.9, None), after_pruning=StageResult("one_shot", {}, 1.0)), stages=stages({}, {})),
     "nothing known": example(environment={}, files={}, asked={}, experiment={}, command="", curves={"recovery": []}),
 }

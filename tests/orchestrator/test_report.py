@@ -12,8 +12,11 @@ import pytest
 from example_report import MISSING, example, layer
 from rich.console import Console
 
-from orchestrator.report import LossIncrease, sentences, summary_table, verdict, write_report
-from orchestrator.report_page import figures
+from orchestrator.report.console import summary_table
+from orchestrator.report.page import drawn_figures as figures
+from orchestrator.report.result import LossIncrease
+from orchestrator.report.words import sentences, verdict
+from orchestrator.report.write import write_report
 
 NASTY = '<script>alert("x")</script>&<b>'
 

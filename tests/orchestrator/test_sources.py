@@ -238,7 +238,7 @@ def test_editing_a_file_changes_the_verbs_that_use_it_wherever_the_project_lies(
     first = copy()
     assert first == {verb: code_version(verb, CAP) for verb in VERBS}
     for path, changed in {
-        "orchestrator/report.py": set(),
+        "orchestrator/report/result.py": set(),
         "workers/messages.py": set(),
         "workers/pruners/obc.py": set(),
         "kernels/obs/cpu.py": {"score", "solve"},

@@ -12,7 +12,7 @@ import yaml
 from example_report import DENSE, SMALL, example, structured
 
 from orchestrator import track
-from orchestrator.report import write_report
+from orchestrator.report.write import write_report
 from orchestrator.track import Files, Mode, WandB, has_credentials
 from workers.errors import ConfigError
 

@@ -1,0 +1,33 @@
+"""The report on the console."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from orchestrator.report.result import Report
+from orchestrator.report.tables import Table, models, rounds, seconds, targets
+
+if TYPE_CHECKING:
+    import rich.table
+
+
+def summary_table(report: Report) -> rich.table.Table:
+    """The run on half a screen."""
+    import rich.table
+
+    whole = rich.table.Table.grid(padding=(0, 0))
+    whole.title, whole.title_style, whole.title_justify = report.name, "bold", "left"
+    for part in (models(report), *([rounds(report)] if report.rounds else []), targets(report), seconds(report)):
+        whole.add_row(drawn(part))
+    return whole
+
+
+def drawn(table: Table, title: str | None = None) -> rich.table.Table:
+    import rich.table
+
+    lines = rich.table.Table(title=title, title_justify="left", header_style="bold")
+    for index, column in enumerate(table.head):
+        lines.add_column(column, justify="right" if index else "left", overflow="fold")
+    for row in table.rows:
+        lines.add_row(*row)
+    return lines

@@ -1,0 +1,125 @@
+"""The report as one HTML page: its style, its script and its data are inside, so that it opens offline and loads nothing."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from plotly import graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from orchestrator.quantities import COSTS, NOT_MEASURED, count, duration, percent, size
+from orchestrator.report import figures, layer_figures, tables
+from orchestrator.report.result import FASTER, Report
+from orchestrator.report.terms import ACCURACIES, model_name
+from orchestrator.report.words import sentences, verdict
+
+Tile = tuple[str, str, str]  # a number, what it is, and what to compare it with
+
+
+def page(report: Report) -> str:
+    """The whole document."""
+    return _render(
+        "report.html",
+        drawn=drawn_figures(report),
+        report=report,
+        verdict=verdict(report),
+        sentences=sentences(report),
+        tiles=tiles(report),
+        tables=tables,
+        curves=figures.curves(report),
+        read=Counter(task.verb for task in report.timeline if not task.computed),
+        facts=_facts(report),
+        experiment=_outline(report.experiment),
+        final=model_name(report, "one_shot"),
+        percent=percent,
+        count=count,
+    )
+
+
+def figure_page(title: str, figure: go.Figure, paragraphs: Sequence[str] = ()) -> str:
+    """A page with one figure in the look of the report."""
+    return _render("figure.html", drawn={"figure": _plain(figure)}, title=title, paragraphs=paragraphs)
+
+
+def _render(template: str, **values: Any) -> str:
+    loader = PackageLoader("orchestrator.report")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template(template).render(plotly_js=get_plotlyjs(), **values)
+
+
+def drawn_figures(report: Report) -> dict[str, dict[str, Any]]:
+    """Every figure that the report has data for, by the name of its place on the page."""
+    drawn = {
+        "accuracy": figures.accuracy(report),
+        "rounds": figures.rounds(report),
+        "loss_increase": figures.loss_increase(report),
+        "kept_units": layer_figures.kept_units(report),
+        "sweep": layer_figures.sweep(report),
+        "sparsity": layer_figures.sparsity(report),
+        "loss_curves": layer_figures.loss_curves(report),
+        "timeline": figures.timeline(report),
+        "seconds": figures.seconds(report),
+    }
+    drawn |= {f"training_{index}": figures.training(lines) for index, lines in enumerate(figures.curves(report).values())}
+    return {name: _plain(figure) for name, figure in drawn.items() if figure is not None}
+
+
+def _plain(figure: go.Figure) -> dict[str, Any]:
+    """The figure as JSON; numbers that JSON lacks become gaps."""
+    plain: dict[str, Any] = json.loads(figure.to_json())
+    return plain
+
+
+def tiles(report: Report) -> list[Tile]:
+    """A few numbers to take away."""
+    found: list[Tile] = []
+    if report.removes_units:
+        goal, ((first, value), *others) = report.unit_goal, report.main_removals.items()
+        asked = [f"{percent(goal.fraction)} asked"] if goal and goal.of == first else []
+        beside = ", ".join(asked + [f"{percent(other)} of the {COSTS[key]}" for key, other in others])
+        found.append((percent(value), f"of the {COSTS[first]} removed", beside))
+    if report.masks_weights:
+        what = "remaining prunable weights masked" if report.removes_units and report.masks_last else "prunable weights masked"
+        when = " before that" if not report.masks_last else ""
+        beside = "" if report.weight_goal is None else f"{percent(report.weight_goal)} asked"
+        found.append((percent(report.sparsity), f"of the {what}{when}", beside))
+    key, last = report.headline_metric, report.stages[-1] if report.stages else None
+    if key is not None and last is not None:
+        dense, name = report.metric("dense", key), model_name(report, last.name)
+        beside = f"{percent(dense)} dense" if dense is not None and key != "agreement" else name
+        found.append((percent(last.metrics.get(key)), f"{ACCURACIES[key]}, {name}", beside))
+    if report.removes_units and report.speeds and report.speedup:
+        faster = report.speedup >= FASTER
+        many, what = f"{report.speedup:.{1 if faster else 2}f} ×", "as many images per second" if faster else "the speed: not faster"
+        found.append((many, what, f"{report.speeds[0]:,.0f} images/s dense, {report.speeds[1]:,.0f} pruned"))
+    if report.sizes is not None:
+        found.append((size(report.sizes.file_bytes), "exported file", f"{size(report.sizes.dense_bytes)} dense"))
+    beside = count(len(report.workers), "worker") if report.workers else "everything read from the store"
+    return [*found, (duration(sum(report.stage_seconds.values())), "in all stages", beside)]
+
+
+def _facts(report: Report) -> list[tuple[str, str]]:
+    facts = {"command": report.command, "fingerprint": report.fingerprint} | report.environment
+    facts |= {f"file: {name}": value for name, value in report.files.items()}
+    return [(str(name), _flat(value)) for name, value in facts.items()]
+
+
+def _flat(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {_flat(item)}" for name, item in value.items())
+    return NOT_MEASURED if value is None else str(value)
+
+
+def _outline(value: Any, indent: int = 0) -> str:
+    """Nested dictionaries in the look of the yaml files they came from."""
+    if not isinstance(value, dict):
+        return str(value)
+    lines = []
+    for key, item in value.items():
+        deeper = isinstance(item, dict) and item
+        lines.append(f"{'  ' * indent}{key}:" + (f"\n{_outline(item, indent + 1)}" if deeper else f" {'null' if item is None else item}"))
+    return "\n".join(lines)

@@ -1,0 +1,184 @@
+"""The report in sentences. Every one follows from the numbers of the report."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+from orchestrator.quantities import COSTS, count, listed, number, percent, points
+from orchestrator.report.result import Report, standard_error
+from orchestrator.report.size import about_int8, about_latency, about_size_and_speed, about_units, removed_words, speed_words
+from orchestrator.report.terms import ACCURACIES, METRICS, measured_metrics, model_name
+
+FACTOR = 3  # a prediction of the loss that is off by more is no forecast
+
+
+def verdict(report: Report) -> str:
+    """One sentence: how much was pruned, what the model can still do, and, if units were removed, whether it is faster."""
+    clauses = [_pruned_words(report), _accuracy_words(report), speed_words(report)]
+    return "; ".join(clause for clause in clauses if clause) + "."
+
+
+def sentences(report: Report) -> list[str]:
+    """What a reader must know to judge the run."""
+    parts = (
+        about_units,
+        _about_zeros,
+        _about_rounds,
+        _about_accuracy,
+        _about_loss,
+        about_latency,
+        about_size_and_speed,
+        about_int8,
+        _about_missing_metrics,
+        _about_numerics,
+        _about_the_store,
+    )
+    return [sentence for part in parts for sentence in part(report)]
+
+
+def _pruned_words(report: Report) -> str:
+    """How much was pruned, in the order of the rounds."""
+    share = percent(report.sparsity)
+    removed = f"{removed_words(report)} removed" if report.removes_units else ""
+    if not report.removes_units:
+        clauses = [f"{share} of the prunable weights masked"]
+    elif not report.masks_weights:
+        clauses = [removed]
+    elif report.masks_last:
+        clauses = [f"{removed}, then {share} of the remaining prunable weights masked"]
+    else:
+        clauses = [f"{share} of the prunable weights masked, then {removed}"]
+    return " ".join([*clauses, *([f"in {count(len(report.rounds), 'round')}"] if report.rounds else [])])
+
+
+def _accuracy_words(report: Report) -> str:
+    key = report.headline_metric
+    if key is None:
+        return "accuracy was not measured"
+    values = {stage.name: stage.metrics.get(key) for stage in report.stages if key != "agreement" or stage.name != "dense"}
+    if values.get("one_shot") is None and values.get("recovered") is None:
+        return f"{ACCURACIES[key]} of the pruned model was not measured"
+    told = [f"{percent(values['dense'])} dense"] if values.get("dense") is not None else []
+    if values.get("one_shot") is not None:
+        told.append(f"{percent(values['one_shot'])} {'after the last pruning' if report.rounds else 'one-shot'}")
+    if values.get("recovered") is not None:
+        told.append(f"{percent(values['recovered'])} after recovery")
+    else:
+        earlier = any(part.after_recovery for part in report.rounds)
+        told[-1] += f" ({'no recovery in the last round' if earlier else 'no recovery'})"
+    return f"{ACCURACIES[key]} {', '.join(told)}"
+
+
+def _about_zeros(report: Report) -> list[str]:
+    if not report.masks_weights:
+        return []
+    zeros, prunable, share = f"{report.pruned_weights:,}", f"{report.prunable_weights:,}", percent(report.sparsity, 2)
+    if not report.removes_units:
+        of_model = f"{percent(report.pruned_weights / report.model_weights)} of all {report.model_weights:,} parameters"
+        told = [f"{zeros} of {prunable} prunable weights ({share}) are zero, which is {of_model}."]
+    elif report.masks_last:
+        told = [f"{zeros} of the {prunable} prunable weights that are left ({share}) are zero."]
+    else:
+        told = [
+            f"{zeros} of {prunable} prunable weights ({share}) were zero before units were removed; "
+            "how many of these zeros were removed with the units is not known."
+        ]
+    if report.misses_sparsity:
+        told.append(f"The target was missed: a sparsity of {percent(report.weight_goal, 2)} was requested, {share} was reached.")
+    return told
+
+
+def _about_rounds(report: Report) -> list[str]:
+    """How the run got to where it ended; neighbouring rounds with targets of one kind share its name."""
+    if not report.rounds:
+        return []
+    ways = [
+        f"{listed([percent(part.reached) for part in parts])} of the {COSTS[of]} {'masked' if of == 'weights' else 'removed'}"
+        for of, parts in groupby(report.rounds, key=lambda part: part.asked_of)
+    ]
+    text = f"The model was pruned in {count(len(report.rounds), 'round')}: {', then '.join(ways)}"
+    recovered = [part for part in report.rounds if part.after_recovery is not None]
+    if not recovered:
+        return [f"{text}. No round included recovery."]
+    epochs = count(sum(part.epochs for part in recovered), "epoch")
+    began = "It began" if len(recovered) == 1 else "Each recovery began"
+    return [f"{text}, with recovery in {count(len(recovered), 'round')} ({epochs} in all). {began} with a new optimizer and learning rate."]
+
+
+def _about_accuracy(report: Report) -> list[str]:
+    key = report.headline_metric
+    if key is None:
+        return ["Accuracy was not measured: nothing is known about what the pruned model can still do."]
+    told, before = [], report.metric("dense", key)
+    for stage in report.stages:
+        after = stage.metrics.get(key)
+        if key != "agreement" and stage.name != "dense" and before is not None and after is not None:
+            what = f"The {model_name(report, stage.name)} model's {ACCURACIES[key]}"
+            told.append(_compared(what, before, after, stage.metrics.get("test_samples")))
+    if report.stage("recovered") is None:
+        when = "the last pruning" if report.rounds else "pruning"
+        told.append(f"There was no recovery (training) after {when}: the {model_name(report, 'one_shot')} model is the result.")
+    return told
+
+
+def _compared(what: str, before: float, after: float, samples: float | None) -> str:
+    """An accuracy beside the dense model's, and whether the difference is more than noise."""
+    if before == after:
+        return f"{what} equals the dense model's."
+    difference = f"{what} is {points(after - before)} {'below' if after < before else 'above'} the dense model's"
+    if samples is None:
+        return f"{difference}; whether that is more than noise is not known, because the number of test images is not known."
+    error = standard_error(before, after, samples)
+    base = f"one standard error of such a difference is {points(error)} with {samples:,.0f} test images"
+    return f"{difference}, which is noise: {base}." if abs(after - before) <= error else f"{difference} ({base})."
+
+
+def _about_loss(report: Report) -> list[str]:
+    predicted, measured, loss = report.loss_increase.predicted, report.loss_increase.measured, report.loss_increase.loss
+    if measured is None:
+        guess = "no increase was predicted" if predicted is None else f"the predicted increase was {number(predicted)}"
+        return [f"The increase of the calibration loss was not measured; {guess}."]
+    subject = "The pruning of the last round" if report.rounds else "Pruning"
+    did = f"lowered the calibration loss by {number(-measured)}" if measured < 0 else f"raised the calibration loss by {number(measured)}"
+    text = f"{subject} {did}{f' ({loss})' if loss else ''}"
+    if predicted is None:
+        return [f"{text}; no increase was predicted."]
+    text = f"{text}; the predicted increase was {number(predicted)}"
+    if not (predicted > 0 and measured > 0):
+        return [f"{text}."]
+    ratio = max(measured / predicted, predicted / measured)
+    if ratio < FACTOR:
+        return [f"{text}, which is right to a factor of {number(ratio)}."]
+    what = "units" if "removed" in report.asked else "weights"
+    off = f"{number(ratio)} times too {'low' if measured > predicted else 'high'}"
+    return [f"{text}, which is {off}: here the quadratic model only ranks {what}, it does not forecast the loss."]
+
+
+def _about_missing_metrics(report: Report) -> list[str]:
+    told = []
+    for key in measured_metrics(report):
+        lacking = [model_name(report, stage.name) for stage in report.stages if stage.metrics.get(key) is None]
+        if lacking and not (key == "agreement" and lacking == ["dense"]):
+            told.append(f"Not measured: {METRICS[key]} of the {listed(lacking)} model{'s' if len(lacking) > 1 else ''}.")
+    return told
+
+
+def _about_numerics(report: Report) -> list[str]:
+    told = [f"Skipped: {how_many:,} {what}." for what, how_many in report.skipped.items() if how_many]
+    if damped := report.damped:
+        worst = max(damped, key=lambda name: damped[name])
+        blocks, layers = count(sum(damped.values()), "block"), count(len(damped), "layer")
+        told.append(
+            f"The Fisher matrix of {blocks} in {layers} (most of them in {worst}) was not positive definite with the configured dampening. "
+            "Dampening was raised there until it was, which makes the pruning of these blocks more like magnitude pruning."
+        )
+    return told
+
+
+def _about_the_store(report: Report) -> list[str]:
+    computed = len(report.computed)
+    read = len(report.timeline) - computed
+    if not read:
+        return []
+    results = f"{count(read, 'result')} from an earlier run {'was' if read == 1 else 'were'} read from the store"
+    return [f"{results}, {computed:,} computed now; times are of this run only."]
