@@ -39,7 +39,9 @@ VERBS = {
     "rank": (f"{WORKER}.rank",),
     "choose": ("orchestrator.shrinking.choose_units",),
     "shrink": (f"{WORKER}.shrink",),
-    "time": (f"{WORKER}.time_operation", f"{WORKER}.time_model", f"{WORKER}.compare_time"),
+    "time_operation": (f"{WORKER}.time_operation",),
+    "time_model": (f"{WORKER}.time_model",),
+    "compare_time": (f"{WORKER}.compare_time",),
     "quantise": (f"{WORKER}.quantise",),
     "train": ("workers.training.loop.train",),
 }
@@ -61,7 +63,7 @@ CANNOT_MATTER = {
     "orchestrator/report/": "what people see",
     "orchestrator/quantities.py": "numbers as people read them",
     "orchestrator/planning/": "what a run will take; which layers are collected together, which changes no byte",
-    "orchestrator/cluster/": "where tasks run; device and threads are left to the user (docs/configuration.md)",
+    "orchestrator/cluster/": "where tasks run; device and threads are left to the user (docs/how-to/sweeps.md)",
 }
 # Packages whose version is no part of a result's identity.
 NO_VERSION = {
