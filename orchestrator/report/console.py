@@ -23,9 +23,11 @@ def summary_table(report: Report) -> rich.table.Table:
 
 
 def drawn(table: Table, title: str | None = None) -> rich.table.Table:
+    """Numbers to the right, the rest folded where the console is too narrow."""
+    import rich.box
     import rich.table
 
-    lines = rich.table.Table(title=title, title_justify="left", header_style="bold")
+    lines = rich.table.Table(title=title, title_justify="left", header_style="bold", box=rich.box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(table.head):
         lines.add_column(column, justify="right" if index else "left", overflow="fold")
     for row in table.rows:

@@ -1,4 +1,4 @@
-"""Figures of accuracy, loss, rounds, training and work, and the look that all figures share. A function returns None if it has no data.
+"""Figures of accuracy, rounds, training and work, and the look that all figures share. A function returns None if it has no data.
 
 Plotly reads a small HTML in its texts, so every name that comes from outside passes ``safe``.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 from plotly import graph_objects as go
 
-from orchestrator.quantities import COSTS, duration, number, percent
+from orchestrator.quantities import COSTS, duration, percent
 from orchestrator.report.result import Report, RoundResult, TaskRun
 from orchestrator.report.terms import ACCURACIES, FRACTIONS, METRICS, measured_metrics, model_name
 from orchestrator.stages import over_rounds
@@ -107,27 +107,6 @@ def accuracy(report: Report) -> go.Figure | None:
         )
     fitting = {"bargap": 0.3, "bargroupgap": 0.08, "uniformtext": {"minsize": 11, "mode": "hide"}}
     return figure(300, bars, xaxis_showgrid=False, yaxis=SHARES | {"range": [0, 1.08]}, **fitting)
-
-
-def loss_increase(report: Report) -> go.Figure | None:
-    """Predicted beside measured increase of the loss."""
-    values = {"predicted": report.loss_increase.predicted, "measured": report.loss_increase.measured}
-    known = {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
-    if not known:
-        return None
-    bar = go.Bar(
-        orientation="h",
-        x=list(known.values()),
-        y=list(known),
-        text=[number(value) for value in known.values()],
-        textposition="outside",
-        width=0.5,
-        marker_color=["#b9cfe0" if name == "predicted" else PALETTE[0] for name in known],
-        hovertemplate="%{y}: %{text}<extra></extra>",
-    )
-    span = [1.25 * min(0.0, *known.values()), 1.25 * max(0.0, *known.values()) or 1]
-    across = {"range": span, "title": f"increase of the loss ({safe(report.loss_increase.loss)})"}
-    return figure(190, [bar], xaxis=across, yaxis={"autorange": "reversed", "showgrid": False})
 
 
 def rounds(report: Report) -> go.Figure | None:

@@ -120,7 +120,7 @@ def loss_curves(report: Report) -> go.Figure | None:
     colour = [colours.get(_kind(layer), OTHER) for layer in chosen]
     ends = go.Scatter(
         mode="markers",
-        name="result",
+        name="where it ended",
         x=[layer.sparsity for layer in chosen],
         y=[layer.predicted_loss_increase for layer in chosen],
         hovertext=[_layer_text(layer) for layer in chosen],

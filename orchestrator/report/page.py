@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly import graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from orchestrator.quantities import COSTS, NOT_MEASURED, count, duration, percent, size
+from orchestrator.quantities import COSTS, NOT_MEASURED, count, duration, number, percent, size
 from orchestrator.report import figures, layer_figures, tables
 from orchestrator.report.result import FASTER, Report
 from orchestrator.report.terms import ACCURACIES, model_name
@@ -33,9 +34,10 @@ def page(report: Report) -> str:
         curves=figures.curves(report),
         read=Counter(task.verb for task in report.timeline if not task.computed),
         facts=_facts(report),
-        experiment=_outline(report.experiment),
+        experiment=yaml.safe_dump(report.experiment, sort_keys=False, allow_unicode=True),
         final=model_name(report, "one_shot"),
         percent=percent,
+        number=number,
         count=count,
     )
 
@@ -56,7 +58,6 @@ def drawn_figures(report: Report) -> dict[str, dict[str, Any]]:
     drawn = {
         "accuracy": figures.accuracy(report),
         "rounds": figures.rounds(report),
-        "loss_increase": figures.loss_increase(report),
         "kept_units": layer_figures.kept_units(report),
         "sweep": layer_figures.sweep(report),
         "sparsity": layer_figures.sparsity(report),
@@ -112,14 +113,3 @@ def _flat(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name}: {_flat(item)}" for name, item in value.items())
     return NOT_MEASURED if value is None else str(value)
-
-
-def _outline(value: Any, indent: int = 0) -> str:
-    """Nested dictionaries in the look of the yaml files they came from."""
-    if not isinstance(value, dict):
-        return str(value)
-    lines = []
-    for key, item in value.items():
-        deeper = isinstance(item, dict) and item
-        lines.append(f"{'  ' * indent}{key}:" + (f"\n{_outline(item, indent + 1)}" if deeper else f" {'null' if item is None else item}"))
-    return "\n".join(lines)

@@ -117,10 +117,10 @@ def about_size_and_speed(report: Report) -> list[str]:
         return [*_about_parameters(report), _about_speed(report), _about_file(report)]
     measured = ""
     if report.speeds is not None:
-        measured = f" (measured: {report.speeds[0]:,.0f} images/s dense, {report.speeds[1]:,.0f} pruned)"
+        measured = f" Measured: {report.speeds[0]:,.0f} images/s dense, {report.speeds[1]:,.0f} pruned."
     return [
         "Weights are masked, not removed: the model does the same arithmetic as before and is not faster on "
-        f"{report.device}{measured}. {_about_file(report)}"
+        f"{report.device}.{measured} {_about_file(report)}"
     ]
 
 
@@ -148,11 +148,11 @@ def _about_speed(report: Report) -> str:
     measured, faster = f"{report.speeds[0]:,.0f} images/s dense, {report.speeds[1]:,.0f} pruned", report.speedup >= FASTER
     speed = f"{report.speedup:.{1 if faster else 2}f} times as many images per second on {report.device}"
     if dense is None or final is None or dense.macs == final.macs:
-        return f"The model is {'faster' if faster else 'not faster'}: {speed} (measured: {measured})."
+        return f"The model is {'faster' if faster else 'not faster'}: {speed}. Measured: {measured}."
     fewer = dense.macs / final.macs
     near = report.speedup - 1 >= FAR * (fewer - 1)
-    joint = "but is not faster:" if not faster else "and processes" if near else "but processes only"
-    return f"The model needs {fewer:.1f} times fewer multiply-adds, {joint} {speed} (measured: {measured})."
+    joint = ", but is not faster:" if not faster else " and processes" if near else ", but processes only"
+    return f"The model needs {fewer:.1f} times fewer multiply-adds{joint} {speed}. Measured: {measured}."
 
 
 def _about_file(report: Report) -> str:

@@ -42,7 +42,7 @@ def latency_table(table: LatencyTable, setting: str) -> rich.console.RenderableT
 
 def sentences(table: LatencyTable) -> list[str]:
     """How the table came about, and how far it can be trusted."""
-    spreads = sorted(record.numbers["spread"] for record in table.measured)
+    spreads = sorted(record.numbers.spread for record in table.measured)
     return [
         f"{len(table.measured):,} of {table.asked:,} sizes were timed; the others lie on plateaus or belong to equal layers.",
         f"The operations take {milliseconds(table.total_ms)} in total; the whole model takes {milliseconds(table.model_ms)} end to end, "
@@ -85,16 +85,11 @@ def _staircases(operation: OperationTable) -> list:
     from plotly.graph_objects import Scatter
 
     first, *others = operation.levels
-    if not others:
-        return [Scatter(x=first, y=[operation.ms[index,] for index in range(len(first))], line_shape="vh", mode="lines+markers")]
-    seconds = sorted({round(part * (len(others[0]) - 1) / 3) for part in range(4)})
+    lines: dict[tuple[int, ...], str] = {(): ""}
+    if others:
+        places = sorted({round(part * (len(others[0]) - 1) / 3) for part in range(4)})
+        lines = {(place,): f"{others[0][place]} units of the other axis" for place in places}
     return [
-        Scatter(
-            x=first,
-            y=[operation.ms[index, second] for index in range(len(first))],
-            line_shape="vh",
-            mode="lines+markers",
-            name=f"{others[0][second]} units of the other axis",
-        )
-        for second in seconds
+        Scatter(x=first, y=[operation.ms[index, *cell] for index in range(len(first))], name=name, line_shape="vh", mode="lines+markers")
+        for cell, name in lines.items()
     ]

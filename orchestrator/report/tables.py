@@ -33,26 +33,24 @@ def models(report: Report) -> Table:
 
 
 def targets(report: Report) -> Table:
-    """What was asked for or predicted beside what was reached or measured; then the other settings of the target."""
-    rows: list[list[str]] = []
-    if report.removes_units:
-        rows += _removals(report)
+    """What was asked for and what was reached, each with the numbers behind it; then the other settings of the target."""
+    rows = _removals(report) if report.removes_units else []
     if report.masks_weights:
-        zeros = f"{report.pruned_weights:,} of {report.prunable_weights:,} prunable weights"
-        rows.append(["sparsity", percent(report.weight_goal, 2), f"{percent(report.sparsity, 2)} ({zeros})"])
+        zeros = f"{report.pruned_weights:,} of {report.prunable_weights:,} weights are zero"
+        rows.append(["sparsity", _asked(report.weight_goal), percent(report.sparsity, 2), zeros])
     if report.masks_weights and not report.removes_units:
-        of_model = f"{percent(report.pruned_weights / report.model_weights, 2)} of {report.model_weights:,} parameters"
-        rows.append(["zeros in the whole model", "–", of_model])
+        of_model = percent(report.pruned_weights / report.model_weights, 2)
+        rows.append(["zeros in the model", "–", of_model, f"of {report.model_weights:,} parameters"])
     if report.nonzero_left is not None and report.dense_size is not None and report.removes_units:
         of_dense = percent(report.nonzero_left / report.dense_size.parameters, 2)
-        rows.append(["left and not zero", "–", f"{report.nonzero_left:,} parameters ({of_dense} of the dense model's)"])
-    rise = report.loss_increase
-    rows.append(["loss increase", *(number(value) for value in (rise.predicted, rise.measured))])
+        rows.append(["left and not zero", "–", of_dense, f"{report.nonzero_left:,} parameters"])
+    predicted, measured, loss = report.loss_increase.predicted, report.loss_increase.measured, report.loss_increase.loss
+    guess = "not predicted" if predicted is None else f"{number(predicted)} predicted"
+    rows.append(["loss increase", "–", number(measured), f"{guess}; {loss}" if loss else guess])
     if report.sizes is not None:
-        rows.append(["exported file", "–", f"{size(report.sizes.file_bytes)} ({size(report.sizes.dense_bytes)} dense)"])
+        rows.append(["exported file", "–", size(report.sizes.file_bytes), f"{size(report.sizes.dense_bytes)} dense"])
     settings = {name: value for name, value in report.asked.items() if name not in ("sparsity", "removed", "of", "also")}
-    rows += [[str(name).replace("_", " "), str(value), ""] for name, value in settings.items()]
-    return Table(["", "asked / predicted", "reached / measured"], rows)
+    return Table(["", "asked", "reached", ""], rows + [[name.replace("_", " "), str(value), "", ""] for name, value in settings.items()])
 
 
 def _removals(report: Report) -> list[list[str]]:
@@ -62,16 +60,17 @@ def _removals(report: Report) -> list[list[str]]:
         left["macs"] = f"{macs(final.macs)} of {macs(dense.macs)} left"
         left["parameters"] = f"{final.parameters:,} of {dense.parameters:,} left"
     if timed is not None:
-        left["latency"] = f"{milliseconds(timed.measured_ms)} of {milliseconds(timed.dense_ms)} left"
+        budget = f"budget {milliseconds(timed.budget_ms)}, predicted {milliseconds(timed.predicted_ms)}"
+        left["latency"] = f"{milliseconds(timed.measured_ms)} of {milliseconds(timed.dense_ms)} left; {budget}"
     goals = dict(report.asked.get("also", {})) | ({report.unit_goal.of: report.unit_goal.fraction} if report.unit_goal else {})
-    rows = []
-    for of in dict.fromkeys([*report.main_removals, *goals, *report.removed]):
-        reached = [percent(report.removed.get(of), 2), *([f"({left[of]})"] if of in left else [])]
-        rows.append([f"{COSTS[of]} removed", percent(goals[of], 2) if of in goals else "–", " ".join(reached)])
-    if timed is not None:
-        asked = f"{milliseconds(timed.budget_ms)} / {milliseconds(timed.predicted_ms)}"
-        rows.append(["forward pass", asked, f"{milliseconds(timed.measured_ms)} ({milliseconds(timed.dense_ms)} dense)"])
-    return rows
+    return [
+        [f"{COSTS[of]} removed", _asked(goals.get(of)), percent(report.removed.get(of), 2), left.get(of, "")]
+        for of in dict.fromkeys([*report.main_removals, *goals, *report.removed])
+    ]
+
+
+def _asked(fraction: float | None) -> str:
+    return "–" if fraction is None else percent(fraction, 2)
 
 
 def seconds(report: Report, each_round: bool = False) -> Table:
@@ -95,7 +94,7 @@ def rounds(report: Report, sizes: bool = False) -> Table:
     def reached_accuracy(stage: StageResult | None) -> str:
         return metric_text(key, stage.metrics.get(key)) if stage is not None and key is not None else "–"
 
-    head = ["round", "asked", "reached", f"{accuracy} pruned", "recovered", "loss predicted", "measured", "s"]
+    head = ["round", "asked", "reached", f"{accuracy} pruned", "recovered", "loss increase", "predicted", "s"]
     if kinds == {"weights"}:
         head[2] = "sparsity"
     elif len(kinds) == 1:
@@ -109,7 +108,7 @@ def rounds(report: Report, sizes: bool = False) -> Table:
             percent(part.reached) + (f" of {SHORT[part.asked_of]}" if len(kinds) > 1 else ""),
             reached_accuracy(part.after_pruning),
             reached_accuracy(part.after_recovery),
-            *("–" if value is None else f"{value:+.2g}" for value in (rise.predicted, rise.measured)),
+            *("–" if value is None else f"{value:+.2g}" for value in (rise.measured, rise.predicted)),
             f"{part.seconds:,.0f}",
         ]
         if sizes:

@@ -41,14 +41,15 @@ def _pruned_words(report: Report) -> str:
     share = percent(report.sparsity)
     removed = f"{removed_words(report)} removed" if report.removes_units else ""
     if not report.removes_units:
-        clauses = [f"{share} of the prunable weights masked"]
+        pruned = f"{share} of the prunable weights masked"
     elif not report.masks_weights:
-        clauses = [removed]
+        pruned = removed
     elif report.masks_last:
-        clauses = [f"{removed}, then {share} of the remaining prunable weights masked"]
+        pruned = f"{removed}, then {share} of the remaining prunable weights masked"
     else:
-        clauses = [f"{share} of the prunable weights masked, then {removed}"]
-    return " ".join([*clauses, *([f"in {count(len(report.rounds), 'round')}"] if report.rounds else [])])
+        pruned = f"{share} of the prunable weights masked, then {removed}"
+    rounds = f"{', ' if report.masks_weights and report.removes_units else ' '}in {count(len(report.rounds), 'round')}"
+    return pruned + (rounds if report.rounds else "")
 
 
 def _accuracy_words(report: Report) -> str:
@@ -100,9 +101,8 @@ def _about_rounds(report: Report) -> list[str]:
     recovered = [part for part in report.rounds if part.after_recovery is not None]
     if not recovered:
         return [f"{text}. No round included recovery."]
-    epochs = count(sum(part.epochs for part in recovered), "epoch")
-    began = "It began" if len(recovered) == 1 else "Each recovery began"
-    return [f"{text}, with recovery in {count(len(recovered), 'round')} ({epochs} in all). {began} with a new optimizer and learning rate."]
+    epochs = f"recovery in {count(len(recovered), 'round')} ({count(sum(part.epochs for part in recovered), 'epoch')} in all)"
+    return [f"{text}, with {epochs}. Each recovery began with a new optimizer and its own learning rate."]
 
 
 def _about_accuracy(report: Report) -> list[str]:
@@ -181,4 +181,4 @@ def _about_the_store(report: Report) -> list[str]:
     if not read:
         return []
     results = f"{count(read, 'result')} from an earlier run {'was' if read == 1 else 'were'} read from the store"
-    return [f"{results}, {computed:,} computed now; times are of this run only."]
+    return [f"{results} and {computed:,} computed now; times are those of this run only."]
