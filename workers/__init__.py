@@ -1,1 +1,1 @@
-"""The verbs a worker performs on one accelerator: collect, score, solve, recover, evaluate, export. Knows no Ray, no Hydra, no W&B."""
+"""The verbs that a worker performs on one accelerator. Nothing here imports Ray, Hydra or W&B."""

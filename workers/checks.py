@@ -1,4 +1,4 @@
-"""One sentence for every bad setting."""
+"""The check behind every message about a bad setting."""
 
 import math
 from typing import Any
@@ -6,17 +6,27 @@ from typing import Any
 from workers.errors import ConfigError
 
 
+class Phrase(str):
+    """Words that describe what was found, which a message shows without quotation marks."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
 def require(holds: bool, where: str, expected: str, got: object, remedy: str = "") -> None:
-    """Raise ``ConfigError`` naming the setting, what it may be and what it is, unless ``holds``."""
+    """Raises ``ConfigError`` unless ``holds``. The message reads "where: expected EXPECTED, got GOT; REMEDY".
+
+    ``where`` is the name of the setting. ``got`` is shown by its ``repr``: pass the value itself, or a ``Phrase`` if words say more.
+    """
     if not holds:
         raise ConfigError(f"{where}: expected {expected}, got {got!r}" + (f"; {remedy}" if remedy else ""))
 
 
-LARGEST = 2**31 - 1  # no count, size or seed needs more, and what counts in 64 bits still has room for sums and products of some
+LARGEST = 2**31 - 1  # more than any count, size or seed needs; sums and products of a few such numbers still fit into 64 bits
 
 
 def require_numbers(value: Any, where: str) -> None:
-    """Raise ``ConfigError`` naming the first number in nested dicts and lists that is not finite or, if whole, beyond ``LARGEST``."""
+    """Raises ``ConfigError`` for the first number in nested dicts and lists that is not finite, or whose size exceeds ``LARGEST``."""
     if isinstance(value, dict):
         for name, entry in value.items():
             require_numbers(entry, f"{where}.{name}".lstrip("."))

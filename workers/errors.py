@@ -1,4 +1,4 @@
-"""Errors a user can act on. Each message says where, what was expected, what was found, and the remedy."""
+"""Errors that a user can act on. Each message names the place, what was expected, what was found, and the remedy."""
 
 from pathlib import Path
 
@@ -8,11 +8,11 @@ class SecateurError(Exception):
 
 
 class ConfigError(SecateurError):
-    """The request cannot be carried out as written. Raised before any worker starts; exit status 2."""
+    """The request cannot be carried out as written. Raised before any worker starts, with exit status 2."""
 
 
 class DamagedResult(SecateurError):
-    """A stored result does not match its record: it is discarded and computed again."""
+    """A stored result does not match its record. It is discarded and computed again."""
 
     def __init__(self, directory: Path, reason: str) -> None:
         super().__init__(f"{directory}: {reason}")

@@ -1,4 +1,4 @@
-"""Calibration losses: what the Fisher is the curvature of, and how much a pruned model really loses by the same measure."""
+"""Calibration losses: the loss whose curvature the Fisher is, and its real increase over a pruning."""
 
 from __future__ import annotations
 
@@ -10,38 +10,41 @@ if TYPE_CHECKING:
 
 
 class Loss(Enum):
-    """Whose second moment of gradients is collected."""
+    """The loss whose gradients are collected."""
 
-    LABELS = "labels"  # the loss of the given labels (cross-entropy, or the detector's own): the empirical Fisher, as in the CAP paper
+    LABELS = "labels"  # loss of the given labels (cross-entropy, or the detector's own): the empirical Fisher, as in the CAP paper
     SAMPLED = "sampled"  # cross-entropy with labels drawn from the model's own softmax: the true Fisher
     FEATURES = "features"  # <f(x), eps>, eps ~ N(0, I): the Gauss-Newton matrix of the feature error; needs no labels and no head
 
 
 def forward(kind: Loss, model: nn.Module, images_NCHW: Tensor) -> Tensor:
-    """The outputs that loss ``kind`` looks at: logits, or the last feature map of the backbone; of a detector all it says."""
+    """Returns the outputs that loss ``kind`` reads: logits, the last feature map of the backbone, or all outputs of a detector."""
     return model.forward_features(images_NCHW) if kind is Loss.FEATURES else model(images_NCHW)  # type: ignore[operator]
 
 
 def label_loss(model: nn.Module, outputs: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Mean loss of the labelled samples of a batch: the model's own (of a detector, which knows no smoothing), else cross-entropy."""
+    """Returns the mean loss over the labelled samples of a batch.
+
+    It is the ``label_loss`` of a model that has one (a detector, which does not support label smoothing), else the cross-entropy.
+    """
     from torch.nn import functional
 
-    own = getattr(model, "label_loss", None)
-    if own is not None:
-        return own(outputs, labels)
+    model_loss = getattr(model, "label_loss", None)
+    if model_loss is not None:
+        return model_loss(outputs, labels)
     return functional.cross_entropy(outputs, labels, label_smoothing=label_smoothing, ignore_index=-1)
 
 
 def labelled(labels: Tensor) -> Tensor:
-    """Which samples have labels, bool (N,): an image without objects is one that says so."""
+    """Returns which samples have labels, bool (N,). An image for detection always has: its label may be that there are no objects."""
     return labels >= 0 if labels.ndim == 1 else labels.new_ones(len(labels)).bool()
 
 
 def calibration_loss(kind: Loss, model: nn.Module, outputs: Tensor, labels: Tensor, seed: int) -> Tensor:
-    r"""Mean loss of a batch, whose gradient enters the Fisher.
+    r"""Returns the mean loss of a batch, whose gradient enters the Fisher.
 
-    ``features``: with ``f`` the M output numbers of a sample, ``1/N sum_i <f_i, eps_i> / sqrt(M)``. Noise is independent per sample and
-    output number, so ``E[g g^T] = 1/N * mean_i J_i^T J_i / M``. The gradient of "distance to the dense output" itself would be zero.
+    ``features``: with ``f`` the M outputs of a sample, ``1/N sum_i <f_i, eps_i> / sqrt(M)``. The noise is independent for each sample and
+    output, so ``E[g g^T] = 1/N * mean_i J_i^T J_i / M``. The gradient of the distance to the dense outputs itself would be zero.
     """
     import torch
     from torch.nn import functional
@@ -57,10 +60,11 @@ def calibration_loss(kind: Loss, model: nn.Module, outputs: Tensor, labels: Tens
 
 
 def loss_increase(kind: Loss, model: nn.Module, before: Tensor, after: Tensor, labels: Tensor) -> Tensor:
-    """How much a batch's loss really rises over a pruning, summed over its samples (float64), in the units of the quadratic model.
+    """Returns the real increase of the loss over a pruning, summed over the samples of a batch (float64), in units of the quadratic model.
 
-    ``labels``: rise of the label loss, times the samples that have labels. ``sampled``: KL(before || after). ``features``: half the mean
-    squared feature error. ``before`` and ``after`` are the outputs of the two models; ``model``, either of them, says what the label loss is.
+    ``labels``: the increase of the label loss, times the number of labelled samples. ``sampled``: KL(before || after). ``features``: half
+    the mean squared feature error. ``before`` and ``after`` are the outputs of the two models; ``model`` is either of them and defines the
+    label loss.
     """
     from torch.nn import functional
 

@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 
 
 def derived_seed(*parts: int | str) -> int:
-    """A 63-bit seed that depends on every part and on nothing else."""
+    """Returns a 63-bit seed that depends on all ``parts`` and on nothing else."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 
 def finite(tensor: Tensor) -> bool:
-    """Whether no number is NaN or infinite: extremes carry both, and need no mask."""
+    """Returns whether no number is NaN or infinite. The extremes of a tensor tell, so no mask is allocated."""
     import torch
 
     low, high = torch.aminmax(tensor.detach())

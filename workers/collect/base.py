@@ -1,4 +1,4 @@
-"""What collecting a statistic leaves, and how much memory it works with."""
+"""The result of collecting a statistic, and the memory that collecting works with."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kernels.second_moment import SecondMoment
 
-PATCH_BYTES = 64 * 2**20  # of a convolution's inputs, laid out for the product at a time
+PATCH_BYTES = 64 * 2**20  # of a convolution's inputs, unfolded for one product
 
 
 def chunk_size(block_size: int) -> int:
-    """Gradients kept before they are multiplied, so that a block is read and written once for many. Memory: ``K / B`` of the statistic."""
+    """Returns how many gradients are multiplied at once, so that a block is read and written once for all of them.
+
+    The gradients take ``K / B`` of the statistic's memory.
+    """
     return max(16 if block_size < 64 else 64, block_size // 2)
 
 
 @dataclass(frozen=True)
 class Collected:
-    """Calibration sums by layer name, and by layer name the calibration batches that were left out because something was not finite."""
+    """Calibration sums by layer name, and how many batches were skipped for each layer because a number was not finite."""
 
     moments: dict[str, SecondMoment]
     skipped: dict[str, int]

@@ -1,4 +1,4 @@
-"""Collecting the layer Hessian: inputs of Linear and Conv2d layers, summed as outer products."""
+"""Collection of the layer Hessian: the sum of outer products of the inputs of Linear and Conv2d layers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from workers.numbers import finite
 
 
 class InputSum:
-    """``sum 2 x x^T`` over the input vectors of one layer, a matrix per group of its rows; and what could not be used."""
+    """The sum of ``2 x x^T`` over the input vectors of one layer, a matrix for each group of the convolution, and the skipped batches."""
 
     def __init__(self, layer: Layer, device: torch.device) -> None:
         self.layer = layer
@@ -28,11 +28,11 @@ class InputSum:
         self.skipped = 0
 
     def add_linear(self, inputs: Tensor) -> None:
-        """Inputs of any leading shape, (…, C)."""
+        """Adds inputs of shape (…, C)."""
         self._add(inputs.reshape(-1, 1, self.layer.columns).permute(1, 2, 0))
 
     def add_convolution(self, inputs_NCHW: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any) -> None:
-        """Inputs of ``conv2d``: a vector per output position, laid out ``PATCH_BYTES`` at a time."""
+        """Adds inputs of ``conv2d``: a vector for each output position, unfolded ``PATCH_BYTES`` at a time."""
         kernel = weight.shape[2:]
         inputs_NCHW, padding = _padded(inputs_NCHW, kernel, padding, dilation)
         stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
@@ -53,22 +53,24 @@ class InputSum:
 
 
 def layer_hessian(model: nn.Module, layers: list[Layer], batches: Iterator[Batch]) -> Collected:
-    r"""Sum of ``2 x x^T`` over all input vectors of each layer: tokens of a Linear, patches of a Conv2d. ``count`` is their number.
+    r"""Returns the sum of ``2 x x^T`` over all input vectors of each layer: tokens of a Linear, patches of a Conv2d.
 
-    Source: Frantar & Alistarh 2022 (arXiv 2208.11580), section 3: the Hessian of the layer's squared output error ``|Wx - W'x|^2``, per
-    row. Inputs are seen where the layer's weight meets them, after any padding that the layer does itself. A batch whose inputs to a layer
-    are not finite is skipped for that layer.
+    ``count`` is the number of vectors. Inputs are taken where they are multiplied by the layer's weight, after any padding by the layer
+    itself. A batch whose inputs to a layer are not finite is skipped for that layer.
+
+    Source: Frantar & Alistarh 2022 (arXiv 2208.11580), section 3: for each row, the Hessian of the layer's squared output error
+    ``|Wx - W'x|^2``.
     """
     sums = {layer.name: InputSum(layer, _device(model)) for layer in layers}
 
-    def add(name: str, given: dict[str, Any]) -> None:
+    def add(name: str, arguments: dict[str, Any]) -> None:
         total = sums[name]
-        if not finite(given["input"]):
+        if not finite(arguments["input"]):
             total.skipped += 1
-        elif given["weight"].ndim == 2:
-            total.add_linear(given["input"])
+        elif arguments["weight"].ndim == 2:
+            total.add_linear(arguments["input"])
         else:
-            total.add_convolution(given["input"], given["weight"], given["stride"], given["padding"], given["dilation"])
+            total.add_convolution(*(arguments[name] for name in ("input", "weight", "stride", "padding", "dilation")))
 
     for batch in batches:
         with torch.no_grad(), Products(model, layers, add):
@@ -82,7 +84,7 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def _padded(inputs_NCHW: Tensor, kernel: torch.Size, padding: Any, dilation: Any) -> tuple[Tensor, tuple[int, int]]:
-    """Padding as two numbers; ``same``, which may be lopsided, is carried out."""
+    """Returns the inputs and their padding as two numbers. Padding of ``same`` may be asymmetric, so it is applied to the inputs."""
     if padding == "valid":
         return inputs_NCHW, (0, 0)
     if padding != "same":

@@ -1,4 +1,4 @@
-"""Products with the weights of layers, seen where they happen: not every one is made by calling the layer's module."""
+"""Interception of products with the weights of layers, which are not always computed by calling the layer's module."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from workers.models.base import Layer
 
 
 class Products(TorchFunctionMode):
-    """Inside it, ``before`` gets a layer's name and the arguments of ``linear`` or ``conv2d``, by name; ``after`` the layer's name.
+    """A context in which ``before`` and ``after`` are called around every ``linear`` or ``conv2d`` with the weight of a layer.
 
-    Inputs are those that meet the weight, after any padding that the layer does itself. BEiT, EVA and Swin hand weights of their attention
-    to ``linear`` without calling the module that holds them, so hooks of modules do not see these.
+    ``before`` gets the layer's name and the arguments of the function by name, ``after`` the layer's name. The input is the one that is
+    multiplied by the weight, after any padding by the layer itself. Hooks of modules do not suffice: BEiT, EVA and Swin pass weights of
+    their attention to ``linear`` without calling the module that holds them.
     """
 
     def __init__(
@@ -35,11 +36,11 @@ class Products(TorchFunctionMode):
         if func not in (functional.linear, functional.conv2d):
             return func(*args, **kwargs)
         names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-        given = {"stride": 1, "padding": 0, "dilation": 1} | dict(zip(names, args, strict=False)) | kwargs
-        name = self.names.get(id(given["weight"]))
+        arguments = {"stride": 1, "padding": 0, "dilation": 1} | dict(zip(names, args, strict=False)) | kwargs
+        name = self.names.get(id(arguments["weight"]))
         if name is None:
             return func(*args, **kwargs)
-        self.before(name, given)
+        self.before(name, arguments)
         output = func(*args, **kwargs)
         self.after(name)
         return output

@@ -1,4 +1,4 @@
-"""What pruners measure: the block Fisher of the loss, or the Hessian of each layer's own output error."""
+"""The statistics that pruners of weights collect: the block Fisher of the loss, and the Hessian of each layer's output error."""
 
 from __future__ import annotations
 
@@ -20,52 +20,52 @@ if TYPE_CHECKING:
     from workers.data.base import Batch
 
 
-FACTOR, INVERT, ELIMINATE, REFIT = 1 / 3, 1.0, 1 / 3, 0.3  # flops over B^3 of a block; the last as measured at half sparsity
-SLICE_BYTES = 256 * 2**20  # of a statistic, float32, in work at a time; keeps the copies made of it far below the whole
+FACTOR, INVERT, ELIMINATE, REFIT = 1 / 3, 1.0, 1 / 3, 0.3  # flops of a block, as a multiple of B^3; the last measured at half sparsity
+SLICE_BYTES = 256 * 2**20  # of a statistic (float32) that is processed at a time, so that copies take far less memory than the whole
 
 
 class Statistic(ABC):
-    """A calibration sum per layer that merges by addition."""
+    """A sum over calibration data for each layer. Sums over disjoint data are merged by addition."""
 
-    by_gradients: ClassVar[bool]  # of the loss, which takes a backward pass; else of inputs, with a matrix that rows share
+    by_gradients: ClassVar[bool]  # True: sums gradients of the loss, by backward passes; False: sums inputs, one matrix for many rows
 
     @abstractmethod
     def layout(self, layer: Layer) -> Layout:
-        """The blocks that it has a matrix for, or that share one."""
+        """Returns the blocks of a layer, each of which has a matrix or shares one."""
 
     @abstractmethod
     def shape(self, layer: Layer) -> tuple[int, int]:
-        """(n, B) of the layer's ``SecondMoment``."""
+        """Returns (n, B), the shape of the layer's ``SecondMoment``."""
 
     @abstractmethod
     def working_bytes(self, layer: Layer) -> int:
-        """Memory that collecting takes beside the sum itself (4 n B^2 bytes), gradients and activations."""
+        """Returns the memory that collecting takes beside the sum itself (4 n B^2 bytes), gradients and activations."""
 
     @abstractmethod
     def identity(self, layer: Layer, loss: Loss, seed: int) -> dict[str, Any]:
-        """What it depends on besides model, layer and data: pruners whose statistics give equal ones share what was collected."""
+        """Returns what the sums depend on besides model, layer and data. Pruners with equal identities share the collected sums."""
 
     @abstractmethod
     def collect(self, model: nn.Module, layers: list[Layer], batches: Iterator[Batch], loss: Loss, seed: int) -> Collected:
-        """Sums of ``layers`` over ``batches``. ``model`` stays as it is."""
+        """Returns the sums of ``layers`` over ``batches``."""
 
 
 @dataclass(frozen=True)
 class BlockFisher(Statistic):
-    r"""``1/N sum_n g_n g_n^T`` in blocks of ``block_size``, ``g_n`` the gradient of the calibration loss of batch n (the CAP paper)."""
+    r"""``1/N sum_n g_n g_n^T`` in blocks of ``block_size``, with ``g_n`` the gradient of the loss of batch n (the CAP paper)."""
 
     block_size: int
     pattern: Pattern
     by_gradients: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        require(1 <= self.block_size <= 1024, "pruner.block_size", "1 to 1024", self.block_size, "16 to 256 are useful")
+        require(1 <= self.block_size <= 1024, "pruner.block_size", "1 to 1024", self.block_size, "common values are 16 to 256")
         length = self.pattern.length
-        expected = f"a multiple of {length}, the length of pruner.target.pattern"
+        expected = f"a multiple of {length}, as pruner.target.pattern requires"
         require(self.block_size % length == 0, "pruner.block_size", expected, self.block_size)
 
     def layout(self, layer: Layer) -> Layout:
-        """Rows shorter than a block are blocks of their own."""
+        """Returns blocks within rows. A row shorter than ``block_size`` is one block."""
         return Layout(layer, min(self.block_size, layer.columns), self.pattern)
 
     def shape(self, layer: Layer) -> tuple[int, int]:
@@ -73,12 +73,12 @@ class BlockFisher(Statistic):
         return layout.blocks, layout.block_size
 
     def working_bytes(self, layer: Layer) -> int:
-        """A chunk of gradients that wait to be multiplied."""
+        """Returns the memory of a chunk of gradients that are multiplied together."""
         blocks, block_size = self.shape(layer)
         return 4 * chunk_size(block_size) * blocks * block_size
 
     def identity(self, layer: Layer, loss: Loss, seed: int) -> dict[str, Any]:
-        by_channel = not self.pattern.is_free and layer.kernel > 1  # else columns stand as they always do
+        by_channel = not self.pattern.is_free and layer.kernel > 1  # else columns are in the layer's own order
         return {"statistic": "block_fisher", "block_size": self.block_size, "by_channel": by_channel, "loss": loss, "seed": seed}
 
     def collect(self, model: nn.Module, layers: list[Layer], batches: Iterator[Batch], loss: Loss, seed: int) -> Collected:
@@ -90,20 +90,20 @@ class BlockFisher(Statistic):
 
 @dataclass(frozen=True)
 class LayerHessian(Statistic):
-    r"""``2/N sum_n x_n x_n^T`` over the input vectors x of a layer; one matrix for all rows of a group. Knows no loss."""
+    r"""``2/N sum_n x_n x_n^T`` over the input vectors x of a layer, one matrix for all rows of a group. Does not depend on the loss."""
 
     pattern: Pattern
     by_gradients: ClassVar[bool] = False
 
     def layout(self, layer: Layer) -> Layout:
-        """Whole rows."""
+        """Returns one block for each row."""
         return Layout(layer, layer.columns, self.pattern)
 
     def shape(self, layer: Layer) -> tuple[int, int]:
         return layer.groups, layer.columns
 
     def working_bytes(self, layer: Layer) -> int:
-        """Inputs of a convolution as they are laid out for the product, and a copy; those of a Linear are activations."""
+        """Returns the memory of a convolution's unfolded inputs and a copy. The inputs of a Linear are activations and need none."""
         return 2 * PATCH_BYTES if layer.kernel > 1 else 0
 
     def identity(self, layer: Layer, loss: Loss, seed: int) -> dict[str, Any]:

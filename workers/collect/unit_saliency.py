@@ -1,12 +1,12 @@
-r"""What whole units are worth on the data: the sums that pruners of units rank by.
+r"""Saliencies of units: the sums over data that pruners of units rank by.
 
-``theta_s`` is everything that produces unit ``s`` (``Group.produced``: rows, biases, scales and shifts of norms), ``theta_struct`` the sum
-of these vectors over all units of the groups given, which have no entry in common. Entries in no group are left as they are. ``g`` and
-``H`` are gradient and Hessian of the loss summed over samples. Measured in eval mode: with a batch's own statistics a loss does not depend
-on the scale of a filter before a norm, and everything here would vanish.
+``theta_s`` is everything that produces unit ``s`` (``Group.produced``: rows, biases, scales and shifts of norms), and ``theta_struct`` is
+the sum of these vectors over all units of the given groups, which have no entry in common. Entries in no group do not change. ``g`` and
+``H`` are the gradient and the Hessian of the loss, summed over samples. The model is in eval mode: with the statistics of a batch, the loss
+would not depend on the scale of a filter before a norm, and all saliencies would vanish.
 
-A sample without a label (-1) does not count when the loss reads labels. A batch is left out for all units, and counted as skipped, if
-something in it is not finite or nothing in it counts.
+If the loss reads labels, samples without a label (-1) do not count. A batch without a sample that counts, or with a number that is not
+finite, is skipped for all units.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ from workers.pruners.units import UnitSums
 Batches = Callable[[], Iterator[Batch]]
 Sums = dict[str, Tensor]
 
-JACOBIAN_BYTES = 1 << 28  # gradients of weights by output and sample that ``sosp_i`` holds at a time
+JACOBIAN_BYTES = 1 << 28  # memory of ``sosp_i`` for gradients of the weights, one for each output and sample
 
 
 def sosp_h(model: nn.Module, groups: Sequence[Group], batches: Batches, loss: Loss, epsilon: float) -> UnitSums:
-    r"""``gradient_S``: ``theta_s^T g``, and ``curvature_S``: ``theta_s^T H theta_struct``, by two gradients of each batch.
+    r"""Returns ``gradient_S``, ``theta_s^T g``, and ``curvature_S``, ``theta_s^T H theta_struct``, from two gradients of each batch.
 
-        g+-  gradient at the weights where theta_struct is times (1 +- epsilon)
+        g+-  gradient with theta_struct scaled by (1 +- epsilon)
         theta_s^T g = theta_s^T (g+ + g-) / 2               theta_s^T H theta_struct = theta_s^T (g+ - g-) / (2 epsilon)
 
-    Source: Nonnenmacher et al. 2022 (arXiv 2110.11395), SOSP-H. Differs: the Hessian-vector product is a central difference, which is
-    exact but for ``O(epsilon^2)``, because the direction is the weights themselves. No second derivative, and the memory of one gradient.
+    Source: Nonnenmacher et al. 2022 (arXiv 2110.11395), SOSP-H. Differs: the Hessian-vector product is a central difference. Its error is
+    ``O(epsilon^2)``, because the direction is the weights themselves. It needs no second derivative, and the memory of one gradient.
 
-    The loss is what it would rise by (``loss_increase``): with ``labels`` the cross-entropy; with ``sampled`` and ``features`` a distance
-    from the dense model itself, whose gradient there is zero and whose Hessian is the Fisher or Gauss-Newton matrix, without the noise of
-    drawn labels. So there is no first-order term there, and what the mean of the two gradients leaves of it, an error, is not added.
+    The loss is the one of ``loss_increase``. With ``labels`` it is the cross-entropy. With ``sampled`` and ``features`` it is a distance
+    from the dense model, whose gradient at the dense weights is zero and whose Hessian is the Fisher or Gauss-Newton matrix, without the
+    noise of drawn labels. The first-order term is then set to zero; the mean of the two gradients would only add an error.
 
-    Where activations have kinks (ReLU), the difference sees those that switch between the two weights; the real loss does so, the Hessian
-    does not. With ``labels`` their share does not fall with ``epsilon``: on a ResNet-18 it is as large as the product itself.
+    Where activations have kinks (ReLU), the difference includes those that switch between the two sets of weights. So does the real loss,
+    but not the Hessian. With ``labels`` their share does not fall with ``epsilon``: on a ResNet-18 it is as large as the product itself.
 
-    ``scale_S`` is how large the terms are that cancel to these sums, for ``kernels.saliency.vanishing``.
+    ``scale_S`` is the size of the terms that cancel in these sums, for ``kernels.saliency.vanishing``.
     """
     with _structure(model, groups) as parameters, _swapped(parameters) as (weights, put):
         scaled = [_scaled(groups, weights, 1 + side * epsilon) for side in (1, -1)]
@@ -68,7 +68,7 @@ def sosp_h(model: nn.Module, groups: Sequence[Group], batches: Batches, loss: Lo
                 put(weights)
                 with torch.no_grad():
                     dense = forward(loss, model, images_NCHW)
-            sides = [found for copies in scaled if (found := side(copies, dense, images_NCHW, labels)) is not None]
+            sides = [sums for copies in scaled if (sums := side(copies, dense, images_NCHW, labels)) is not None]
             if len(sides) < 2:
                 return {}
             (above_S, above_norm_S), (below_S, below_norm_S) = sides
@@ -82,7 +82,7 @@ def sosp_h(model: nn.Module, groups: Sequence[Group], batches: Batches, loss: Lo
 
 
 def sosp_h_exact(model: nn.Module, groups: Sequence[Group], batches: Batches, loss: Loss) -> UnitSums:
-    """The sums of ``sosp_h`` by differentiating twice, which takes more memory and attention without fused kernels: the reference.
+    """Returns the sums of ``sosp_h`` by differentiating twice: the reference. Takes more memory, and attention without fused kernels.
 
     Raises: SecateurError if an operation of the model cannot be differentiated twice.
     """
@@ -103,10 +103,10 @@ def sosp_h_exact(model: nn.Module, groups: Sequence[Group], batches: Batches, lo
                 if "is not implemented" not in str(error):
                     raise
                 raise SecateurError(
-                    f"pruner.product: expected a model that can be differentiated twice with exact, got {type(model).__name__} "
-                    f"({str(error).splitlines()[0]}); choose pruner.product=scaling"
+                    f"pruner.product: expected a model that can be differentiated twice for product=exact, got {type(model).__name__} "
+                    f"({str(error).splitlines()[0]}); set pruner.product=scaling"
                 ) from error
-            gradient_norm_S, product_norm_S = (unit_sums(groups, each, each).sqrt() for each in (gradients, products))
+            gradient_norm_S, product_norm_S = (unit_sums(groups, tensors, tensors).sqrt() for tensors in (gradients, products))
             return {
                 "gradient_S": unit_sums(groups, weights, gradients),
                 "curvature_S": unit_sums(groups, weights, products),
@@ -117,15 +117,15 @@ def sosp_h_exact(model: nn.Module, groups: Sequence[Group], batches: Batches, lo
 
 
 def sosp_i(model: nn.Module, groups: Sequence[Group], batches: Batches, loss: Loss) -> UnitSums:
-    r"""``gauss_newton_SS``: ``sum_n J_n^T R_n J_n`` with ``J_n`` (D, S) the derivatives of the logits of a sample by one factor per unit,
+    r"""Returns ``gauss_newton_SS``, ``sum_n J_n^T R_n J_n``, and ``gradient_S``, ``theta_s^T g = sum_n J_n^T (p_n - y_n)``.
 
         J_{n,s} = (d f_n / d theta) theta_s        R_n = diag(p_n) - p_n p_n^T
 
-    and ``gradient_S``: ``theta_s^T g = sum_n J_n^T (p_n - y_n)``. With ``sampled`` labels the latter is zero in expectation, and is zero
-    here; ``R`` does not depend on the labels.
+    ``J_n`` (D, S) holds the derivatives of a sample's logits by one scaling factor for each unit. ``R`` does not depend on the labels. With
+    ``sampled`` labels the gradient is zero in expectation, and is set to zero.
 
-    Source: Nonnenmacher et al. 2022 (arXiv 2110.11395), SOSP-I. Takes D backward passes per sample, each with a gradient of all weights of
-    the structures, and memory in ``S^2``. Only logits have this ``R``: refuse ``features`` before.
+    Source: Nonnenmacher et al. 2022 (arXiv 2110.11395), SOSP-I. Takes D backward passes for each sample, each with a gradient of all
+    weights of the structures, and memory in ``S^2``. ``R`` is defined for logits only; the caller must not pass ``features``.
     """
     with _structure(model, groups) as parameters, sdpa_kernel(SDPBackend.MATH):
         weights = {name: parameter.detach() for name, parameter in parameters.items()}
@@ -162,11 +162,11 @@ def sosp_i(model: nn.Module, groups: Sequence[Group], batches: Batches, loss: Lo
 
 
 def taylor(model: nn.Module, groups: Sequence[Group], batches: Batches, loss: Loss, seed: int) -> UnitSums:
-    r"""``absolute_S`` and ``squares_S``: the sums over batches of ``| sum_i theta_i g_i |`` and of its square, with ``g`` the gradient
-    of the mean loss of a batch.
+    r"""Returns ``absolute_S`` and ``squares_S``, the sums over batches of ``| sum_i theta_i g_i |`` and of its square.
 
-    Where a group has batch norms, ``i`` runs over their scales and shifts alone, else over everything that produces the unit; tied layers
-    are added before the absolute value is taken. The loss is that of the block Fisher (``calibration_loss``), with its draws by ``seed``.
+    ``g`` is the gradient of the mean loss of a batch. If a group has batch norms, ``i`` runs over their scales and shifts, else over
+    everything that produces the unit. Tied layers are added before the absolute value is taken. The loss is that of the block Fisher
+    (``calibration_loss``), with its random draws seeded by ``seed``.
 
     Source: Molchanov et al. 2019 (arXiv 1906.10771), eq. 8, on norms, as HALP (Shen et al. 2022, arXiv 2110.10811) uses it.
     """
@@ -185,33 +185,33 @@ def taylor(model: nn.Module, groups: Sequence[Group], batches: Batches, loss: Lo
 
 
 def magnitude(model: nn.Module, groups: Sequence[Group]) -> UnitSums:
-    """``squares_S``: sums of squared weights of what produces each unit, and ``weights_S``: how many these are. Reads no data."""
+    """Returns ``squares_S``, the sum of the squared weights that produce each unit, and ``weights_S``, their number. Reads no data."""
     tensors = dict(model.named_parameters())
     return UnitSums({"squares_S": unit_sums(groups, tensors, tensors).cpu(), "weights_S": unit_weights(model, groups)}, 0, 0, 0)
 
 
 def unit_weights(model: nn.Module, groups: Sequence[Group]) -> Tensor:
-    """How many weights produce each unit: float64 (S,)."""
+    """Returns how many weights produce each unit, float64 (S,)."""
     counts = []
     for group in groups:
         tensors = [(model.get_parameter(part.tensor), part) for part in group.produced]
-        each = sum(part.index_UK.shape[1] * (tensor.numel() // tensor.shape[part.dim]) for tensor, part in tensors)
-        counts.append(torch.full((group.units,), float(each), dtype=torch.float64))
+        weights = sum(part.index_UK.shape[1] * (tensor.numel() // tensor.shape[part.dim]) for tensor, part in tensors)
+        counts.append(torch.full((group.units,), float(weights), dtype=torch.float64))
     return torch.cat(counts)
 
 
 @torch.no_grad()
 def unit_sums(groups: Sequence[Group], left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Tensor:
-    """``sum_i left_i right_i`` over everything that produces a unit: float64 (S,). Tensors by name."""
+    """Returns ``sum_i left_i right_i`` over everything that produces a unit, float64 (S,). Tensors are given by name."""
     parts = [[unit_products(left[part.tensor], right[part.tensor], part.dim, part.index_UK) for part in group.produced] for group in groups]
     return torch.cat([torch.stack(part).sum(dim=0) for part in parts])
 
 
 @contextmanager
 def _structure(model: nn.Module, groups: Sequence[Group]) -> Iterator[Sums]:
-    """The parameters that hold structures, by name; they alone require gradients meanwhile. Raises ValueError in training mode."""
+    """Yields the parameters that hold structures, by name. In this context only they require gradients. Raises ValueError in train mode."""
     if any(module.training for module in model.modules()):
-        raise ValueError("saliencies are measured in eval mode, got a model in training mode; call model.eval()")
+        raise ValueError("saliencies: expected a model in eval mode, got one in training mode; call model.eval()")
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     names = dict.fromkeys(part.tensor for group in groups for part in group.produced)
     try:
@@ -224,7 +224,7 @@ def _structure(model: nn.Module, groups: Sequence[Group]) -> Iterator[Sums]:
 
 @contextmanager
 def _swapped(parameters: Mapping[str, Tensor]) -> Iterator[tuple[Sums, Callable[[Sums], None]]]:
-    """The tensors of the parameters, and a way to put others in their place: by pointer, and the first ones back at the end."""
+    """Yields the tensors of the parameters, and a function that replaces them without a copy. On exit they are restored."""
     weights = {name: parameter.data for name, parameter in parameters.items()}
 
     def put(tensors: Sums) -> None:
@@ -238,7 +238,7 @@ def _swapped(parameters: Mapping[str, Tensor]) -> Iterator[tuple[Sums, Callable[
 
 
 def _scaled(groups: Sequence[Group], weights: Mapping[str, Tensor], factor: float) -> Sums:
-    """Copies with the entries of all units times ``factor``."""
+    """Returns copies of the weights with the entries of all units multiplied by ``factor``."""
     copies = {name: weight.clone() for name, weight in weights.items()}
     for group in groups:
         for part in group.produced:
@@ -248,7 +248,7 @@ def _scaled(groups: Sequence[Group], weights: Mapping[str, Tensor], factor: floa
 
 
 def _gated(groups: Sequence[Group], weights: Mapping[str, Tensor]) -> tuple[Callable[[Tensor], Sums], Tensor]:
-    """The weights as a function of one factor per unit; and the factors at which they are what they are: ones (S,)."""
+    """Returns the weights as a function of one factor for each unit, and factors of one (S,), at which the weights are unchanged."""
     like = next(iter(weights.values()))
     units, first = sum(group.units for group in groups), 0
     unit_of: dict[tuple[str, int], Tensor] = {}
@@ -260,28 +260,28 @@ def _gated(groups: Sequence[Group], weights: Mapping[str, Tensor]) -> tuple[Call
         first += group.units
 
     def gated(factor_S: Tensor) -> Sums:
-        with_others = torch.cat([factor_S, factor_S.new_ones(1)])
-        found = dict(weights)
+        with_others = torch.cat([factor_S, factor_S.new_ones(1)])  # the last factor is for entries that belong to no unit
+        scaled = dict(weights)
         for (name, dim), unit_P in unit_of.items():
-            shape = [1] * found[name].ndim
+            shape = [1] * scaled[name].ndim
             shape[dim] = len(unit_P)
-            found[name] = found[name] * with_others[unit_P].view(shape)
-        return found
+            scaled[name] = scaled[name] * with_others[unit_P].view(shape)
+        return scaled
 
     return gated, like.new_ones(units)
 
 
 def _on_norms(group: Group) -> Group:
-    """The group with the scales and shifts of its batch norms as all that produces it, if it has any."""
+    """Returns the group with only the scales and shifts of its batch norms in ``produced``; a group without any is not changed."""
     norms = {part.tensor.rpartition(".")[0] for part in group.running}
     parts = tuple(part for part in group.produced if part.tensor.rpartition(".")[0] in norms)
     return Group(group.name, group.kind, parts or group.produced, group.consumed, group.running)
 
 
 def _gradients(value: Tensor, parameters: Mapping[str, Tensor], create_graph: bool = False) -> Sums:
-    """Zero where the value does not depend on a parameter."""
-    found = torch.autograd.grad(value, list(parameters.values()), create_graph=create_graph, materialize_grads=True)
-    return dict(zip(parameters, found, strict=True))
+    """Returns the gradients by name: zero if the value does not depend on a parameter."""
+    gradients = torch.autograd.grad(value, list(parameters.values()), create_graph=create_graph, materialize_grads=True)
+    return dict(zip(parameters, gradients, strict=True))
 
 
 def _zeros(like_S: Tensor, *names: str) -> Sums:
@@ -289,17 +289,17 @@ def _zeros(like_S: Tensor, *names: str) -> Sums:
 
 
 def _summed(totals: Sums, batches: Batches, loss: Loss, of_batch: Callable[[Tensor, Tensor, int], Sums]) -> UnitSums:
-    """``totals`` and what ``of_batch`` finds in each batch (images, labels, its number from 1), on the CPU."""
+    """Returns ``totals`` plus the sums that ``of_batch`` computes from images, labels and number (from 1) of each batch, on the CPU."""
     device = next(iter(totals.values())).device
     samples = used = skipped = 0
     for number, (images_NCHW, labels) in enumerate(batches(), 1):
         if loss is Loss.LABELS:
             known_N = labelled(labels)
             images_NCHW, labels = images_NCHW[known_N], labels[known_N]
-        found = of_batch(images_NCHW.to(device), labels.to(device), number) if len(labels) else {}
-        if not found or not all(finite(value) for value in found.values()):
+        sums = of_batch(images_NCHW.to(device), labels.to(device), number) if len(labels) else {}
+        if not sums or not all(finite(value) for value in sums.values()):
             skipped += 1
             continue
-        totals = {name: total.add_(found[name]) for name, total in totals.items()}
+        totals = {name: total.add_(sums[name]) for name, total in totals.items()}
         samples, used = samples + len(labels), used + 1
     return UnitSums({name: total.cpu() for name, total in totals.items()}, samples, used, skipped)

@@ -17,20 +17,21 @@ if TYPE_CHECKING:
 
 
 class Score(Enum):
-    """How the losses of a block's eliminations become scores that are compared across blocks."""
+    """How the losses along a block's elimination are turned into scores that are compared across blocks."""
 
     ACCUMULATED = "accumulated"  # l_1 + .. + l_k (the paper)
     MARGINAL = "marginal"  # l_k (OBC)
-    HULL = "hull"  # slopes of the lower convex hull of the cumulative loss: optimal up to one partial segment per block
+    HULL = "hull"  # slopes of the lower convex hull of the cumulative loss: optimal up to one partial segment for each block
 
 
 @dataclass
 class CAP(WeightPruner):
-    r"""Greedy OBS elimination in blocks of the Fisher, one ranking over all layers, group re-fit on the final mask.
+    r"""Greedy OBS elimination in blocks of the Fisher, one ranking over all layers, and one re-fit for the final mask.
 
         F = lambda I + 1/N sum_n g_n g_n^T            loss of removing q: w_q^2 / (2 [F^-1]_qq)
 
-    Differs from the paper: scores are convex-hull slopes by default, and weights are solved once for the final mask instead of traced.
+    Differs from the paper: scores are convex-hull slopes by default, and the weights are solved once for the final mask instead of updated
+    at every elimination.
     """
 
     block_size: int
@@ -39,7 +40,7 @@ class CAP(WeightPruner):
     score_rule: Score
 
     def __post_init__(self) -> None:
-        BlockFisher(self.block_size, self.pattern)  # checks both
+        BlockFisher(self.block_size, self.pattern)  # checks the block size against the pattern
         check_dampening(self.dampening)
 
     @property

@@ -1,4 +1,4 @@
-"""Magnitude pruning: the baseline every other method has to beat."""
+"""Magnitude pruning, the baseline for all other methods."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Magnitude(WeightPruner):
-    """Prune the smallest ``|w|`` (for groups: the smallest norms); the others keep their values. Reads no data and predicts no loss."""
+    """Prunes the smallest ``|w|`` (for tiles: the smallest norms). The other weights keep their values. Reads no data, predicts no loss."""
 
     @property
     def statistic(self) -> None:

@@ -1,4 +1,4 @@
-"""OBC / ExactOBS: exact greedy elimination of whole rows under the layer Hessian (Frantar & Alistarh, NeurIPS 2022, arXiv 2208.11580)."""
+"""OBC / ExactOBS: exact greedy elimination in whole rows under the layer Hessian (Frantar & Alistarh, NeurIPS 2022, arXiv 2208.11580)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class OBC(WeightPruner):
-    r"""Greedy OBS of each row for the squared error of the layer's outputs.
+    r"""Greedy OBS elimination in each row for the squared error of the layer's outputs.
 
         H = lambda I + 2/N sum_n x_n x_n^T          loss of removing q from a row: w_q^2 / (2 [H^-1]_qq)
 
-    Losses are output errors of one layer, which say little across layers: compare inside layers (``target.scope: uniform``).
-    They are not in units of the calibration loss, so none is predicted.
+    The losses are output errors of one layer, which cannot be compared across layers: use ``target.scope: uniform``. They are not in units
+    of the calibration loss, so the method predicts no loss.
     """
 
     dampening: float

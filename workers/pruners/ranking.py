@@ -1,4 +1,4 @@
-"""From scores of units to the order in which they go."""
+"""The ranking of units by score."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from workers.pruners.units import Ranking
 
 
 def by_score(score_S: Tensor, notes: dict[str, float]) -> Ranking:
-    """The smallest first; among equal ones those that come first in the model."""
+    """Returns the ranking by rising score. Units of equal score are removed in the order of the model."""
     return Ranking(torch.argsort(score_S, stable=True), score_S, notes)

@@ -1,4 +1,4 @@
-"""SparseGPT: one sweep over the columns with a shared factor of the layer Hessian (Frantar & Alistarh, ICML 2023, arXiv 2301.00774)."""
+"""SparseGPT: one sweep over the columns with one factor of the layer Hessian (Frantar & Alistarh, ICML 2023, arXiv 2301.00774)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class SparseGPT(WeightPruner):
-    r"""Columns from left to right: what is pruned in one is made up for by the columns to its right, in all rows by the same factor.
+    r"""Prunes columns from left to right and corrects the columns to the right for the error, with the same factor for all rows.
 
         H = lambda I + 2/N sum_n x_n x_n^T = (U^-1 U^-T) with U upper triangular         cost of w_ij: w_ij^2 / U_jj^2
 
-    The mask is chosen for ``mask_block`` columns at a time from weights as they are when the sweep arrives. Scores before the sweep are
-    ranks inside these column blocks, so every column block loses the same share, whatever the scope of the target. Predicts no loss.
+    The mask is chosen for ``mask_block`` columns at a time, from the weights at the time when the sweep arrives there. Scores before the
+    sweep are ranks within these column blocks, so every column block loses the same share whatever the scope of the target. Predicts no
+    loss.
     """
 
     dampening: float
@@ -32,18 +33,17 @@ class SparseGPT(WeightPruner):
 
     def __post_init__(self) -> None:
         check_dampening(self.dampening)
-        require(self.pattern.tile == 1, "pruner.target.pattern", "unstructured or N:M for sparsegpt", self.target.pattern)
+        require(self.pattern.tile == 1, "pruner.target.pattern", "unstructured or N:M with pruner=sparsegpt", self.target.pattern)
         length = self.pattern.length
-        require(
-            self.mask_block >= 1 and self.mask_block % length == 0, "pruner.mask_block", f"a positive multiple of {length}", self.mask_block
-        )
+        multiple = f"a positive multiple of {length}" if length > 1 else "at least 1"
+        require(self.mask_block >= 1 and self.mask_block % length == 0, "pruner.mask_block", multiple, self.mask_block)
 
     @property
     def statistic(self) -> LayerHessian:
         return LayerHessian(self.pattern)
 
     def flops(self, layer: Layer) -> tuple[float, float]:
-        """A factor of the inverse each time; the sweep is a product with it."""
+        """Both factor the inverse. The sweep is a product with that factor."""
         factoring = (INVERT + FACTOR) * layer.groups * layer.columns**3
         return factoring, factoring + 2.0 * layer.rows * layer.columns**2
 
@@ -56,12 +56,12 @@ class SparseGPT(WeightPruner):
 
         layout = self.layout(layer)
         curvature = obs.layer_hessian(layout, moments, self.dampening, self.relative_dampening)
-        costs, used = [], []
+        costs, dampenings = [], []
         for rows_SC, upper_CC, dampening in obs.sweeps(weight_RC, curvature):
             costs.append(column_costs(rows_SC, upper_CC))
-            used.append(dampening)
+            dampenings.append(dampening)
         cost_RC = torch.cat(costs)
-        notes = obs.dampening_notes(torch.tensor(used), curvature.absolute_dampening(layout.alive(weight_RC)))
+        notes = obs.dampening_notes(torch.tensor(dampenings), curvature.absolute_dampening(layout.alive(weight_RC)))
         parts = [quantiles(part_RS.reshape(1, -1)).reshape(part_RS.shape) for part_RS in cost_RC.split(self.mask_block, dim=1)]
         return static_sensitivity(torch.cat(parts, dim=1), layout, notes, predicts=False)
 

@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class UnitTaylor(UnitPruner):
-    """The mean over batches of ``| sum_i theta_i g_i |``, over scales and shifts of its batch norms, else over all of it.
+    """Ranks units by the mean over batches of ``| sum_i theta_i g_i |``.
 
-    ``squared``: half the mean of its square. A trained model's mean gradient is near zero and its loss of second order, of which that is
-    the Fisher's estimate; so these add up where a budget trades units of one group for those of another, and magnitudes do not.
+    The sum is over the scales and shifts of a unit's batch norms if it has any, else over everything that produces the unit.
+    ``squared`` takes half the mean of the square instead. The mean gradient of a trained model is near zero, so its loss is of second
+    order, and this is the Fisher's estimate of it. These values therefore add up when a budget trades units of one group for units of
+    another; absolute values do not.
     """
 
-    squared: bool  # Molchanov et al. 2019, eq. 8; false: as HALP
+    squared: bool  # true: Molchanov et al. 2019, eq. 8; false: as HALP
 
     def passes(self, loss: Loss, outputs: int) -> tuple[int, int]:
         return 1, 1

@@ -1,4 +1,4 @@
-"""Orders of units that read no data: what every other method has to beat."""
+"""Rankings of units that read no data, the baselines for all other methods."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class UnitMagnitude(UnitPruner):
-    """Units go by the root mean square of the weights that produce them, whatever their layer."""
+    """Ranks units by the root mean square of the weights that produce them, over all layers together."""
 
     reads_data: ClassVar[bool] = False
 
@@ -42,7 +42,7 @@ class UnitMagnitude(UnitPruner):
 
 @dataclass
 class UnitRandom(UnitPruner):
-    """Units go in an order drawn by ``seed``, those of a group whatever other groups there are."""
+    """Ranks units by numbers drawn with ``seed``. The numbers of a group do not depend on the other groups."""
 
     seed: int
 
@@ -58,13 +58,13 @@ class UnitRandom(UnitPruner):
         return 8 * units
 
     def collect(self, model: nn.Module, groups: Sequence[Group], batches: Callable[[], Iterator[Batch]], loss: Loss, seed: int) -> UnitSums:
-        """``drawn_S``: numbers between 0 and 1."""
+        """Returns ``drawn_S``: a number between 0 and 1 for each unit."""
         import torch
 
         from workers.numbers import derived_seed
 
         generators = [torch.Generator().manual_seed(derived_seed(self.seed, group.name)) for group in groups]
-        drawn = [torch.rand(group.units, generator=drawing, dtype=torch.float64) for group, drawing in zip(groups, generators, strict=True)]
+        drawn = [torch.rand(group.units, generator=draws, dtype=torch.float64) for group, draws in zip(groups, generators, strict=True)]
         return UnitSums({"drawn_S": torch.cat(drawn)}, 0, 0, 0)
 
     def rank(self, groups: Sequence[Group], sums: UnitSums) -> Ranking:

@@ -18,24 +18,24 @@ if TYPE_CHECKING:
 
 @dataclass
 class Wanda(WeightPruner):
-    """Prune the smallest ``|w_ij| * ||x_j||`` of each output row; the others keep their values.
+    """Prunes the smallest ``|w_ij| * ||x_j||`` of each output row. The other weights keep their values.
 
-    Scores are ranks inside rows, so every row loses the same share, whatever the scope of the target. Predicts no loss.
+    Scores are ranks within rows, so every row loses the same share whatever the scope of the target. Predicts no loss.
     """
 
     def __post_init__(self) -> None:
-        require(self.pattern.tile == 1, "pruner.target.pattern", "unstructured or N:M for wanda", self.target.pattern)
+        require(self.pattern.tile == 1, "pruner.target.pattern", "unstructured or N:M with pruner=wanda", self.target.pattern)
 
     @property
     def statistic(self) -> LayerHessian:
         return LayerHessian(self.pattern)
 
     def score(self, weight_RC: Tensor, layer: Layer, moments: Moments | None) -> Sensitivity:
-        from workers.pruners.obs import measured
+        from workers.pruners.obs import require_samples
         from workers.pruners.static import quantiles, static_sensitivity
 
         layout = self.layout(layer)
-        norm_GC = measured(layout, moments).diagonal_nB().double().sqrt()
+        norm_GC = require_samples(layout, moments).diagonal_nB().double().sqrt()
         norm_RC = norm_GC.repeat_interleave(layer.rows // len(norm_GC), dim=0)
         cost_RC = (weight_RC.double().abs() * norm_RC).masked_fill(weight_RC == 0, float("inf"))
         return static_sensitivity(quantiles(layout.arrange(cost_RC)), layout, {}, predicts=False)

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class WoodFisher(WeightPruner):
-    r"""Each weight (or group) is worth what its removal alone would cost, the others re-fitted; no elimination.
+    r"""Scores each weight (or tile) by the loss of removing it alone, with the others re-fitted. There is no elimination.
 
-        F = lambda I + 1/N sum_n g_n g_n^T          score: w_q^2 / (2 [F^-1]_qq)          for groups: 1/2 w_G^T ([F^-1]_GG)^-1 w_G
+        F = lambda I + 1/N sum_n g_n g_n^T          score: w_q^2 / (2 [F^-1]_qq)          for tiles: 1/2 w_G^T ([F^-1]_GG)^-1 w_G
 
-    Differs from the paper: weights are re-fitted together for the final mask, where the paper adds up the updates of single removals.
+    Differs from the paper: the kept weights are re-fitted together for the final mask; the paper adds up the updates of single removals.
     """
 
     block_size: int
@@ -29,7 +29,7 @@ class WoodFisher(WeightPruner):
     relative_dampening: bool
 
     def __post_init__(self) -> None:
-        BlockFisher(self.block_size, self.pattern)  # checks both
+        BlockFisher(self.block_size, self.pattern)  # checks the block size against the pattern
         check_dampening(self.dampening)
 
     @property

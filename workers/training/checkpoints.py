@@ -1,4 +1,4 @@
-"""Checkpoints of a training: after every epoch all of the engine's state, trusted only if it is complete and undamaged."""
+"""Checkpoints of a training: the engine's whole state after every epoch, used only if complete and undamaged."""
 
 from __future__ import annotations
 
@@ -14,20 +14,23 @@ import torch.distributed as dist
 from workers.errors import SecateurError
 from workers.files import digest, write_text
 
-KEPT = 2
+KEPT = 2  # checkpoints on disk
 
 
 class Checkpoints:
-    """``epoch<n>/`` holds DeepSpeed's files; ``epoch<n>.json``, written last, the progress of the training and the files' digests."""
+    """The checkpoints in a directory.
+
+    ``epoch<n>/`` holds DeepSpeed's files. ``epoch<n>.json``, written last, holds the progress of the training and the files' digests.
+    """
 
     def __init__(self, directory: Path, engine: Any) -> None:
         self.directory, self.engine = directory, engine
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
 
     def save(self, epoch: int, progress: dict[str, Any]) -> None:
-        """Keep the state after ``epoch`` epochs, and those of the newest before it."""
+        """Saves the state after ``epoch`` epochs and deletes all but the newest checkpoints."""
         if self.rank == 0:
-            shutil.rmtree(self._folder(epoch), ignore_errors=True)  # of a training that was killed while it wrote them
+            shutil.rmtree(self._folder(epoch), ignore_errors=True)  # files of a training that was killed while writing them
         dist.barrier()
         self.engine.save_checkpoint(str(self.directory), tag=self._folder(epoch).name)
         dist.barrier()
@@ -40,9 +43,9 @@ class Checkpoints:
         dist.barrier()
 
     def resume(self) -> tuple[int, dict[str, Any]]:
-        """Load the newest checkpoint whose files are all as they were written: its epochs and progress, or 0 and nothing.
+        """Loads the newest undamaged checkpoint. Returns its number of epochs and its progress; 0 and nothing if there is none.
 
-        Raises: SecateurError if DeepSpeed cannot read a checkpoint that is undamaged.
+        Raises: SecateurError if DeepSpeed cannot read an undamaged checkpoint.
         """
         for epoch in self._written():
             marker = self._read(epoch)
@@ -50,23 +53,24 @@ class Checkpoints:
             dist.all_reduce(undamaged, op=dist.ReduceOp.MIN)
             if marker is None or not undamaged or self._digests(epoch) != marker["files"]:
                 if self.rank == 0:
-                    logging.getLogger(__name__).warning("%s is damaged; an older checkpoint is used, or none", self._folder(epoch))
+                    logging.getLogger(__name__).warning("%s is damaged: the training resumes from an older checkpoint", self._folder(epoch))
                 continue
             self._load(epoch)
             return epoch, marker["progress"]
         return 0, {}
 
     def _load(self, epoch: int) -> None:
-        where = self._folder(epoch)
+        folder = self._folder(epoch)
+        remedy = f"delete {self.directory} to train from the start"
         try:
-            loaded, _ = self.engine.load_checkpoint(str(self.directory), tag=where.name)
-        except Exception as error:  # whatever unpickling another version's state raises
-            raise SecateurError(f"{where}: cannot be read ({error}); delete {self.directory} to train from the start") from error
+            loaded, _ = self.engine.load_checkpoint(str(self.directory), tag=folder.name)
+        except Exception as error:  # unpickling the state of another version may raise anything
+            raise SecateurError(f"{folder}: expected a checkpoint that DeepSpeed can read, got: {error}; {remedy}") from error
         if loaded is None:
-            raise SecateurError(f"{where}: cannot be read; delete {self.directory} to train from the start")
+            raise SecateurError(f"{folder}: expected a checkpoint that DeepSpeed can read, got none; {remedy}")
 
     def _digests(self, epoch: int) -> dict[str, str]:
-        """Of all files of a checkpoint; every rank reads its share of them."""
+        """Returns the digests of all files of a checkpoint. Every rank reads a share of the files."""
         paths = sorted(path for path in self._folder(epoch).rglob("*") if path.is_file())
         mine = {str(path.relative_to(self.directory)): digest(path) for path in paths[self.rank :: self.world]}
         shares: list[dict[str, str]] = [{} for _ in range(self.world)]
@@ -81,7 +85,7 @@ class Checkpoints:
             return None
 
     def _written(self) -> list[int]:
-        """Epochs with a marker, newest first."""
+        """Returns the epochs that have a marker, newest first."""
         return sorted((int(path.stem.removeprefix("epoch")) for path in self.directory.glob("epoch*.json")), reverse=True)
 
     def _folder(self, epoch: int) -> Path:

@@ -1,7 +1,7 @@
-"""DeepSpeed, and what it needs to keep zeros. The only file that knows it.
+"""DeepSpeed, and what keeps masked weights at zero in it. No other module imports DeepSpeed.
 
-Zeros hold because gradients of pruned weights are masked before DeepSpeed sees them: then all moments are zero, an update is zero, and
-decoupled weight decay of zero is zero, in every ZeRO stage and in every copy of the weights.
+Gradients of masked weights are zeroed before DeepSpeed reads them. Their moments are then zero, so their updates are zero, and decoupled
+weight decay of zero is zero: in every ZeRO stage and in every copy of the weights.
 """
 
 from __future__ import annotations
@@ -22,54 +22,57 @@ from workers.training.settings import Optimizer, Training
 
 
 class ZeroHold:
-    """Masks gradients of pruned weights, and notices gradients that are not finite, before anything else sees them."""
+    """Zeroes the gradients of masked weights, and records gradients that are not finite, before anything else reads them."""
 
     def __init__(self, model: nn.Module, masks: dict[str, Tensor], device: torch.device) -> None:
         self.model, self.masks = model, {layer: keep.to(device) for layer, keep in masks.items()}
         self.broken = torch.zeros((), dtype=torch.bool, device=device)
-        pruned = {f"{layer}.weight": ~keep for layer, keep in self.masks.items()}
+        masked = {f"{layer}.weight": ~keep for layer, keep in self.masks.items()}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                parameter.register_hook(self._hook(pruned.get(name)))
+                parameter.register_hook(self._hook(masked.get(name)))
 
-    def _hook(self, pruned: Tensor | None) -> Callable[[Tensor], Tensor]:
+    def _hook(self, masked: Tensor | None) -> Callable[[Tensor], Tensor]:
         def clean(gradient: Tensor) -> Tensor:
             broken = ~torch.isfinite(gradient).all()
             self.broken |= broken
-            return gradient.masked_fill(broken if pruned is None else pruned | broken, 0.0)
+            return gradient.masked_fill(broken if masked is None else masked | broken, 0.0)
 
         return clean
 
     def check(self, zero_stage: int) -> None:
-        """Raises: SecateurError if a pruned weight is not exactly zero."""
+        """Raises: SecateurError if a masked weight is not exactly zero."""
         for layer, keep in self.masks.items():
             weight = self.model.get_parameter(f"{layer}.weight")
             with gathered([weight], zero_stage):
-                moved = int(torch.count_nonzero(weight.detach()[~keep]))
-            if moved:
-                raise SecateurError(f"{layer}: {moved} pruned weights moved during training; please report this, the result is not used")
+                nonzero = int(torch.count_nonzero(weight.detach()[~keep]))
+            if nonzero:
+                raise SecateurError(
+                    f"{layer}: expected masked weights to remain zero during training, got {nonzero} that changed; the result is not "
+                    "used, please report this error"
+                )
 
 
 class Steps:
-    """Takes the optimizer's steps, or leaves one out: then weights, moments and step counts stay as they are at every ZeRO stage."""
+    """Runs the optimizer's steps, or skips them while ``skip`` is set: weights, moments and step counts then do not change."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.skip = False
         self._step = optimizer.step
-        optimizer.step = self._take  # type: ignore[method-assign, assignment]
+        optimizer.step = self._run  # type: ignore[method-assign, assignment]
 
-    def _take(self, *arguments: Any) -> None:
+    def _run(self, *arguments: Any) -> None:
         if not self.skip:
             self._step(*arguments)
 
 
 def start_engine(student: nn.Module, settings: Training, device: torch.device) -> tuple[Any, Steps]:
-    """A DeepSpeed engine around a model, and the switch that leaves out steps of its optimizer. Compiles nothing."""
+    """Returns a DeepSpeed engine around a model, and the switch that skips steps of its optimizer. Compiles nothing."""
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     import deepspeed
 
-    # Asking which of its own kernels could be compiled runs compilers, and on a CPU it would then compile its shared-memory collectives,
-    # which a machine without a compiler cannot. None of them is needed: the optimizer is torch's, the collectives are gloo's or NCCL's.
+    # DeepSpeed runs compilers to find out which of its kernels can be compiled. On a CPU it would then compile its shared-memory
+    # collectives, which fails without a compiler. None of them is needed: the optimizer is torch's, the collectives are gloo's or NCCL's.
     deepspeed.ops.__compatible_ops__ = defaultdict(bool)
     deepspeed.utils.logger.setLevel(logging.ERROR)
     config = {
@@ -87,7 +90,7 @@ def start_engine(student: nn.Module, settings: Training, device: torch.device) -
 
 
 def torch_optimizer(student: nn.Module, settings: Training) -> torch.optim.Optimizer:
-    """No weight decay on vectors: biases, norms, layer scales."""
+    """Returns the optimizer of the settings. It does not decay vectors: biases, norms, layer scales."""
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
     groups = [
         {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": settings.weight_decay},
@@ -100,14 +103,14 @@ def torch_optimizer(student: nn.Module, settings: Training) -> torch.optim.Optim
 
 
 def full_state(model: nn.Module, zero_stage: int) -> dict[str, Tensor]:
-    """Whole weights and buffers on the CPU. Called by all ranks."""
+    """Returns the whole weights and buffers on the CPU. All ranks have to call it."""
     with gathered(list(model.parameters()), zero_stage):
         return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
 
 @contextlib.contextmanager
 def gathered(parameters: list[nn.Parameter], zero_stage: int) -> Iterator[None]:
-    """Whole parameters: ZeRO-3 keeps only a part of each on a rank."""
+    """A context in which the parameters are whole. ZeRO-3 otherwise keeps only a part of each on a rank."""
     if zero_stage < 3:
         yield
         return
@@ -118,9 +121,9 @@ def gathered(parameters: list[nn.Parameter], zero_stage: int) -> Iterator[None]:
 
 
 def end_process_group() -> None:
-    """End torch's process group, and have DeepSpeed forget it: else a second training in this process would use the dead one.
+    """Ends torch's process group and DeepSpeed's reference to it, which a second training in this process would use otherwise.
 
-    ZeRO-3 replaces torch's ``linear`` by one that cannot be differentiated twice or mapped, and leaves it so: that is taken back too.
+    Also restores torch's ``linear``, which ZeRO-3 replaces by a function that can be neither differentiated twice nor mapped.
     """
     import deepspeed
     from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses
@@ -134,7 +137,7 @@ def end_process_group() -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what DeepSpeed says about itself, and torch about DeepSpeed, off the terminal."""
+    """A context without log messages of DeepSpeed and without torch's warnings about it."""
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         for module in ("deepspeed", r"torch\.distributed", r"torch\.nn\.modules\.module"):
