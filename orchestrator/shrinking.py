@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from orchestrator.allocation.reach import sentences, storable, unreached
-from orchestrator.allocation.units import Question, Times, answer, limit, question, sweep
+from orchestrator.allocation.units import Times, UnitProblem, budget_after_step, select_within, unit_problem, widths_at_fractions
 from orchestrator.outcome import UnitStep
 from orchestrator.quantities import count, percent
 from orchestrator.run import Run, data_identity
@@ -147,18 +147,18 @@ def choose_units(run: Run, model: Record, ranking: Record, times: Times | None =
         found = read_result(ranking, "ranking.safetensors")
         order_S, score_S = found["order_S"].tolist(), found["score_S"].tolist()
 
-        def ask() -> Question:
-            return question(pruner, run.family_of(model), shape, times)
+        def pose() -> UnitProblem:
+            return unit_problem(pruner, run.family_of(model), shape, times)
 
-        asked = ask()
-        budget = limit(asked.target, asked.dense, asked.cost.total, run.steps_left)
-        kept = answer(asked, order_S, score_S, [budget * correction], run.steps_left)[0]
+        problem = pose()
+        budget = budget_after_step(problem.target, problem.dense, problem.cost.total, run.steps_left)
+        kept = select_within(problem, order_S, score_S, [budget * correction], run.steps_left)[0]
         written = write_tensors(to.directory / "kept.safetensors", kept)
         widths = {name: int(stays.sum()) for name, stays in kept.items()}
-        before = ask()
-        limits = [budget * correction, *(other.limit(run.steps_left) for other in before.others)]
-        numbers = {"kept": widths, "dense": asked.dense, "budget": budget, "reach": storable(unreached(before, widths, limits))}
-        numbers["swept"] = sweep(before, order_S, score_S, SWEEP)
+        before = pose()
+        limits = [budget * correction, *(other.after_step(run.steps_left) for other in before.others)]
+        numbers = {"kept": widths, "dense": problem.dense, "budget": budget, "reach": storable(unreached(before, widths, limits))}
+        numbers["swept"] = widths_at_fractions(before, order_S, score_S, SWEEP)
         if times is not None:
             numbers |= {"predicted": sum(part.value(widths) for part in times.table.parts()), "table": times.table.summary()}
         record = finish(to, "choose", {"kept.safetensors": written}, numbers, started)

@@ -22,7 +22,7 @@ import torch_pruning as tp
 from rich.console import Console
 from torch import Tensor, nn
 
-from orchestrator.allocation.units import choose_for, cost_of, question
+from orchestrator.allocation.units import cost_of, select_for_step, unit_problem
 from orchestrator.config import Experiment, experiment_of
 from orchestrator.store import MODEL
 from workers.evaluation import of_outputs
@@ -142,7 +142,7 @@ def main() -> None:
             order_S = scores(name, load_pruned(path), groups, experiment).argsort(stable=True).tolist()
             for removed in options.removed:
                 pruner = UnitRandom(UnitTarget(removed, Of(options.of), 1, 0.0), streams, seed=0)  # for its target alone
-                kept = choose_for(question(pruner, family, experiment.data.input_shape), order_S, [])
+                kept = select_for_step(unit_problem(pruner, family, experiment.data.input_shape), order_S, [])
                 place = Path(experiment.output) / "torch_pruning" / experiment.name / f"{name}-{removed:g}-{options.of}-{seed}"
                 file = without(path, groups, kept, place / MODEL)
                 one_shot, later = judged(load_pruned(file), dense, experiment), None

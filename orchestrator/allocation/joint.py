@@ -13,7 +13,7 @@ SCALE = 1_000_000  # integers that the budget, and the largest value, are divide
 WORKERS = 2
 
 
-def jointly(
+def choose_jointly(
     values: Sequence[ndarray], costs: Sequence[ndarray], pairs: Mapping[tuple[int, int], ndarray], budget: float, seconds: float
 ) -> tuple[ndarray | None, bool]:
     """The options, (G,) int64, that are worth most within the budget, and whether that is proven; None if none were found in ``seconds``.

@@ -1,4 +1,4 @@
-"""How many units each group keeps: the widths that keep most importance at a cost, which is a sum of parts that read few groups each."""
+"""Chooses how many units each group keeps: the widths that keep the most importance within budgets."""
 
 from __future__ import annotations
 
@@ -17,108 +17,115 @@ from workers.pruners.units import Solver
 if TYPE_CHECKING:
     from numpy import ndarray
 
-SURROGATES = 16  # weights of several budgets that are tried
-SHARPNESS = 2  # of how a weight follows what is used of its budget
-ROUNDS = 12  # of solving again around the widths of the last solution
+Picks = Sequence[int]  # for each group, the position of one of its choices
+SURROGATES = 16  # weightings of several budgets that are tried
+SHARPNESS = 2  # exponent with which a weight follows the used part of its budget
+ROUNDS = 12  # solutions around the widths of the one before
 JOINT_SECONDS = 60.0
-EVENLY = 64  # fractions of all groups that are tried to begin with
+EVENLY = 64  # fractions of all groups that are tried first
 
 
 def evenly_spaced(units: int, widths: int) -> tuple[int, ...]:
-    """At most ``widths`` numbers of units, evenly spaced down from all of them, rising."""
+    """Returns at most ``widths`` rising numbers of units, evenly spaced down from ``units``."""
     return tuple(sorted(range(units, 0, -ceil(units / widths))))
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What one group may keep, rising, and the importance that it then keeps."""
+    """The widths that one group may have, rising, and the importance that the group keeps at each."""
 
     widths: ndarray  # (P,) int
     values: ndarray  # (P,) float64
 
 
-def choices_of(
+def width_choices(
     importance: Mapping[str, Sequence[float]], floors: Mapping[str, int], levels: Mapping[str, Sequence[int]]
 ) -> dict[str, Choice]:
-    """What each group may keep: ``levels`` of it that are at least its floor, and the floor itself.
+    """Returns the choices of each group: its floor, and those of its ``levels`` that are above.
 
-    ``importance`` (U,) lists what the units of a group are worth, in the order in which they go: a group that keeps p of them keeps the
-    last p. ``I_g(p)`` is their sum.
+    ``importance`` (U,) lists the importance of the units of a group in the order of their removal. A group of width p keeps the last p
+    units, and ``I_g(p)`` is the sum of their importance.
     """
-    found = {}
-    for name, worth_U in importance.items():
-        kept = np.concatenate([[0.0], np.cumsum(np.asarray(worth_U, dtype=float)[::-1])])
+    choices = {}
+    for name, importance_U in importance.items():
+        values = np.concatenate([[0.0], np.cumsum(np.asarray(importance_U, dtype=float)[::-1])])
         widths = np.array(sorted({floors[name], *(level for level in levels[name] if level >= floors[name])}), dtype=int)
-        found[name] = Choice(widths, kept[widths])
-    return found
+        choices[name] = Choice(widths, values[widths])
+    return choices
 
 
-class Costs:
-    """Parts as tables over what groups may choose: positions of choices take the place of widths from here on.
+class CostTable:
+    """One cost of a model, tabulated over the choices of its groups. Methods take positions of choices ("picks") instead of widths.
 
-    Parts of one and of two groups are tables; those of more (layers that read concatenated channels) are asked where they are needed.
+    Parts that read one group or two are tables. Parts that read more, such as layers that read concatenated channels, are evaluated where
+    they are needed.
     """
 
     def __init__(self, choices: Mapping[str, Choice], parts: Sequence[Part]) -> None:
         self.choices, self._names = list(choices.values()), list(choices)
-        self._least = {name: int(choice.widths[0]) for name, choice in choices.items()}
+        self._smallest = {name: int(choice.widths[0]) for name, choice in choices.items()}
         self.fixed = 0.0
-        self.own = [np.zeros(len(choice.widths)) for choice in self.choices]
+        self.single = [np.zeros(len(choice.widths)) for choice in self.choices]
         self.pairs: dict[tuple[int, int], ndarray] = {}
         self.many: list[tuple[tuple[int, ...], Part]] = []
-        at = {name: index for index, name in enumerate(choices)}
+        index_of = {name: index for index, name in enumerate(choices)}
         for part in parts:
-            groups = tuple(sorted(at[name] for name in part.groups if name in at))
+            groups = tuple(sorted(index_of[name] for name in part.groups if name in index_of))
             if len(groups) > 2:
                 self.many.append((groups, part))
                 continue
-            table = self._table(part, groups)
+            table = self._tabulate(part, groups)
             if not groups:
                 self.fixed += float(table)
             elif len(groups) == 1:
-                self.own[groups[0]] += table
+                self.single[groups[0]] += table
             else:
                 self.pairs[groups[0], groups[1]] = self.pairs.get((groups[0], groups[1]), 0.0) + table
 
-    def _table(self, part: Part, groups: Sequence[int]) -> ndarray:
+    def _tabulate(self, part: Part, groups: Sequence[int]) -> ndarray:
         table = np.empty(tuple(len(self.choices[group].widths) for group in groups))
         for cell in np.ndindex(*table.shape):
-            chosen = {self._names[group]: int(self.choices[group].widths[at]) for group, at in zip(groups, cell, strict=True)}
-            table[cell] = part.value(self._least | chosen)
+            widths = {self._names[group]: int(self.choices[group].widths[pick]) for group, pick in zip(groups, cell, strict=True)}
+            table[cell] = part.value(self._smallest | widths)
         return table
 
-    def _widths(self, at: Sequence[int]) -> dict[str, int]:
-        return {name: int(of.widths[index]) for name, of, index in zip(self._names, self.choices, at, strict=True)}
+    def _widths(self, picks: Picks) -> dict[str, int]:
+        return {name: int(choice.widths[pick]) for name, choice, pick in zip(self._names, self.choices, picks, strict=True)}
 
     @classmethod
-    def sum_of(cls, costs: Sequence[Costs], weights: Sequence[float]) -> Costs:
-        """Several costs of the same choices as one, each times its weight."""
-        found = copy.copy(costs[0])
-        found.fixed = sum(weight * cost.fixed for cost, weight in zip(costs, weights, strict=True))
-        found.own = [
-            sum(weight * own for own, weight in zip(owns, weights, strict=True)) for owns in zip(*(c.own for c in costs), strict=True)
+    def weighted_sum(cls, tables: Sequence[CostTable], weights: Sequence[float]) -> CostTable:
+        """Returns the weighted sum of several costs over the same choices."""
+        total = copy.copy(tables[0])
+        total.fixed = sum(weight * table.fixed for table, weight in zip(tables, weights, strict=True))
+        total.single = [
+            sum(weight * single for single, weight in zip(singles, weights, strict=True))
+            for singles in zip(*(table.single for table in tables), strict=True)
         ]
-        found.pairs, found.many = {}, []
-        for cost, weight in zip(costs, weights, strict=True):
-            for pair, table in cost.pairs.items():
-                found.pairs[pair] = found.pairs.get(pair, 0.0) + weight * table
-            found.many += [(groups, _times(part, weight)) for groups, part in cost.many]
-        return found
+        total.pairs, total.many = {}, []
+        for table, weight in zip(tables, weights, strict=True):
+            for pair, costs in table.pairs.items():
+                total.pairs[pair] = total.pairs.get(pair, 0.0) + weight * costs
+            total.many += [(groups, _scaled(part, weight)) for groups, part in table.many]
+        return total
 
-    def total(self, at: Sequence[int]) -> float:
-        found = self.fixed + sum(own[index] for own, index in zip(self.own, at, strict=True))
-        found += sum(table[at[first], at[second]] for (first, second), table in self.pairs.items())
-        widths = self._widths(at) if self.many else {}
-        return float(found + sum(part.value(widths) for _, part in self.many))
+    def total(self, picks: Picks) -> float:
+        """Returns the cost of a model with these choices."""
+        cost = self.fixed + sum(single[pick] for single, pick in zip(self.single, picks, strict=True))
+        cost += sum(pair[picks[first], picks[second]] for (first, second), pair in self.pairs.items())
+        widths = self._widths(picks) if self.many else {}
+        return float(cost + sum(part.value(widths) for _, part in self.many))
 
-    def around(self, at: Sequence[int]) -> tuple[list[ndarray], float]:
-        """By group, what its choices cost while all others stay ``at`` theirs, and a rest: together they are exact there."""
-        lines, rest = [own.copy() for own in self.own], self.fixed
-        for (first, second), table in self.pairs.items():
-            lines[first] += table[:, at[second]]
-            lines[second] += table[at[first], :]
-            rest -= float(table[at[first], at[second]])
-        widths = self._widths(at) if self.many else {}
+    def around(self, picks: Picks) -> tuple[list[ndarray], float]:
+        """Returns a separable approximation: for each group, the cost of its choices while all others keep their ``picks``, and a rest.
+
+        Their sum is exact at ``picks``, and where one group alone differs from them.
+        """
+        lines, rest = [single.copy() for single in self.single], self.fixed
+        for (first, second), pair in self.pairs.items():
+            lines[first] += pair[:, picks[second]]
+            lines[second] += pair[picks[first], :]
+            rest -= float(pair[picks[first], picks[second]])
+        widths = self._widths(picks) if self.many else {}
         for groups, part in self.many:
             rest -= (len(groups) - 1) * part.value(widths)
             for group in groups:
@@ -127,143 +134,152 @@ class Costs:
         return lines, rest
 
 
-def _times(part: Part, weight: float) -> Part:
+def _scaled(part: Part, weight: float) -> Part:
     return Part(part.groups, lambda units: weight * part.value(units))
 
 
-def choose_within_all(costs: Sequence[Costs], budgets: Sequence[float], solver: Solver) -> list[int]:
-    """``choose_widths`` for several costs of the same choices, none of which may be more than its budget; of the least if they cannot.
+def choose_within_all(tables: Sequence[CostTable], budgets: Sequence[float], solver: Solver) -> list[int]:
+    """Like ``choose_widths`` for several costs over the same choices, each within its own budget. Returns the smallest widths if these
+    exceed a budget.
 
-    Solved as one problem whose cost is a weighted mean of all costs, as fractions of their budgets: what keeps all budgets keeps that, so
-    it is worth at least as much as the answer. The weights of budgets that are overrun rise, until the best that keeps all of them does
-    not change; what is left is spent. Source: surrogate constraints (Glover 1975).
+    Solves one problem whose cost is the weighted mean of all costs, each as a fraction of its budget. Choices that keep all budgets also
+    keep this one, so its optimum is an upper bound. The weights of exceeded budgets rise between ``SURROGATES`` solutions, and the best
+    solution that keeps all budgets wins; the rest of the budgets is then spent. Source: surrogate constraints (Glover 1975).
     """
-    if len(costs) == 1:
-        return choose_widths(costs[0], budgets[0], solver)
-    least = [0] * len(costs[0].choices)
-    if any(cost.total(least) > budget for cost, budget in zip(costs, budgets, strict=True)):
-        return least
+    if len(tables) == 1:
+        return choose_widths(tables[0], budgets[0], solver)
+    smallest = [0] * len(tables[0].choices)
+    if any(table.total(smallest) > budget for table, budget in zip(tables, budgets, strict=True)):
+        return smallest
 
-    def used(at: Sequence[int]) -> ndarray:
-        return np.array([cost.total(at) / budget for cost, budget in zip(costs, budgets, strict=True)])
+    def used(picks: Picks) -> ndarray:
+        return np.array([table.total(picks) / budget for table, budget in zip(tables, budgets, strict=True)])
 
-    best, weights, allowed = least, np.full(len(costs), 1 / len(costs)), 1.0
+    best, weights, allowed = smallest, np.full(len(tables), 1 / len(tables)), 1.0
     for _ in range(SURROGATES):
-        together = Costs.sum_of(costs, [weight / budget for weight, budget in zip(weights, budgets, strict=True)])
-        found = choose_widths(together, allowed, solver)
-        of_budget = used(found)
-        if of_budget.max() <= 1 and _value(costs[0], found) > _value(costs[0], best):
-            best = found
-        weights *= of_budget**SHARPNESS
+        combined = CostTable.weighted_sum(tables, [weight / budget for weight, budget in zip(weights, budgets, strict=True)])
+        picks = choose_widths(combined, allowed, solver)
+        used_fractions = used(picks)
+        if used_fractions.max() <= 1 and _importance(tables[0], picks) > _importance(tables[0], best):
+            best = picks
+        weights *= used_fractions**SHARPNESS
         weights /= weights.sum()
-    while best == least and allowed > 0.1:  # widths are few, and none of the solutions kept all: aim lower
+    while best == smallest and allowed > 0.1:  # there are few widths, and no solution kept all budgets: aim lower
         allowed *= 0.95
-        found = choose_widths(together, allowed, solver)
-        best = found if used(found).max() <= 1 else least
-    return _spend(costs, budgets, best) if solver is Solver.EXACT else best
+        picks = choose_widths(combined, allowed, solver)
+        best = picks if used(picks).max() <= 1 else smallest
+    return _spend(tables, budgets, best) if solver is Solver.EXACT else best
 
 
-def choose_widths(costs: Costs, budget: float, solver: Solver) -> list[int]:
-    """Positions of the choices with the most importance whose cost is at most ``budget``; of the cheapest if even they cost more.
+def choose_widths(table: CostTable, budget: float, solver: Solver) -> list[int]:
+    """Returns the choices that keep the most importance at a cost of at most ``budget``, or the cheapest choices if these cost more.
 
         max_p  sum_g I_g(p_g)     s.t.  sum_k T_k(p) <= budget
 
-    A part T_k that reads one group is a table of its width, and the problem a multiple-choice knapsack. One that reads two (a
-    convolution whose inputs and outputs may go) or more is taken for a sum of tables around the widths of the last solution, at which that
-    is exact, and the knapsack is solved again, until nothing better is found; what is left of the budget is spent on what is worth most.
-    ``joint`` puts the tables of two groups into the problem itself; ``uniform`` looks at no importance. The result never costs more than
-    the budget, by the parts as they are.
-    Source: Shen et al. 2022 (arXiv 2210.06659), who solve once with the input widths of the model as it is.
-    Raises: ConfigError for ``joint`` if a part reads more than two groups, or a package is missing.
+    Where every part T_k reads one group, this is a multiple-choice knapsack. A part that reads two groups (a convolution whose inputs and
+    outputs can both be removed) or more is approximated by a sum over its groups, which is exact at the widths of the last solution. The
+    knapsack is solved again with that until it finds nothing better, and the rest of the budget is spent where it buys most. ``joint`` puts
+    the tables of two groups into the problem itself; ``uniform`` ignores importance. The result never costs more than the budget, by the
+    parts as they are.
+    Source: Shen et al. 2022 (arXiv 2210.06659), who solve once with the input widths of the current model.
+    Raises: ConfigError for ``joint`` if a part reads more than two groups or ortools is not installed.
     """
-    least = cheapest(costs)
-    if costs.total(least) > budget:
-        return least
+    smallest = cheapest(table)
+    if table.total(smallest) > budget:
+        return smallest
     if solver is Solver.JOINT:
-        joint = f"exact, since {len(costs.many)} layers read more than two groups"
-        require(not costs.many, "pruner.target.solver", joint, solver.value)
-        from orchestrator.allocation.joint import jointly
+        reason = f"{len(table.many)} layers of this model read more than two groups, which joint cannot handle"
+        require(not table.many, "pruner.target.solver", "exact, greedy or uniform", solver.value, reason)
+        from orchestrator.allocation.joint import choose_jointly
 
-        values = [choice.values for choice in costs.choices]
-        together, _ = jointly(values, costs.own, costs.pairs, budget - costs.fixed, JOINT_SECONDS)
-        return least if together is None else together.tolist()
-    best = reference = _evenly(costs, budget, least)
+        values = [choice.values for choice in table.choices]
+        picks, _ = choose_jointly(values, table.single, table.pairs, budget - table.fixed, JOINT_SECONDS)
+        return smallest if picks is None else picks.tolist()
+    best = reference = _evenly(table, budget, smallest)
     if solver is Solver.UNIFORM:
         return best
     allowed = budget
     for _ in range(ROUNDS):
-        found = _solve_around(costs, reference, allowed, solver)
-        over = costs.total(found) - budget
-        if over > 0:  # so far from the reference, the sums of two tables were too low
-            allowed -= 0.5 * over
-        elif _value(costs, found) > _value(costs, best):
-            best = found
-        if found == reference:
+        solution = _solve_around(table, reference, allowed, solver)
+        excess = table.total(solution) - budget
+        if excess > 0:  # the approximation was too low so far from the reference
+            allowed -= 0.5 * excess
+        elif _importance(table, solution) > _importance(table, best):
+            best = solution
+        if solution == reference:
             break
-        reference = found
-    return _spend([costs], [budget], best) if solver is Solver.EXACT else best
+        reference = solution
+    return _spend([table], [budget], best) if solver is Solver.EXACT else best
 
 
-def _value(costs: Costs, at: Sequence[int]) -> float:
-    return float(sum(choice.values[index] for choice, index in zip(costs.choices, at, strict=True)))
+def _importance(table: CostTable, picks: Picks) -> float:
+    return float(sum(choice.values[pick] for choice, pick in zip(table.choices, picks, strict=True)))
 
 
-def cheapest(costs: Costs) -> list[int]:
-    """Positions of the choices that cost least: the smallest, but where a table says that a wider group is faster. From the smallest on,
-    one group after the other is changed for the better; that is the optimum where no two groups meet in a part, or all costs rise.
+def cheapest(table: CostTable) -> list[int]:
+    """Returns the choices that cost least: the smallest widths, except where a table has a wider group as the faster one.
+
+    Starts at the smallest widths and improves one group at a time. This is the optimum where no part reads two groups, or costs only rise.
     """
-    now = [0] * len(costs.choices)
+    picks = [0] * len(table.choices)
     while True:
-        lines, _ = costs.around(now)
-        gains = [float(line[at] - line.min()) for line, at in zip(lines, now, strict=True)]
+        lines, _ = table.around(picks)
+        gains = [float(line[pick] - line.min()) for line, pick in zip(lines, picks, strict=True)]
         best = max(range(len(gains)), key=gains.__getitem__, default=None)
         if best is None:
-            return now
-        better = [*now[:best], int(lines[best].argmin()), *now[best + 1 :]]
-        if costs.total(better) >= costs.total(now):
-            return now
-        now = better
+            return picks
+        cheaper = [*picks[:best], int(lines[best].argmin()), *picks[best + 1 :]]
+        if table.total(cheaper) >= table.total(picks):
+            return picks
+        picks = cheaper
 
 
-def _evenly(costs: Costs, budget: float, least: list[int]) -> list[int]:
-    """The same fraction of every group, the largest within the budget; ``least`` if there is none."""
+def _evenly(table: CostTable, budget: float, smallest: list[int]) -> list[int]:
+    """Returns the largest equal fraction of all groups within the budget, or ``smallest`` if there is none."""
     for part in range(EVENLY, 0, -1):
-        at = [max(int(np.searchsorted(of.widths, of.widths[-1] * part / EVENLY, side="right")) - 1, 0) for of in costs.choices]
-        if costs.total(at) <= budget:
-            return at
-    return least
+        limits = [choice.widths[-1] * part / EVENLY for choice in table.choices]
+        picks = [
+            max(int(np.searchsorted(choice.widths, limit, side="right")) - 1, 0)
+            for choice, limit in zip(table.choices, limits, strict=True)
+        ]
+        if table.total(picks) <= budget:
+            return picks
+    return smallest
 
 
-def _solve_around(costs: Costs, reference: Sequence[int], budget: float, solver: Solver) -> list[int]:
+def _solve_around(table: CostTable, reference: Picks, budget: float, solver: Solver) -> list[int]:
+    """Solves the knapsack with the separable approximation around ``reference``."""
     from kernels import knapsack
 
-    lines, rest = costs.around(reference)
-    shifted, values = [line - line.min() for line in lines], [choice.values for choice in costs.choices]
-    left = budget - rest - float(sum(line.min() for line in lines))
-    if left < 0:
-        return [int(line.argmin()) for line in lines]
-    found = knapsack.greedy(values, shifted, left) if solver is Solver.GREEDY else knapsack.exact(values, shifted, [left])[0]
-    return [int(line.argmin()) for line in lines] if found is None else found.tolist()
+    lines, rest = table.around(reference)
+    shifted, values = [line - line.min() for line in lines], [choice.values for choice in table.choices]
+    capacity = budget - rest - float(sum(line.min() for line in lines))
+    lowest = [int(line.argmin()) for line in lines]
+    if capacity < 0:
+        return lowest
+    picks = knapsack.greedy(values, shifted, capacity) if solver is Solver.GREEDY else knapsack.exact(values, shifted, [capacity])[0]
+    return lowest if picks is None else picks.tolist()
 
 
-def _spend(costs: Sequence[Costs], budgets: Sequence[float], at: Sequence[int]) -> list[int]:
-    """Widen groups one after the other, the best bargain first, while all budgets last; what is scarcest sets the price."""
-    now = list(at)
+def _spend(tables: Sequence[CostTable], budgets: Sequence[float], picks: Picks) -> list[int]:
+    """Widens one group at a time while no budget is exceeded: the one with the most importance per cost, as a fraction of the scarcest
+    budget."""
+    picks = list(picks)
     while True:
-        lines = [cost.around(now)[0] for cost in costs]
-        left = [budget - cost.total(now) for cost, budget in zip(costs, budgets, strict=True)]
-        best, where = 0.0, (-1, -1)
-        for group, choice in enumerate(costs[0].choices):
-            gain = choice.values - choice.values[now[group]]
-            more = [line[group] - line[group][now[group]] for line in lines]
-            fits = np.logical_and.reduce([each <= most for each, most in zip(more, left, strict=True)])
-            price = np.max([np.maximum(each / budget, 1e-9) for each, budget in zip(more, budgets, strict=True)], axis=0)
-            bargain = np.where((gain > 0) & fits, gain / price, 0.0)
-            if bargain.max() > best:
-                best, where = float(bargain.max()), (group, int(bargain.argmax()))
-        if where[0] < 0:
-            return now
-        wider = [*now[: where[0]], where[1], *now[where[0] + 1 :]]
-        if any(cost.total(wider) > budget for cost, budget in zip(costs, budgets, strict=True)):
-            return now
-        now = wider
+        lines = [table.around(picks)[0] for table in tables]
+        remaining = [budget - table.total(picks) for table, budget in zip(tables, budgets, strict=True)]
+        best_ratio, best_group, best_pick = 0.0, -1, -1
+        for group, choice in enumerate(tables[0].choices):
+            gains = choice.values - choice.values[picks[group]]
+            prices = [line[group] - line[group][picks[group]] for line in lines]
+            affordable = np.logical_and.reduce([price <= rest for price, rest in zip(prices, remaining, strict=True)])
+            fractions = np.max([np.maximum(price / budget, 1e-9) for price, budget in zip(prices, budgets, strict=True)], axis=0)
+            ratios = np.where((gains > 0) & affordable, gains / fractions, 0.0)
+            if ratios.max() > best_ratio:
+                best_ratio, best_group, best_pick = float(ratios.max()), group, int(ratios.argmax())
+        if best_group < 0:
+            return picks
+        wider = [*picks[:best_group], best_pick, *picks[best_group + 1 :]]
+        if any(table.total(wider) > budget for table, budget in zip(tables, budgets, strict=True)):
+            return picks
+        picks = wider

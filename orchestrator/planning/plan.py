@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.allocation.latency_table import sizes
-from orchestrator.allocation.units import choose_for, countable, question
+from orchestrator.allocation.units import countable_target, select_for_step, unit_problem
 from orchestrator.allocation.weights import asked_sparsity
 from orchestrator.cluster.base import Hardware, Resources
 from orchestrator.config import Experiment
@@ -185,8 +185,8 @@ def after_round(experiment: Experiment) -> ModelFamily:
     order_S = torch.randperm(sum(group.units for group in groups), generator=torch.Generator().manual_seed(0)).tolist()
     with torch.device("meta"):
         state = experiment.model.build().state_dict()
-    asked = question(replace(pruner, target=countable(pruner.target)), experiment.model, input_shape)
-    kept = choose_for(asked, order_S, [])
+    problem = unit_problem(replace(pruner, target=countable_target(pruner.target)), experiment.model, input_shape)
+    kept = select_for_step(problem, order_S, [])
     return shrunk(experiment.model, state, take(state, groups, kept), groups, kept)
 
 

@@ -90,13 +90,13 @@ def test_a_larger_budget_is_never_worth_less_and_each_is_kept(seed, budgets):
 
 def test_it_agrees_with_constraint_programming_on_larger_problems():
     pytest.importorskip("ortools")
-    from orchestrator.allocation.joint import jointly
+    from orchestrator.allocation.joint import choose_jointly
 
     for seed in range(3):
         random = np.random.default_rng(seed)
         values = [np.cumsum(np.sort(random.exponential(size=12))[::-1]) for _ in range(12)]
         costs = [np.cumsum(random.integers(1, 20, size=12)).astype(float) for _ in range(12)]
-        theirs, proven = jointly(values, costs, {}, 800.0, 30.0)
+        theirs, proven = choose_jointly(values, costs, {}, 800.0, 30.0)
         ours = exact(values, costs, [800.0])[0]
         assert proven and worth(values, ours) == pytest.approx(worth(values, theirs), rel=1e-5)
 
