@@ -34,6 +34,7 @@ FONT = {"family": "Inter, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-seri
 AXIS = {
     "gridcolor": GRID,
     "zeroline": False,
+    "showline": True,
     "linecolor": GRID,
     "automargin": True,
     "fixedrange": True,

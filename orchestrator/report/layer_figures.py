@@ -156,7 +156,7 @@ def sweep(report: Report) -> go.Figure | None:
     ranked, targets = report.bottlenecks, report.sweep_targets
     if not ranked:
         return None
-    of = COSTS.get(str(report.asked.get("of")), "model")
+    of = COSTS[report.unit_goals[0].of] if report.unit_goals else "model"
     kept = go.Heatmap(
         x=targets,
         y=list(range(len(ranked))),
@@ -164,7 +164,7 @@ def sweep(report: Report) -> go.Figure | None:
         zmin=0,
         zmax=1,
         colorscale=[[0, "#f7fbff"], [0.5, "#6baed6"], [1, "#08306b"]],
-        colorbar={"tickformat": ".0%", "title": {"text": "kept", "side": "right"}, "thickness": 12},
+        colorbar={"tickformat": ".0%", "title": {"text": "kept"}, "thickness": 12, "outlinewidth": 0},
         xgap=1,
         ygap=1 if len(ranked) <= MANY else 0,
         text=[[safe(group.name)] * len(targets) for group in ranked],

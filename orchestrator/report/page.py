@@ -50,6 +50,7 @@ def figure_page(title: str, figure: go.Figure, paragraphs: Sequence[str] = ()) -
 def _render(template: str, **values: Any) -> str:
     loader = PackageLoader("orchestrator.report")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["unbroken"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
     return environment.get_template(template).render(plotly_js=get_plotlyjs(), **values)
 
 

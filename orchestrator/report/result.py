@@ -274,12 +274,16 @@ class Report:
         return not self.rounds or self.rounds[-1].masks
 
     @property
+    def unit_goals(self) -> list[Goal]:
+        """The targets of the rounds that removed units."""
+        if self.rounds:
+            return [Goal(part.asked, part.asked_of) for part in self.rounds if not part.masks]
+        return [Goal(self.asked["removed"], self.asked["of"])] if {"removed", "of"} <= self.asked.keys() else []
+
+    @property
     def unit_goal(self) -> Goal | None:
-        """The target of the last round that removed units."""
-        last = next((part for part in reversed(self.rounds) if not part.masks), None)
-        if last is not None:
-            return Goal(last.asked, last.asked_of)
-        return Goal(self.asked["removed"], self.asked["of"]) if {"removed", "of"} <= self.asked.keys() else None
+        """The last of ``unit_goals``, which the final model is held against."""
+        return self.unit_goals[-1] if self.unit_goals else None
 
     @property
     def weight_goal(self) -> float | None:

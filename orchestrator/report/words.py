@@ -56,18 +56,13 @@ def _accuracy_words(report: Report) -> str:
     key = report.headline_metric
     if key is None:
         return "accuracy was not measured"
-    values = {stage.name: stage.metrics.get(key) for stage in report.stages if key != "agreement" or stage.name != "dense"}
-    if values.get("one_shot") is None and values.get("recovered") is None:
+    told = {stage.name: stage.metrics.get(key) for stage in report.stages if key != "agreement" or stage.name != "dense"}
+    told = {name: value for name, value in told.items() if value is not None}
+    if not told.keys() - {"dense"}:
         return f"{ACCURACIES[key]} of the pruned model was not measured"
-    told = [f"{percent(values['dense'])} dense"] if values.get("dense") is not None else []
-    if values.get("one_shot") is not None:
-        told.append(f"{percent(values['one_shot'])} {'after the last pruning' if report.rounds else 'one-shot'}")
-    if values.get("recovered") is not None:
-        told.append(f"{percent(values['recovered'])} after recovery")
-    else:
-        earlier = any(part.after_recovery for part in report.rounds)
-        told[-1] += f" ({'no recovery in the last round' if earlier else 'no recovery'})"
-    return f"{ACCURACIES[key]} {', '.join(told)}"
+    earlier = any(part.after_recovery for part in report.rounds)
+    without = "" if "recovered" in told else " (no recovery in the last round)" if earlier else " (no recovery)"
+    return f"{ACCURACIES[key]} {', '.join(f'{percent(value)} {model_name(report, name)}' for name, value in told.items())}{without}"
 
 
 def _about_zeros(report: Report) -> list[str]:
