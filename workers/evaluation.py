@@ -1,9 +1,10 @@
-"""What a model does on data it was not calibrated on, and metrics of it."""
+"""The outputs of a model on data, and the metrics computed from them."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from math import isfinite
 from statistics import median
 
 import torch
@@ -21,25 +22,25 @@ TIMINGS = 5
 
 @torch.inference_mode()
 def outputs(model: nn.Module, batches: Iterator[Batch], timed: bool, device: torch.device) -> tuple[Tensor, Tensor, float | None]:
-    """Logits (or features, or detections) of all batches, their labels, and if ``timed`` the images per second of the model alone."""
-    found, labels, speed = [], [], None
+    """Returns logits (or features, or detections) and labels of all batches, and if ``timed`` the images per second of the model alone."""
+    parts, labels, speed = [], [], None
     for batch in batches:
         images_NCHW = batch.images_NCHW.to(device)
         if timed and speed is None:
             speed = images_per_second(model, images_NCHW)
-        found.append(readable(model, model(images_NCHW)).float().cpu())
+        parts.append(readable(model, model(images_NCHW)).float().cpu())
         labels.append(batch.labels)
-    return torch.cat(found), torch.cat(labels), speed
+    return torch.cat(parts), torch.cat(labels), speed
 
 
 def readable(model: nn.Module, outputs: Tensor) -> Tensor:
-    """What is stored of a model's outputs and judged: a detector's as detections (N, D, 6), all others as they are."""
+    """Returns the outputs in the form that is stored and evaluated: detections (N, D, 6) of a detector, all other outputs unchanged."""
     detections = getattr(model, "detections", None)
     return outputs if detections is None else detections(outputs)
 
 
 def images_per_second(model: nn.Module, images_NCHW: Tensor) -> float:
-    """By the median of up to 5 forward passes (fewer once they take a second in all), after one to warm up."""
+    """Returns the throughput by the median of up to 5 forward passes (fewer if they take a second in all), after one to warm up."""
     seconds: list[float] = []
     model(images_NCHW)
     while len(seconds) < TIMINGS and sum(seconds) < 1.0:
@@ -60,19 +61,21 @@ def _wait(device: torch.device) -> None:
 def total_loss_increase(
     before: nn.Module, after: nn.Module, batches: Iterator[Batch], kind: Loss, device: torch.device
 ) -> tuple[float, int]:
-    """The real rise of the loss summed over calibration batches, and the number of their samples. Non-finite batches are left out."""
+    """Returns the real increase of the loss, summed over calibration batches, and the number of samples. Skips non-finite batches."""
     total, samples = 0.0, 0
     for batch in batches:
         images, labels = batch.images_NCHW.to(device), batch.labels.to(device)
-        rise = float(loss_increase(kind, before, forward(kind, before, images), forward(kind, after, images), labels))
-        if rise == rise and abs(rise) != float("inf"):
-            total, samples = total + rise, samples + len(labels)
+        increase = float(loss_increase(kind, before, forward(kind, before, images), forward(kind, after, images), labels))
+        if isfinite(increase):
+            total, samples = total + increase, samples + len(labels)
     return total, samples
 
 
 def of_outputs(kind: Output, outputs: Tensor, labels: Tensor, dense: Tensor) -> dict[str, float]:
-    """Metrics of ``readable`` outputs beside the labels, and beside those of the dense model (``agreement``): equal top-1 decisions of a
-    classifier, mean cosine of features, or average precision of a detector where what the dense model is sure of is the truth.
+    """Returns the metrics of ``readable`` outputs against the labels, and their ``agreement`` with those of the dense model.
+
+    The agreement is the share of equal top-1 decisions of a classifier, the mean cosine of features, or the average precision of a detector
+    with the sure detections of the dense model taken as true.
     """
     match kind:
         case Output.LOGITS:
@@ -84,7 +87,7 @@ def of_outputs(kind: Output, outputs: Tensor, labels: Tensor, dense: Tensor) -> 
 
 
 def classification(outputs_ND: Tensor, labels_N: Tensor) -> dict[str, float]:
-    """Top-1, top-5 and cross-entropy over the labelled samples."""
+    """Returns top-1 and top-5 accuracy and the cross-entropy over the labelled samples; empty if there are none."""
     known = labels_N >= 0
     logits, labels = outputs_ND[known], labels_N[known]
     if not len(labels):
@@ -98,24 +101,24 @@ def classification(outputs_ND: Tensor, labels_N: Tensor) -> dict[str, float]:
 
 
 def nearest_neighbours(query_ND: Tensor, bank_ND: Tensor, bank_labels_N: Tensor) -> Tensor:
-    """Labels by weighted vote of the 20 nearest bank features (cosine, weights ``exp(cos / 0.07)``), ``(N,)``.
+    """Returns the labels (N,) by weighted vote of the 20 nearest bank features (cosine, weights ``exp(cos / 0.07)``).
 
-    Source: Wu et al. 2018 (arXiv 1805.01978), as used to judge DINO features.
+    Source: Wu et al. 2018 (arXiv 1805.01978), as used to evaluate DINO features.
     """
     bank = torch.nn.functional.normalize(bank_ND, dim=1)
     classes = int(bank_labels_N.max()) + 1
     votes = []
     for part in torch.nn.functional.normalize(query_ND, dim=1).split(1024):
-        near = (part @ bank.T).topk(min(NEIGHBOURS, len(bank)), dim=1)
-        weights = (near.values / TEMPERATURE).exp()
-        votes.append(torch.zeros(len(part), classes).scatter_add_(1, bank_labels_N[near.indices], weights).argmax(1))
+        nearest = (part @ bank.T).topk(min(NEIGHBOURS, len(bank)), dim=1)
+        weights = (nearest.values / TEMPERATURE).exp()
+        votes.append(torch.zeros(len(part), classes).scatter_add_(1, bank_labels_N[nearest.indices], weights).argmax(1))
     return torch.cat(votes)
 
 
 def neighbour_accuracy(query_ND: Tensor, labels_N: Tensor, bank_ND: Tensor, bank_labels_N: Tensor) -> dict[str, float]:
-    """k-NN accuracy of features over the labelled queries; nothing if either side has no labels."""
+    """Returns the k-NN accuracy of features over the labelled queries; empty if queries or bank have no labels."""
     known, bank_known = labels_N >= 0, bank_labels_N >= 0
     if not (known.any() and bank_known.any()):
         return {}
-    found = nearest_neighbours(query_ND[known], bank_ND[bank_known], bank_labels_N[bank_known])
-    return {"knn": float((found == labels_N[known]).double().mean())}
+    predicted = nearest_neighbours(query_ND[known], bank_ND[bank_known], bank_labels_N[bank_known])
+    return {"knn": float((predicted == labels_N[known]).double().mean())}

@@ -1,4 +1,4 @@
-"""How much memory work really took: what a plan's prediction is held against."""
+"""Measured peak memory, which the report compares with the plan's prediction."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 INTERVAL_SECONDS = 0.01
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3)
 STATUS = Path("/proc/self/status")
-COUNTED = ("RssAnon:", "RssShmem:")  # pages of mapped files can be dropped at any time: they are no need of ours
+COUNTED = ("RssAnon:", "RssShmem:")  # not the pages of mapped files, which the system can drop at any time
 
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 
 
 class Peak:
-    """The most memory that was seen in use; None where it cannot be measured."""
+    """The largest memory use that was sampled, in ``bytes``; None where it cannot be measured."""
 
     def __init__(self, device: torch.device | None = None) -> None:
         self._gpu = device if device is not None and device.type == "cuda" else None
@@ -41,11 +41,11 @@ class Peak:
             self.bytes = max(now, self.bytes or 0)
 
 
-_watched: list[Peak] = []  # the work that goes on, innermost last
+_watched: list[Peak] = []  # of the work in progress, innermost last
 
 
 def resident_bytes() -> int | None:
-    """Anonymous and shared memory of this process that is resident now; None where there is no ``/proc``. Other processes are not seen."""
+    """Returns the resident anonymous and shared memory of this process alone; None where there is no ``/proc``."""
     try:
         lines = STATUS.read_text(encoding="ascii").splitlines()
     except OSError:
@@ -55,17 +55,17 @@ def resident_bytes() -> int | None:
 
 @contextmanager
 def peak_bytes(device: torch.device | None = None) -> Iterator[Peak]:
-    """Watch memory meanwhile: all of this process, sampled 100 times a second, or on CUDA what torch allocated there (exactly).
+    """A context in which memory use is sampled 100 times a second: that of this process, or on CUDA exactly what torch allocates.
 
-    Processes that decode images are not seen.
+    Processes that decode images do not count.
     """
-    peak, over = Peak(device), Event()
+    peak, ended = Peak(device), Event()
 
-    def keep_looking() -> None:
-        while not over.wait(INTERVAL_SECONDS):
+    def sample() -> None:
+        while not ended.wait(INTERVAL_SECONDS):
             peak.look()
 
-    watcher = Thread(target=keep_looking, daemon=True)
+    watcher = Thread(target=sample, daemon=True)
     peak.look()
     watcher.start()
     _watched.append(peak)
@@ -73,32 +73,32 @@ def peak_bytes(device: torch.device | None = None) -> Iterator[Peak]:
         yield peak
     finally:
         _watched.remove(peak)
-        over.set()
+        ended.set()
         watcher.join()
         peak.look()
 
 
 def give_back() -> None:
-    """Return to the system what was freed and is still in reserve for small allocations, where the C library can (glibc)."""
+    """Returns freed memory that the C library keeps for small allocations to the system (glibc only)."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
 
 def keep_freed_memory() -> None:
-    """Keep up to 64 MiB of freed memory for what is allocated next, where the C library can (glibc).
+    """Keeps up to 64 MiB of freed memory for the next allocations (glibc only).
 
-    Its own limits start low and grow as the program goes on. Until then activations of a forward pass are taken from the system and given
-    back again and again, page by page: a MobileNetV2 takes twice as long.
+    The limits of glibc start low and grow while the program runs. Until then the activations of every forward pass are allocated from the
+    system and returned to it, page by page; a MobileNetV2 then takes twice as long.
     """
     options = getattr(ctypes.CDLL(None), "mallopt", None)
     if options is not None:
         options(TRIM_THRESHOLD, 64 << 20)
-        options(MMAP_THRESHOLD, 32 << 20)  # what glibc's own limit grows to at most
+        options(MMAP_THRESHOLD, 32 << 20)  # the largest value that glibc's own limit grows to
 
 
 def watched(verb: Verb) -> Verb:
-    """A verb of a worker that starts without the leftovers of the last one, and whose memory is watched, so that its records can tell."""
+    """Decorates a verb of a worker: freed memory is returned to the system first, and the peak is measured for the verb's records."""
 
     @wraps(verb)
     def watching(worker: Any, task: Any) -> Any:
@@ -110,7 +110,7 @@ def watched(verb: Verb) -> Verb:
 
 
 def peak_so_far() -> int | None:
-    """The peak of the work that is being watched; None if none is."""
+    """Returns the peak of the work in progress so far; None if its memory is not measured."""
     if not _watched:
         return None
     _watched[-1].look()

@@ -1,4 +1,4 @@
-"""A model file as ONNX, for onnxruntime and what builds on it; checked against torch before anybody relies on it."""
+"""Export of a model file to ONNX, with a check against torch."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from workers.data.base import Dataset
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-TOLERANCE = 1e-4  # of the largest output: float32 sums in another order differ by about 1e-6 of it, a wrong layer by far more
+TOLERANCE = 1e-4  # of the largest output: the order of float32 sums changes about 1e-6 of it, a wrong layer far more
 TEST_IMAGES = 32
-REMEDY = "no ONNX file was kept; the model file is whole, and onnx=false leaves this out"
-ONE_FILE_BYTES = 1_900_000_000  # an ONNX file ends at 2 GiB; weights of more stand in a file of their own beside it
+REMEDY = "the ONNX file was deleted, the model file is not affected; set onnx=false to skip this export"
+ONE_FILE_BYTES = 1_900_000_000  # an ONNX file is limited to 2 GiB; larger weights are written to a second file
 
 
 def check_packages() -> None:
-    """Raise ``ConfigError`` with the command that installs what is missing."""
+    """Raises ``ConfigError`` with the command that installs missing packages."""
     missing = [package for package in PACKAGES if importlib.util.find_spec(package) is None]
     if missing:
         raise ConfigError(f"onnx: needs packages that are not installed ({', '.join(missing)}); run: pip install {' '.join(PACKAGES)}")
 
 
 def first_images(data: Dataset) -> Tensor:
-    """The first test images of a data set, to check an export on."""
+    """Returns the first test images of a data set, to check an export with."""
     import torch
 
     images: list[Tensor] = []
@@ -44,13 +44,14 @@ def first_images(data: Dataset) -> Tensor:
 
 
 def export_onnx(model_path: Path, onnx_path: Path, images_NCHW: Tensor) -> dict[str, Any]:
-    """Write the model of a file as ONNX, for any number of images of that size, and run both on ``images_NCHW``.
+    """Exports the model of a file to ONNX, for any number of images of this size, and compares both on ``images_NCHW``.
 
-    Input ``images`` (N, C, H, W) is float32 and normalised as in training, output ``outputs`` (N, D) are logits or features. Pruned
-    weights are stored as the zeros they are. onnxruntime runs on the CPU, with all images in one batch and with the first one alone.
-    Returns: names of the files, and how well they agree: ``max_difference`` is ``max |onnx - torch| / max |torch|`` over all outputs, at
-    most ``tolerance``; all top-1 decisions of a classifier are equal.
-    Raises: ConfigError if packages are missing; SecateurError, leaving no file, if the model cannot be exported or outputs disagree.
+    The input ``images`` (N, C, H, W) is float32, normalised as in training; the output ``outputs`` (N, D) holds logits or features. Masked
+    weights are stored as zeros. onnxruntime runs on the CPU, with all images in one batch and with the first image alone.
+    Returns: the names of the files, and the agreement: ``max_difference`` is ``max |onnx - torch| / max |torch|`` over all outputs and is
+    at most ``tolerance``; all top-1 decisions of a classifier are equal.
+    Raises: ConfigError if packages are missing; SecateurError if the model cannot be exported or the outputs disagree. The files are then
+    deleted.
     """
     check_packages()
     import onnxruntime
@@ -67,8 +68,8 @@ def export_onnx(model_path: Path, onnx_path: Path, images_NCHW: Tensor) -> dict[
     files = [onnx_path, *([onnx_path.with_name(onnx_path.name + ".data")] if _bytes(model) > ONE_FILE_BYTES else [])]
     try:
         write_onnx(model, files, images_NCHW)
-        found = _run(onnx_path, batches)
-        difference = max(_difference(ours_ND, theirs_ND, classifier) for ours_ND, theirs_ND in zip(expected, found, strict=True))
+        outputs = _run(onnx_path, batches)
+        difference = max(_difference(torch_ND, onnx_ND, classifier) for torch_ND, onnx_ND in zip(expected, outputs, strict=True))
     except BaseException:
         for path in files:
             path.unlink(missing_ok=True)
@@ -87,7 +88,7 @@ def _bytes(model: nn.Module) -> int:
 
 
 def write_onnx(model: nn.Module, files: list[Path], images_NCHW: Tensor) -> None:
-    """Of one file, or of one and another for its weights. Raises: SecateurError if torch cannot export the model."""
+    """Writes one file, or two with the weights in the second. Raises: SecateurError if torch cannot export the model."""
     import torch
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -96,7 +97,7 @@ def write_onnx(model: nn.Module, files: list[Path], images_NCHW: Tensor) -> None
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 model,
-                (torch.cat([images_NCHW, images_NCHW])[:2],),  # torch.export takes a size of 1 for a constant
+                (torch.cat([images_NCHW, images_NCHW])[:2],),  # torch.export treats a size of 1 as a constant
                 files[0],
                 input_names=["images"],
                 output_names=["outputs"],
@@ -110,7 +111,7 @@ def write_onnx(model: nn.Module, files: list[Path], images_NCHW: Tensor) -> None
 
 
 def _run(path: Path, batches: Sequence[Tensor]) -> list[Tensor]:
-    """What onnxruntime makes of the images. Raises: SecateurError if it does not take the model."""
+    """Returns the outputs of onnxruntime. Raises: SecateurError if it cannot run the model."""
     import onnxruntime
     import torch
 
@@ -123,7 +124,7 @@ def _run(path: Path, batches: Sequence[Tensor]) -> list[Tensor]:
 
 
 def open_session(model: Path | bytes, threads: int = 0) -> Any:
-    """A session on the CPU (0 threads: as many as there are cores), whose threads rest between two runs, so that it disturbs no other."""
+    """Returns a session on the CPU whose threads sleep between runs. ``threads=0`` takes as many as there are cores."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -132,22 +133,25 @@ def open_session(model: Path | bytes, threads: int = 0) -> Any:
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def _difference(expected_ND: Tensor, found_ND: Tensor, classifier: bool) -> float:
-    """Largest difference of outputs, relative to the largest output. Raises: SecateurError if it, or a decision, is not as it should be."""
-    difference = float((found_ND - expected_ND).abs().max() / expected_ND.abs().max())
-    changed = int((found_ND.argmax(1) != expected_ND.argmax(1)).sum()) if classifier else 0
+def _difference(torch_ND: Tensor, onnx_ND: Tensor, classifier: bool) -> float:
+    """Returns the largest difference of outputs, relative to the largest output.
+
+    Raises: SecateurError if it exceeds ``TOLERANCE``, or if a top-1 decision changed.
+    """
+    difference = float((onnx_ND - torch_ND).abs().max() / torch_ND.abs().max())
+    changed = int((onnx_ND.argmax(1) != torch_ND.argmax(1)).sum()) if classifier else 0
     if not difference <= TOLERANCE or changed:
         raise SecateurError(
-            f"onnx: on {len(found_ND)} images, outputs of onnxruntime and torch differ by {difference:.1e} of the largest (allowed is "
-            f"{TOLERANCE:.0e}), and {changed} top-1 decisions are others; {REMEDY}"
+            f"onnx: expected outputs of onnxruntime and torch that differ by at most {TOLERANCE:.0e} of the largest and agree in all top-1 "
+            f"decisions, got a difference of {difference:.1e} and {changed} changed decisions on {len(onnx_ND)} images; {REMEDY}"
         )
     return difference
 
 
 def in_memory(module: nn.Module, inputs: tuple[Tensor, ...], threads: int) -> tuple[Any, dict[str, Any]]:
-    """A session of onnxruntime for a module with inputs of fixed shapes, and the inputs under the names that it knows them by.
+    """Returns a session of onnxruntime for a module with inputs of fixed shapes, and the inputs by name.
 
-    Raises: SecateurError if torch cannot export it, or onnxruntime does not take it.
+    Raises: SecateurError if torch cannot export the module or onnxruntime cannot load it.
     """
     import torch
 
@@ -159,5 +163,6 @@ def in_memory(module: nn.Module, inputs: tuple[Tensor, ...], threads: int) -> tu
         session = open_session(model, threads)
     except Exception as error:  # of either library; they have no class in common
         reason = " ".join(str(error.__cause__ or error).split())[:300]
-        raise SecateurError(f"latency: onnxruntime cannot run {type(module).__name__}: {reason}; use latency.runtime=eager") from error
+        name = type(module).__name__
+        raise SecateurError(f"latency.runtime: onnxruntime cannot run {name}: {reason}; set latency.runtime=eager") from error
     return session, {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}

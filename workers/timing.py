@@ -1,4 +1,4 @@
-"""The clock: modules made ready as they are deployed, and timed until their median is known."""
+"""Timing of modules in the runtime in which they are deployed, repeated until the median is known well enough."""
 
 from __future__ import annotations
 
@@ -19,40 +19,41 @@ from workers.latency import MODEL_PATIENCE, Comparison, Latency, Runtime, Timing
 
 WARM_UPS = 3
 FEWEST, MOST = 7, 1000  # runs
-BURST = 4  # runs of a model in its turn; the first finds the caches full of another model, so it is not counted
-CACHE_BYTES = 4 << 20  # read between two runs of an operation: inside a model, others have used the caches since its last run
+BURST = 4  # runs of a model in its turn; the first is not counted, since the caches hold another model
+CACHE_BYTES = 4 << 20  # read between two runs of an operation, since in a model other operations use the caches between them
 MEDIAN_ERROR = 1.4826 * 1.2533  # standard error of a median, in median absolute deviations over the root of the runs (for normal noise)
 
 
 def time_model(model: nn.Module, images_NCHW: Tensor, settings: Latency) -> Timing:
-    """A forward pass of a whole model, which is left as it was found."""
+    """Times a forward pass of a whole model."""
     with prepared(model, (images_NCHW,), settings) as run:
         return clocked(run, images_NCHW.device, settings.spread, MODEL_PATIENCE * settings.seconds)
 
 
 def time_in_turn(models: Sequence[nn.Module], beside: nn.Module, images_NCHW: Tensor, settings: Latency) -> list[Comparison]:
-    """Forward passes of each of ``models`` against ``beside``."""
+    """Compares the times of forward passes of each of ``models`` with that of ``beside``."""
     with ExitStack() as stack:
         runs = [stack.enter_context(prepared(model, (images_NCHW,), settings)) for model in (*models, beside)]
         return in_turn(runs, images_NCHW.device, settings)
 
 
 def in_turn(runs: Sequence[Callable[[], object]], device: torch.device, settings: Latency) -> list[Comparison]:
-    """All but the last of ``runs`` against the last, a few of each at a time, so that a machine whose speed drifts drifts for all of them.
+    """Compares all but the last of ``runs`` with the last one, a few of each in turn, so that all share a drift of the machine's speed.
 
-    A turn counts with the median of its runs; turns go on until the standard errors of all ratios are below ``settings.spread`` of them.
+    A turn counts with the median of its runs. There are more turns until the standard errors of all ratios, relative to the ratios, are
+    below ``settings.spread``.
     """
     ratios: list[list[float]] = [[] for _ in runs[1:]]
     beside_ms: list[float] = []
     begun = time.perf_counter()
     while True:
-        *found, reference = [_burst(run, device) for run in runs]
-        beside_ms.append(reference)
-        for of, ms in zip(ratios, found, strict=True):
-            of.append(ms / reference)
-        over = time.perf_counter() - begun > len(runs) * MODEL_PATIENCE * settings.seconds or len(beside_ms) >= MOST
-        if len(beside_ms) >= FEWEST and (over or all(relative_error(of) < settings.spread for of in ratios)):
-            return [Comparison(median(of), median(beside_ms), relative_error(of), len(beside_ms)) for of in ratios]
+        *times_ms, reference_ms = [_burst(run, device) for run in runs]
+        beside_ms.append(reference_ms)
+        for values, time_ms in zip(ratios, times_ms, strict=True):
+            values.append(time_ms / reference_ms)
+        ended = time.perf_counter() - begun > len(runs) * MODEL_PATIENCE * settings.seconds or len(beside_ms) >= MOST
+        if len(beside_ms) >= FEWEST and (ended or all(relative_error(values) < settings.spread for values in ratios)):
+            return [Comparison(median(values), median(beside_ms), relative_error(values), len(beside_ms)) for values in ratios]
 
 
 def _burst(run: Callable[[], object], device: torch.device) -> float:
@@ -61,31 +62,34 @@ def _burst(run: Callable[[], object], device: torch.device) -> float:
 
 
 def time_operation(module: nn.Module, shapes: Sequence[tuple[int, ...]], settings: Latency, device: torch.device) -> Timing:
-    """A module that may be on the meta device, on random tensors of ``shapes``, less what calling the runtime takes by itself.
+    """Times a module, which may be on the meta device, on random tensors of ``shapes``, less the time of an empty call into the runtime.
 
-    In eager torch every module of a model is called, so there the call counts.
+    In eager torch the time of the call counts, since every module of a model is called.
     """
     generator = torch.Generator().manual_seed(0)
     real = realised(copy.deepcopy(module), device)
     inputs = tuple(torch.randn(shape, generator=generator).to(device) for shape in shapes)
-    used = torch.zeros(CACHE_BYTES // 4, device=device)
+    flushing = torch.zeros(CACHE_BYTES // 4, device=device)
     with prepared(real, inputs, settings) as run:
-        found = clocked(run, device, settings.spread, settings.seconds, between=lambda: used.add_(1))
+        timing = clocked(run, device, settings.spread, settings.seconds, between=lambda: flushing.add_(1))
     call_ms = 0.0 if settings.runtime is Runtime.EAGER else _call_ms(settings, device)
-    return replace(found, ms=max(found.ms - call_ms, 0.0))
+    return replace(timing, ms=max(timing.ms - call_ms, 0.0))
 
 
 @cache
 def _call_ms(settings: Latency, device: torch.device) -> float:
-    """What a call into the runtime takes by itself: a whole model pays it once, so it belongs to no operation."""
-    nothing = (torch.zeros(1, device=device),)
-    with prepared(nn.ReLU(), nothing, settings) as run:
+    """Returns the time of an empty call into the runtime. A whole model pays it once, so it belongs to no operation."""
+    inputs = (torch.zeros(1, device=device),)
+    with prepared(nn.ReLU(), inputs, settings) as run:
         return clocked(run, device, settings.spread, settings.seconds).ms
 
 
 @torch.no_grad()
 def realised(module: nn.Module, device: torch.device) -> nn.Module:
-    """The module on a device, in eval mode, with weights whose outputs are neither huge nor denormal, which would take another time."""
+    """Returns the module on a device, in eval mode, with random weights.
+
+    They are scaled so that outputs are neither huge nor denormal numbers, which would change the time.
+    """
     generator = torch.Generator().manual_seed(0)
     real = module.to_empty(device=device).eval()
     for parameter in real.parameters():
@@ -99,9 +103,9 @@ def realised(module: nn.Module, device: torch.device) -> nn.Module:
 
 @contextmanager
 def prepared(module: nn.Module, inputs: tuple[Tensor, ...], settings: Latency) -> Iterator[Callable[[], object]]:
-    """A call of ``module`` on ``inputs`` as the runtime makes it, with the threads that are asked for meanwhile.
+    """Yields a function that runs ``module`` on ``inputs`` in the runtime; torch uses the threads of the settings in this context.
 
-    Raises: ConfigError if the runtime cannot carry it out on this device, or is not installed.
+    Raises: ConfigError if the runtime does not support the device or is not installed.
     """
     before = torch.get_num_threads()
     threads = settings.threads or before
@@ -126,7 +130,7 @@ def prepared(module: nn.Module, inputs: tuple[Tensor, ...], settings: Latency) -
 
 def _session(module: nn.Module, inputs: tuple[Tensor, ...], threads: int) -> Callable[[], object]:
     if inputs[0].device.type != "cpu":
-        raise ConfigError("latency.runtime: expected eager or compile on a GPU, got 'onnxruntime'; its sessions here are for CPUs")
+        raise ConfigError("latency.runtime: expected eager or compile on a GPU, got 'onnxruntime'; onnxruntime is timed on CPUs only")
     from workers.onnx_export import check_packages, in_memory
 
     check_packages()
@@ -137,26 +141,27 @@ def _session(module: nn.Module, inputs: tuple[Tensor, ...], threads: int) -> Cal
 def clocked(
     run: Callable[[], object], device: torch.device, spread: float, seconds: float, between: Callable[[], object] | None = None
 ) -> Timing:
-    """The median time of ``run``, after runs to warm up: until its standard error is below ``spread`` of it, or for ``seconds``.
+    """Returns the median time of ``run``, after some runs to warm up.
 
-    ``between`` is done before each run, outside of the time. On a GPU, its own events tell the time.
+    Runs are repeated until the standard error, as a fraction of the median, is below ``spread``, or for ``seconds``. ``between`` is called
+    before each run and is not timed. On a GPU, CUDA events measure the time.
     """
     clock = _by_events if device.type == "cuda" else _by_clock
     for _ in range(WARM_UPS):
         run()
-    found_ms: list[float] = []
+    times_ms: list[float] = []
     begun = time.perf_counter()
     while True:
         if between is not None:
             between()
-        found_ms.append(clock(run))
-        over = time.perf_counter() - begun > seconds or len(found_ms) >= MOST
-        if len(found_ms) >= FEWEST and (over or relative_error(found_ms) < spread):
-            return Timing(median(found_ms), relative_error(found_ms), len(found_ms))
+        times_ms.append(clock(run))
+        ended = time.perf_counter() - begun > seconds or len(times_ms) >= MOST
+        if len(times_ms) >= FEWEST and (ended or relative_error(times_ms) < spread):
+            return Timing(median(times_ms), relative_error(times_ms), len(times_ms))
 
 
 def relative_error(values: Sequence[float]) -> float:
-    """Standard error of their median, as a fraction of it, from the median absolute deviation, which stray values do not move."""
+    """Returns the standard error of the median, as a fraction of it, from the median absolute deviation, which is robust to outliers."""
     middle = median(values)
     deviation = median(abs(value - middle) for value in values)
     return MEDIAN_ERROR * deviation / middle / len(values) ** 0.5 if middle else 0.0

@@ -24,7 +24,7 @@ START = "import pickle, sys; sys.path[:0] = [sys.argv[2], sys.argv[3]]\n" + (
     "if __name__ == '__main__':\n"
     "    from workers.training.gang import run_gang\n"
     "    sent = pickle.load(open(sys.argv[1], 'rb'))\n"
-    "    print(run_gang(sent, sent.training.ranks, 1).numbers['epochs_resumed_from'])\n"
+    "    print(run_gang(sent, sent.training.ranks, 1).numbers.epochs_resumed_from)\n"
 )
 
 
@@ -79,7 +79,7 @@ def test_a_killed_driver_takes_its_gang_along_and_a_rerun_ends_with_equal_bytes(
     assert len(ranks) >= 2 and not alive, "ranks train on without their driver"
     assert not (tmp_path / "killed" / "record.json").exists(), "it was too late to kill it"
     record = run_gang(sent, 2, 1)
-    assert record.numbers["epochs_resumed_from"] >= 3 and record.numbers["steps"] == 96
+    assert record.numbers.epochs_resumed_from >= 3 and record.numbers.steps == 96
     assert model_bytes(tmp_path / "killed") == model_bytes(tmp_path / "whole")
     steps = reported(tmp_path / "killed")
     assert steps == sorted(set(steps)) and set(range(8, 97, 8)) <= set(steps), "every epoch is reported, once"
@@ -93,8 +93,8 @@ def test_a_killed_rank_ends_the_gang_with_a_remedy_and_a_rerun_resumes(model: Pa
     rank = next(child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline()))
     rank.send_signal(signal.SIGKILL)
     _, errors = process.communicate(timeout=3600)
-    assert process.returncode != 0 and "a process of the training gang died; run the same command again" in errors
-    assert run_gang(sent, 2, 1).numbers["epochs_resumed_from"] >= 2
+    assert process.returncode != 0 and "run the same command again" in errors
+    assert run_gang(sent, 2, 1).numbers.epochs_resumed_from >= 2
 
 
 @pytest.mark.parametrize("optimizer", list(Optimizer))
@@ -106,7 +106,7 @@ def test_an_interrupted_training_resumes_with_equal_bytes_at_every_stage(
     run_gang(task(tmp_path / "whole", model, settings), 1, 1)
     interrupted(tmp_path / "out", model, settings, after=2)
     record = run_gang(task(tmp_path / "out", model, settings), 1, 1)
-    assert record.numbers["epochs_resumed_from"] == 2 and record.numbers["steps"] == 32
+    assert record.numbers.epochs_resumed_from == 2 and record.numbers.steps == 32
     assert model_bytes(tmp_path / "out") == model_bytes(tmp_path / "whole")
 
 
@@ -115,7 +115,7 @@ def test_skipped_steps_are_counted_across_an_interruption(model: Path, tmp_path:
     with pytest.raises(OSError, match="went away"):
         run_gang(task(tmp_path / "out", model, settings, stripes(nan_steps=[1], fails_in_epoch=2)), 1, 1)
     record = run_gang(task(tmp_path / "out", model, settings, stripes(nan_steps=[1])), 1, 1)
-    assert record.numbers["skipped_steps"] == 3
+    assert record.numbers.skipped_steps == 3
 
 
 def test_the_last_two_checkpoints_are_kept_until_the_result_is_there(model: Path, tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
     for epoch in damaged:
         damage(tmp_path / "out" / "checkpoints" / f"epoch{epoch}")
     record = run_gang(task(tmp_path / "out", model, settings), 1, 1)
-    assert record.numbers["epochs_resumed_from"] == (2 if damaged == (3,) else 0)
+    assert record.numbers.epochs_resumed_from == (2 if damaged == (3,) else 0)
     assert [entry.getMessage().count("is damaged") for entry in caplog.records] == [1] * len(damaged)
     assert model_bytes(tmp_path / "out") == model_bytes(tmp_path / "whole")
     steps = reported(tmp_path / "out")
