@@ -6,11 +6,11 @@ import importlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, make_dataclass
 from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
-from typing import Any, cast, get_type_hints
+from typing import Any, cast, get_args, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
@@ -23,8 +23,7 @@ from workers.errors import ConfigError
 from workers.latency import Latency
 from workers.losses import Loss
 from workers.models.base import ModelFamily
-from workers.pruners.base import Pruner, WeightPruner
-from workers.pruners.units import UnitPruner
+from workers.pruners.base import Pruner
 from workers.training.settings import Training
 
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
@@ -74,65 +73,34 @@ class Experiment:
         """The rounds by name; a single one that nobody named is called ""."""
         return self.rounds or {"": Round(self.pruner, self.steps, self.recovery)}
 
-    @property
-    def weight_pruner(self) -> WeightPruner:
-        """The pruner of a round that masks weights."""
-        assert isinstance(self.pruner, WeightPruner)
-        return self.pruner
 
-    @property
-    def unit_pruner(self) -> UnitPruner:
-        """The pruner of a round that takes units out."""
-        assert isinstance(self.pruner, UnitPruner)
-        return self.pruner
-
-
-@dataclass
-class Scalars:
-    """The settings that belong to no component."""
-
-    name: str
-    mode: Mode
-    seed: int
-    output: str
-    loss: Loss
-    compare: bool
-    steps: int
-    onnx: bool
-    int8: bool
-    latency: Latency
-
-
-@dataclass
-class Entry:
-    """A round as it is written: what it changes of the settings above it."""
-
-    pruner: Any
-    steps: int
-    recovery: Any
-
-
-COMPONENTS: dict[str, type] = {
-    "model": ModelFamily,
-    "data": Dataset,
-    "training": Training,
-    "pruner": Pruner,
-    "recovery": Training,
-    "cluster": Cluster,
-    "tracking": Tracking,
-}
-OPTIONAL = ("training", "recovery")
+COMPONENTS = (ModelFamily, Dataset, Training, Pruner, Cluster, Tracking)  # settings that are classes, each chosen from a folder of conf/
 
 
 def load(composed: DictConfig) -> Experiment:
     """Typed settings of a composed configuration. Raises: ConfigError naming the key, what was expected and what was found."""
     given = plain(composed)
-    scalars: Any = _typed(Scalars, {key: value for key, value in given.items() if key not in (*COMPONENTS, "rounds")}, "")
-    _check_places(scalars.name, scalars.output)
-    require(scalars.seed >= 0, "seed", "0 or more", scalars.seed)
-    components = {key: _component(key, given.get(key), kind) for key, kind in COMPONENTS.items()}
-    _check_steps("steps", scalars.steps, components["pruner"])
-    return Experiment(**vars(scalars), **components, rounds=_rounds(given))
+    scalars = _scalars(Experiment, given, "")
+    _check_places(scalars["name"], scalars["output"])
+    require(scalars["seed"] >= 0, "seed", "0 or more", scalars["seed"])
+    chosen = {name: _component(name, given.get(name), kind) for name, kind in components(Experiment)}
+    experiment = Experiment(**scalars, **chosen, rounds=_rounds(given))
+    experiment.pruner.check_steps("steps", experiment.steps)
+    return experiment
+
+
+def components(kind: type) -> list[tuple[str, type]]:
+    """The settings of ``kind`` that are components, and what each must be."""
+    hints = {name: get_args(hint)[0] if get_args(hint) else hint for name, hint in get_type_hints(kind).items()}
+    return [(name, hint) for name, hint in hints.items() if hint in COMPONENTS]
+
+
+def _scalars(kind: type, given: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """Typed values of the settings of ``kind`` that are no components (and no rounds). Raises: ConfigError for any key that it lacks."""
+    apart = {*dict(components(kind)), "rounds"}
+    known = [(name, Any if name in apart else hint) for name, hint in get_type_hints(kind).items()]
+    values = vars(_typed(make_dataclass(kind.__name__, known), dict(given), path))
+    return {name: value for name, value in values.items() if name not in apart}
 
 
 def check_request(experiment: Experiment) -> None:
@@ -167,11 +135,11 @@ def _rounds(given: dict[str, Any]) -> dict[str, Round]:
 
 def _round(path: str, entry: Any, above: dict[str, Any]) -> Round:
     require(isinstance(entry, dict), path, "what the round changes: pruner, steps, recovery", entry)
-    written: Any = _typed(Entry, {key: above[key] for key in ("pruner", "steps", "recovery")} | entry, path)
-    pruner = _component(f"{path}.pruner", _over(above["pruner"], entry.get("pruner", {})), Pruner)
-    recovery = _component(f"{path}.recovery", _over(above["recovery"], entry.get("recovery", {})), Training)
-    _check_steps(f"{path}.steps", written.steps, pruner)
-    return Round(pruner, written.steps, recovery)
+    changed = {name: _over(above[name], entry.get(name, {})) for name, _ in components(Round)}
+    settings = _scalars(Round, {field.name: above[field.name] for field in fields(Round)} | entry, path)
+    part = Round(**settings, **{name: _component(f"{path}.{name}", changed[name], kind) for name, kind in components(Round)})
+    part.pruner.check_steps(f"{path}.steps", part.steps)
+    return part
 
 
 def _over(above: Any, entry: Any) -> Any:
@@ -186,22 +154,13 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return below | above | both
 
 
-def _check_steps(where: str, steps: int, pruner: Pruner) -> None:
-    require(steps >= 1, where, "at least 1", steps)
-    if not isinstance(pruner, WeightPruner):
-        return
-    fixed = f"1, since the pattern {pruner.target.pattern} leaves no sparsity on the way to its own"
-    require(steps == 1 or not pruner.pattern.bucket, where, fixed, steps)
-
-
 def _component(path: str, given: Any, kind: type) -> Any:
     part = "recovery" if kind is Training else path.rpartition(".")[2]  # what the settings call themselves in their errors
     choice = path if path == part else f"{part}@{path}"
     require(given is None or isinstance(given, dict), path, f"a component, chosen with {choice}=NAME", given)
     target = None if given is None else given.get("_target_")
     if target is None:
-        optional = path.rpartition(".")[2] in OPTIONAL
-        require(optional, path, f"a component with _target_ (a {kind.__name__})", None, f"choose one with {choice}=NAME")
+        require(kind is Training, path, f"a component with _target_ (a {kind.__name__})", None, f"choose one with {choice}=NAME")
         idle = [] if given is None else [key for key in given if key != "_target_"]
         require(not idle, path, f"a component to set {', '.join(idle)} of", None, f"choose one with {choice}=NAME")
         return None

@@ -16,14 +16,13 @@ from orchestrator.report.result import Report, round_lines
 from orchestrator.report.write import write_report
 from orchestrator.results import make_report
 from orchestrator.rounds import check_targets, plan_rounds
-from orchestrator.store import MODEL, Store
+from orchestrator.store import Store
 from workers.checks import require
 from workers.errors import DamagedResult, SecateurError
-from workers.int8 import INT8
 from workers.losses import Loss
 from workers.models.base import Output
 from workers.onnx_export import ONE_FILE_BYTES, check_packages, export_onnx, first_images
-from workers.pruners.units import UnitPruner
+from workers.records import MODEL, Int8Model
 from workers.training.settings import check
 
 if TYPE_CHECKING:
@@ -87,8 +86,7 @@ def check_detector(experiment: Experiment, profile: ModelProfile) -> None:
     require(data.classes + 5 <= profile.outputs, "model.arguments.num_classes", classes, profile.outputs - 4)
     for name, part in experiment.schedule.items():
         where = f"rounds.{name}.pruner" if name else "pruner"
-        suits = not (isinstance(part.pruner, UnitPruner) and part.pruner.needs_logits)
-        require(suits, where, "one that suits detectors", type(part.pruner).__name__, "sosp_h and taylor do")
+        require(not part.pruner.needs_logits, where, "one that suits detectors", type(part.pruner).__name__, "sosp_h and taylor do")
 
 
 def run_experiment(experiment: Experiment, config: dict[str, Any], command: str) -> tuple[Report, Path]:
@@ -111,23 +109,23 @@ def run_experiment(experiment: Experiment, config: dict[str, Any], command: str)
     with Progress() as progress:
         warn_of_a_full_disk(plan, directory, progress)
         experiment = settle_data(experiment, plan.profile, progress)
-        tracked = experiment.tracking.start(experiment.name, identity[:8], config, directory, progress.warn)
-        run = Run(experiment, plan, Store(Path(experiment.output) / "store"), directory, progress, tracked)
+        tracker = experiment.tracking.start(experiment.name, identity[:8], config, directory, progress.warn)
+        run = Run(experiment, plan, Store(Path(experiment.output) / "store"), directory, progress, tracker, plan.profile)
         for remark in experiment.data.remarks(told_apart(experiment, plan.profile)):
             run.warn(remark)
         try:
             outcome = _carry_out(run)
             with run.timed("export"):
                 exported = export(outcome, directory, experiment)
-            report = make_report(run, outcome, config, command, identity, exported)
+            report = make_report(experiment, plan, run.log, outcome, config, command, identity, exported)
             page = write_report(report, directory)
         except BaseException:
-            tracked.finish(None, [], "failed")
+            tracker.finish(None, [], "failed")
             raise
         for name, lines in (report.curves | {"rounds": round_lines(report)}).items():
-            tracked.curve(name, lines)
-        tracked.layers(report.layers)
-        tracked.finish(report, [page, page.with_suffix(".json"), directory / MODEL], "finished")
+            tracker.curve(name, lines)
+        tracker.layers(report.layers)
+        tracker.finish(report, [page, page.with_suffix(".json"), directory / MODEL], "finished")
     return report, directory
 
 
@@ -139,19 +137,19 @@ def measure_latency(experiment: Experiment) -> tuple[LatencyTable, dict[str, Any
     from orchestrator.progress import Progress
     from orchestrator.run import Run
     from orchestrator.times import conditions, time_model, time_operations
-    from orchestrator.track import FileRun
+    from orchestrator.track import FileTracker
 
     experiment.model.check()
-    plan, streams = plan_experiment(experiment), isinstance(experiment.pruner, UnitPruner) and experiment.pruner.streams
+    plan, streams = plan_experiment(experiment), experiment.pruner.removes_streams
     here = conditions(experiment.latency, plan.resources)
     name = f"{experiment.name}-latency-{latency_fingerprint(experiment, streams, plan.resources)[:8]}"
     directory = Path(experiment.output).resolve() / name
     with Progress() as progress:
-        tracked = FileRun(experiment.name, name, directory)
-        run = Run(experiment, plan, Store(Path(experiment.output) / "store"), directory, progress, tracked)
+        tracker = FileTracker(experiment.name, name, directory)
+        run = Run(experiment, plan, Store(Path(experiment.output) / "store"), directory, progress, tracker, plan.profile)
         try:
             experiment.cluster.start(1)
-            model_ms = time_model(run, experiment.model).numbers["ms"]
+            model_ms = time_model(run, experiment.model).numbers.ms
             return time_operations(run, experiment.model, streams, model_ms), here, directory
         finally:
             experiment.cluster.stop()
@@ -212,12 +210,12 @@ def export(outcome: Outcome, directory: Path, experiment: Experiment) -> dict[st
     from workers.files import write_text
 
     target = directory / MODEL
-    shutil.copyfile(outcome.model.path(MODEL), target)
+    shutil.copyfile(outcome.model.file, target)
     write_text(directory / "model.json", json.dumps(read_spec(target), indent=1))
-    for former in (*directory.glob(f"{ONNX}*"), *directory.glob(INT8)):
+    for former in (*directory.glob(f"{ONNX}*"), *directory.glob(Int8Model.file)):
         former.unlink()
     files: dict[str, Any] = {"model": MODEL, "spec": "model.json"}
     if outcome.quantised is not None:
-        shutil.copyfile(outcome.quantised.path(INT8), directory / INT8)
-        files["int8"] = INT8
+        shutil.copyfile(outcome.quantised.file, directory / Int8Model.file)
+        files["int8"] = Int8Model.file
     return files | ({"onnx": export_onnx(target, directory / ONNX, first_images(experiment.data))} if experiment.onnx else {})

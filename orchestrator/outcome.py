@@ -1,105 +1,147 @@
-"""What the pipeline leaves: the records of each stage, for the report."""
+"""The results of the pipeline's stages, as records: what the report is made of."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator.run import Run
+from orchestrator.config import Round
+from orchestrator.planning.costs import PlannedLayer
+from workers.models.base import Layer, ModelFamily
 from workers.pruners.base import WeightPruner
-from workers.records import Record
+from workers.pruners.units import UnitPruner
+from workers.records import (
+    ChosenUnits,
+    Int8Model,
+    LayerScores,
+    LayerSolution,
+    Metrics,
+    ModelComparison,
+    ModelNumbers,
+    PartialMoment,
+    PartialSums,
+    Record,
+    TrainedModel,
+    UnitRanking,
+)
 
 
 @dataclass(frozen=True)
-class Step:
-    """What one pass from calibration to a sparser model left: records by layer, and the model."""
+class MaskingStep:
+    """One pass from calibration to a sparser model: records by layer, and the model."""
 
-    partials: dict[str, list[Record]]
-    scores: dict[str, Record]
-    solutions: dict[str, Record]
-    model: Record
+    partials: dict[str, list[Record[PartialMoment]]]
+    scores: dict[str, Record[LayerScores]]
+    solutions: dict[str, Record[LayerSolution]]
+    model: Record[ModelNumbers]
 
 
 @dataclass(frozen=True)
-class UnitStep:
-    """What one pass from measuring units to a smaller model left: records by shard, the ranking, which units stayed, and the model.
+class Masking:
+    """How a round masked weights: its pruner, the layers that it pruned, those that the pattern left dense, and its steps."""
 
-    For a target of latency also the time of the smaller model, in turn with the dense one, and how often the budget was corrected by that.
-    Milliseconds are those of the machine in these turns: what was asked for and predicted counts as a fraction of the dense model's time.
+    pruner: WeightPruner
+    layers: tuple[PlannedLayer, ...]
+    unfit: tuple[Layer, ...]
+    steps: list[MaskingStep]
+
+
+@dataclass(frozen=True)
+class TimedStep:
+    """How a step met its latency budget: the time of the smaller model in turn with that of the dense one, and the corrections it took.
+
+    Milliseconds are those of the machine during these turns: budget and prediction count as fractions of the dense model's time.
     """
 
-    sums: list[Record]
-    ranking: Record
-    chosen: Record
-    model: Record
-    timed: Record | None = None
+    chosen: ChosenUnits
+    comparison: ModelComparison
     corrections: int = 0
 
     @property
     def dense_ms(self) -> float:
-        assert self.timed is not None
-        return self.timed.numbers["beside_ms"]
+        return self.comparison.beside_ms
 
     @property
     def budget_ms(self) -> float:
-        return self.dense_ms * self.chosen.numbers["budget"] / self.chosen.numbers["dense"]
+        return self.dense_ms * self.chosen.budget / self.chosen.dense
 
     @property
     def predicted_ms(self) -> float:
-        return self.dense_ms * self.chosen.numbers["predicted"] / self.chosen.numbers["dense"]
+        assert self.chosen.predicted is not None
+        return self.dense_ms * self.chosen.predicted / self.chosen.dense
 
     @property
     def measured_ms(self) -> float:
-        assert self.timed is not None
-        return self.dense_ms * self.timed.numbers["ratio"]
+        return self.dense_ms * self.comparison.ratio
 
     @property
-    def off(self) -> float:
-        """How far the measured time is from the budget, as a fraction of it."""
+    def excess(self) -> float:
+        """How far the measured time is over the budget, as a fraction of it; negative below it."""
         return self.measured_ms / self.budget_ms - 1
 
 
 @dataclass(frozen=True)
+class RemovalStep:
+    """One pass from calibration to a smaller model: sums by shard, the ranking, the units that are kept, and the model."""
+
+    sums: list[Record[PartialSums]]
+    ranking: Record[UnitRanking]
+    chosen: Record[ChosenUnits]
+    model: Record[ModelNumbers]
+    timed: TimedStep | None = None
+
+    @property
+    def excess(self) -> float:
+        """How far the measured time is over the budget; only of a step that was timed."""
+        assert self.timed is not None
+        return self.timed.excess
+
+
+@dataclass(frozen=True)
+class Removal:
+    """How a round removed units: its pruner, and its steps."""
+
+    pruner: UnitPruner
+    steps: list[RemovalStep]
+
+
+@dataclass(frozen=True)
+class Increase:
+    """The measured rise of the calibration ``loss`` (in words, with its unit) over the pruning of a round; None if it was not measured."""
+
+    measured: float | None
+    loss: str
+
+
+@dataclass(frozen=True)
 class RoundOutcome:
-    """A round: its settings and plan, its steps (all of one kind), and what was measured of the model before and after its training."""
+    """A round: its settings, how it pruned, the family of the model that it leaves, and that model before and after its training."""
 
-    run: Run
-    steps: list[Step] | list[UnitStep]
-    measured: float | None  # rise of the calibration loss over its pruning
-    measured_unit: str
-    one_shot: Record
-    trained: Record | None
-    recovered: Record | None
-
-    @property
-    def masks(self) -> bool:
-        """Whether it masked weights; else it took units out."""
-        return isinstance(self.run.experiment.pruner, WeightPruner)
+    name: str
+    settings: Round
+    pruned: Masking | Removal
+    family: ModelFamily
+    increase: Increase
+    one_shot: Record[Metrics]
+    trained: Record[TrainedModel] | None
+    recovered: Record[Metrics] | None
 
     @property
-    def weight_steps(self) -> list[Step]:
-        return [step for step in self.steps if isinstance(step, Step)]
-
-    @property
-    def unit_steps(self) -> list[UnitStep]:
-        return [step for step in self.steps if isinstance(step, UnitStep)]
-
-    @property
-    def model(self) -> Record:
-        """What the round leaves."""
-        return self.trained or self.steps[-1].model
+    def model(self) -> Record[ModelNumbers]:
+        """The model that the round leaves."""
+        return self.trained or self.pruned.steps[-1].model
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Everything a report is made of: records of each stage."""
+    """A run: the dense model with its training, if it was trained here, and its metrics; the rounds; and the final model in 8 bits."""
 
-    dense: Record
-    trained: Record | None  # the training of the dense model, if it was trained here
-    assessed: Record  # metrics of the dense model
+    dense: Record[ModelNumbers]
+    trained: Record[TrainedModel] | None
+    assessed: Record[Metrics]
     rounds: list[RoundOutcome]
-    quantised: Record | None = None  # the model that the run leaves in 8 bits
+    quantised: Record[Int8Model] | None = None
 
     @property
-    def model(self) -> Record:
-        """What the run leaves."""
+    def model(self) -> Record[ModelNumbers]:
+        """The model that the run leaves."""
         return self.rounds[-1].model

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.allocation.units import cost_of, dense_family, floors
-from orchestrator.allocation.weights import asked_sparsity
-from orchestrator.cluster.base import cores_here, processor
+from orchestrator.cluster.base import Resources, cores_here, processor
 from orchestrator.config import Experiment
-from orchestrator.outcome import Outcome, RoundOutcome
+from orchestrator.outcome import Masking, MaskingStep, Outcome, Removal, RoundOutcome
 from orchestrator.planning.plan import Plan
 from orchestrator.report.result import (
     FileSizes,
@@ -27,26 +26,32 @@ from orchestrator.report.result import (
     RoundResult,
     StageResult,
 )
-from orchestrator.run import Run
+from orchestrator.run import Log
 from orchestrator.stages import whose
-from orchestrator.store import MODEL
 from orchestrator.structure_table import shapes_of, unit_weights
 from orchestrator.times import conditions, on_onnxruntime
-from workers.models.base import ModelFamily
 from workers.models.profile import ModelProfile, profile
 from workers.models.structures.find import find_groups
-from workers.pruners.base import WeightPruner
 from workers.pruners.units import Of, UnitPruner
-from workers.records import Record
+from workers.records import Int8Model, Metrics, Record, TrainedModel
 
 
-def make_report(run: Run, outcome: Outcome, config: dict[str, Any], command: str, fingerprint: str, files: dict[str, Any]) -> Report:
-    """Everything a reader may ask of the run. Layers, target and stages are those of its last round; ``rounds`` tells of all."""
-    last, masked = outcome.rounds[-1], next((part for part in reversed(outcome.rounds) if part.masks), None)
-    layers = [] if masked is None else layer_results(masked)
-    dense, final = model_profile(run.experiment, run.experiment.model), model_profile(run.experiment, run.family_of(outcome.model))
+def make_report(
+    experiment: Experiment,
+    plan: Plan,
+    log: Log,
+    outcome: Outcome,
+    config: dict[str, Any],
+    command: str,
+    fingerprint: str,
+    files: dict[str, Any],
+) -> Report:
+    """The report of a finished run. Layers, target and stages are those of its last round; ``rounds`` describes all of them."""
+    last, masked = outcome.rounds[-1], [part.pruned for part in outcome.rounds if isinstance(part.pruned, Masking)]
+    layers = layer_results(masked[-1], experiment.data.calibration_batch_size) if masked else []
+    final = profile(last.family, experiment.data.input_shape)
     return Report(
-        name=run.experiment.name,
+        name=experiment.name,
         fingerprint=fingerprint,
         command=command,
         experiment=config,
@@ -55,41 +60,40 @@ def make_report(run: Run, outcome: Outcome, config: dict[str, Any], command: str
         layers=layers,
         prunable_weights=sum(layer.weights for layer in layers),
         pruned_weights=sum(layer.zeros for layer in layers),
-        model_weights=dense.parameters,
-        groups=group_results(outcome.rounds),
-        dense_size=model_size(dense),
+        model_weights=plan.profile.parameters,
+        groups=group_results(experiment, outcome.rounds),
+        dense_size=model_size(plan.profile),
         final_size=model_size(final),
-        latency=latency_of(outcome.rounds),
-        int8=int8_of(run, outcome.quantised),
-        memory_removed=memory_of(outcome.rounds),
-        loss_increase=LossIncrease(_predicted(layers), last.measured, last.measured_unit),
-        rounds=[round_result(run, outcome, part) for part in outcome.rounds if part.run.round],
-        sizes=FileSizes(outcome.dense.path(MODEL).stat().st_size, outcome.model.path(MODEL).stat().st_size),
-        timeline=run.timeline,
-        stage_seconds=run.stage_seconds,
-        predicted_stage_seconds={name: stage.seconds for name, stage in run.plan.stages.items()},
+        latency=latency_of(experiment, plan.resources, outcome.rounds),
+        int8=int8_of(experiment, plan.resources, outcome.quantised),
+        memory_removed=memory_of(experiment, outcome.rounds),
+        loss_increase=LossIncrease(_predicted(layers), last.increase.measured, last.increase.loss),
+        rounds=[round_result(experiment, plan, log, outcome, part) for part in outcome.rounds if part.name],
+        sizes=FileSizes(outcome.dense.file.stat().st_size, outcome.model.file.stat().st_size),
+        timeline=log.timeline,
+        stage_seconds=log.stage_seconds,
+        predicted_stage_seconds={name: stage.seconds for name, stage in plan.stages.items()},
         curves={name: training_curve(record) for name, record in _trainings(outcome).items()},
         skipped=_skipped(outcome),
-        warnings=run.warnings + run.experiment.cluster.warnings,
-        environment=environment(run),
+        warnings=log.warnings + experiment.cluster.warnings,
+        environment=environment(plan.resources),
         files=files,
     )
 
 
 def asked_of(part: RoundOutcome) -> dict[str, Any]:
     """The target of a round, and in how many steps it was reached."""
-    experiment = part.run.experiment
-    asked = asked_units(experiment.unit_pruner) if not part.masks else asked_weights(experiment.weight_pruner, part.run.plan)
-    return asked | ({"steps": experiment.steps} if experiment.steps > 1 else {})
+    asked = asked_weights(part.pruned) if isinstance(part.pruned, Masking) else asked_units(part.pruned.pruner)
+    return asked | ({"steps": part.settings.steps} if part.settings.steps > 1 else {})
 
 
-def asked_weights(pruner: WeightPruner, plan: Plan) -> dict[str, Any]:
-    target = pruner.target
-    asked: dict[str, Any] = {"sparsity": asked_sparsity(target, [planned.layer for planned in plan.layers]), "scope": target.scope.value}
-    if not pruner.pattern.is_free:
+def asked_weights(masking: Masking) -> dict[str, Any]:
+    target = masking.pruner.target
+    asked: dict[str, Any] = {"sparsity": target.overall([planned.layer for planned in masking.layers]), "scope": target.scope.value}
+    if not masking.pruner.pattern.is_free:
         asked["pattern"] = target.pattern
-    if plan.unfit:
-        asked["left_dense"] = [layer.name for layer in plan.unfit]
+    if masking.unfit:
+        asked["left_dense"] = [layer.name for layer in masking.unfit]
     if target.per_layer:
         asked["per_layer"] = target.per_layer
     return asked
@@ -107,107 +111,110 @@ def asked_units(pruner: UnitPruner) -> dict[str, Any]:
     return asked | ({"streams": True} if pruner.streams else {})
 
 
-def round_result(run: Run, outcome: Outcome, part: RoundOutcome) -> RoundResult:
+def round_result(experiment: Experiment, plan: Plan, log: Log, outcome: Outcome, part: RoundOutcome) -> RoundResult:
     """A round in numbers."""
-    experiment, asked = part.run.experiment, asked_of(part)
-    layers = layer_results(part) if part.masks else []
+    layers = layer_results(part.pruned, experiment.data.calibration_batch_size) if isinstance(part.pruned, Masking) else []
+    goal = part.settings.pruner.goal(plan.profile.layers) if isinstance(part.pruned, Removal) else None
     weights = sum(layer.weights for layer in layers)
-    pruned, *recovered = _stages(part)
-    size = model_size(model_profile(run.experiment, run.family_of(part.model)))
-    dense = model_size(model_profile(run.experiment, run.experiment.model))
+    size = model_size(profile(part.family, experiment.data.input_shape))
+    after_pruning, *after_recovery = _stages(part)
     return RoundResult(
-        name=part.run.round,
-        pruner=type(experiment.pruner).__name__,
-        steps=experiment.steps,
-        epochs=0 if experiment.recovery is None else experiment.recovery.epochs,
-        asked=asked["sparsity"] if part.masks else asked["removed"],
-        asked_of="weights" if part.masks else asked["of"],
+        name=part.name,
+        pruner=type(part.settings.pruner).__name__,
+        steps=part.settings.steps,
+        epochs=0 if part.settings.recovery is None else part.settings.recovery.epochs,
+        asked=asked_of(part)["sparsity"] if goal is None else goal.fraction,
+        asked_of="weights" if goal is None else goal.of,
         sparsity=sum(layer.zeros for layer in layers) / weights if weights else 0.0,
-        removed=removed_of(outcome.rounds[: outcome.rounds.index(part) + 1], dense, size),
+        removed=removed_of(experiment, plan, outcome.rounds[: outcome.rounds.index(part) + 1], size),
         size=size,
-        after_pruning=pruned,
-        after_recovery=recovered[0] if recovered else None,
-        loss_increase=LossIncrease(_predicted(layers), part.measured, part.measured_unit),
-        seconds=sum(seconds for stage, seconds in run.stage_seconds.items() if whose(stage) == part.run.round),
+        after_pruning=after_pruning,
+        after_recovery=after_recovery[0] if after_recovery else None,
+        loss_increase=LossIncrease(_predicted(layers), part.increase.measured, part.increase.loss),
+        seconds=sum(seconds for stage, seconds in log.stage_seconds.items() if whose(stage) == part.name),
     )
 
 
-def model_profile(experiment: Experiment, family: ModelFamily) -> ModelProfile:
-    return profile(family, experiment.data.input_shape)
-
-
-def model_size(found: ModelProfile) -> ModelSize:
+def model_size(model: ModelProfile) -> ModelSize:
     """A multiply-add is two flops of torch's counter."""
-    return ModelSize(found.parameters, found.forward_flops // 2)
+    return ModelSize(model.parameters, model.forward_flops // 2)
 
 
-def removed_of(rounds: list[RoundOutcome], dense: ModelSize, size: ModelSize) -> dict[str, float]:
-    """Fractions of the dense model that are gone after ``rounds``; empty if none of them took units out."""
-    groups = group_results(rounds)
+def removals(rounds: list[RoundOutcome]) -> list[Removal]:
+    """How those of ``rounds`` that removed units did so."""
+    return [part.pruned for part in rounds if isinstance(part.pruned, Removal)]
+
+
+def removed_of(experiment: Experiment, plan: Plan, rounds: list[RoundOutcome], size: ModelSize) -> dict[str, float]:
+    """Fractions of the dense model that are removed after ``rounds``; empty if none of them removed units."""
+    groups, dense = group_results(experiment, rounds), model_size(plan.profile)
     if not groups:
         return {}
-    kept, timed = sum(group.kept for group in groups) / sum(group.units for group in groups), latency_of(rounds)
-    found = {"macs": 1 - size.macs / dense.macs, "parameters": 1 - size.parameters / dense.parameters, "structures": 1 - kept}
-    memory = memory_of(rounds)
-    return found | ({} if timed is None else {"latency": timed.removed}) | ({} if memory is None else {"memory": memory})
+    kept = sum(group.kept for group in groups) / sum(group.units for group in groups)
+    removed = {"macs": 1 - size.macs / dense.macs, "parameters": 1 - size.parameters / dense.parameters, "structures": 1 - kept}
+    latency, memory = latency_of(experiment, plan.resources, rounds), memory_of(experiment, rounds)
+    return removed | ({} if latency is None else {"latency": latency.removed}) | ({} if memory is None else {"memory": memory})
 
 
-def memory_of(rounds: list[RoundOutcome]) -> float | None:
-    """The fraction of the memory that is gone, if the last of ``rounds`` that took units out had a target of it."""
-    last = next((part.run for part in reversed(rounds) if not part.masks), None)
-    if last is None or Of.MEMORY.value not in (last.experiment.unit_pruner.target.of.value, *last.experiment.unit_pruner.target.also):
+def memory_of(experiment: Experiment, rounds: list[RoundOutcome]) -> float | None:
+    """The removed fraction of the memory, if the last of ``rounds`` that removed units had a target for it."""
+    removed = removals(rounds)
+    if not removed or Of.MEMORY.value not in (removed[-1].pruner.target.of.value, *removed[-1].pruner.target.also):
         return None
-    dense, input_shape = dense_family(last.experiment.model), last.experiment.data.input_shape
-    before, after = (cost_of(Of.MEMORY, family, [], input_shape).total for family in (dense, last.family_of(rounds[-1].model)))
+    families = (dense_family(experiment.model), rounds[-1].family)
+    before, after = (cost_of(Of.MEMORY, family, [], experiment.data.input_shape).total for family in families)
     return 1 - after / before
 
 
-def latency_of(rounds: list[RoundOutcome]) -> LatencyResult | None:
-    """How the last of ``rounds`` that took units out met its target of latency; None if it had another."""
-    last = next((part for part in reversed(rounds) if not part.masks), None)
-    if last is None or (timed := last.unit_steps[-1].timed) is None:
+def latency_of(experiment: Experiment, resources: Resources, rounds: list[RoundOutcome]) -> LatencyResult | None:
+    """How the last of ``rounds`` that removed units met its latency target; None if it had another target."""
+    removed = removals(rounds)
+    timed = removed[-1].steps[-1].timed if removed else None
+    if timed is None or timed.chosen.table is None:
         return None
-    step, numbers = last.unit_steps[-1], last.unit_steps[-1].chosen.numbers
+    table = timed.chosen.table
     return LatencyResult(
-        **conditions(last.run.experiment.latency, last.run.plan.resources),
-        dense_ms=step.dense_ms,
-        budget_ms=step.budget_ms,
-        predicted_ms=step.predicted_ms,
-        measured_ms=step.measured_ms,
-        spread=timed.numbers["spread"],
-        corrections=step.corrections,
-        **numbers["table"],
+        **conditions(experiment.latency, resources),
+        dense_ms=timed.dense_ms,
+        budget_ms=timed.budget_ms,
+        predicted_ms=timed.predicted_ms,
+        measured_ms=timed.measured_ms,
+        spread=timed.comparison.spread,
+        corrections=timed.corrections,
+        scale=table["scale"],
+        measured_sizes=int(table["measured_sizes"]),
+        table_sizes=int(table["table_sizes"]),
     )
 
 
-def int8_of(run: Run, quantised: Record | None) -> Int8Result | None:
+def int8_of(experiment: Experiment, resources: Resources, quantised: Record[Int8Model] | None) -> Int8Result | None:
     if quantised is None:
         return None
-    numbers = quantised.numbers
+    model = quantised.numbers
     return Int8Result(
-        **conditions(*on_onnxruntime(run)),
-        metrics=numbers["metrics"],
-        bytes=numbers["bytes"],
-        float_bytes=numbers["float_bytes"],
-        ms=numbers["ratio"] * numbers["beside_ms"],
-        float_ms=numbers["beside_ms"],
-        spread=numbers["spread"],
+        **conditions(*on_onnxruntime(experiment.latency, resources)),
+        metrics=model.metrics,
+        bytes=model.bytes,
+        float_bytes=model.float_bytes,
+        ms=model.ratio * model.beside_ms,
+        float_ms=model.beside_ms,
+        spread=model.spread,
     )
 
 
-def group_results(rounds: list[RoundOutcome]) -> list[GroupResult]:
-    """Groups of the dense model, how many of their units are left after ``rounds``, and what a sweep of targets would have left."""
-    shrinking = [part for part in rounds if not part.masks]
-    if not shrinking:
+def group_results(experiment: Experiment, rounds: list[RoundOutcome]) -> list[GroupResult]:
+    """Groups of the dense model, how many of their units are kept after ``rounds``, and what a sweep of targets would have kept."""
+    removed = removals(rounds)
+    if not removed:
         return []
-    last, first = shrinking[-1].run.experiment, shrinking[0].unit_steps[0].chosen.numbers["swept"]
-    dense, streams = dense_family(last.model), any(part.run.experiment.unit_pruner.streams for part in shrinking)
-    groups, shapes = find_groups(dense, last.data.input_shape, streams), shapes_of(dense)
-    kept = {group.name: group.units for group in groups}
-    for part in shrinking:
-        for step in part.unit_steps:
-            kept |= step.chosen.numbers["kept"]
-    least = floors(last.unit_pruner.target, groups, {group.name: group.units for group in groups})
+    dense, streams = dense_family(experiment.model), any(part.pruner.streams for part in removed)
+    groups, shapes = find_groups(dense, experiment.data.input_shape, streams), shapes_of(dense)
+    units = {group.name: group.units for group in groups}
+    kept = dict(units)
+    for part in removed:
+        for step in part.steps:
+            kept |= step.chosen.numbers.kept
+    swept, least = removed[0].steps[0].chosen.numbers.swept, floors(removed[-1].pruner.target, groups, units)
     return [
         GroupResult(
             name=group.name,
@@ -216,23 +223,22 @@ def group_results(rounds: list[RoundOutcome]) -> list[GroupResult]:
             kept=kept[group.name],
             weights=unit_weights(group, shapes),
             least=least[group.name],
-            swept=[count / group.units for count in first.get(group.name, [])],
+            swept=[count / group.units for count in swept.get(group.name, [])],
         )
         for group in groups
     ]
 
 
-def layer_results(part: RoundOutcome) -> list[LayerResult]:
-    """Per layer: what is pruned, and what that was predicted to cost per calibration sample in this round, its steps added up."""
-    scale = part.run.experiment.data.calibration_batch_size  # a gradient is a mean over so many samples, so its moment is smaller
-    results = []
-    for planned in part.run.plan.layers:
-        name = planned.layer.name
-        costs = [step.solutions[name].numbers["predicted_loss"] for step in part.weight_steps]
+def layer_results(masking: Masking, batch_size: int) -> list[LayerResult]:
+    """For each layer, its zeros and the predicted cost of this round's, per calibration sample, added up over the steps."""
+    results = []  # a gradient is a mean over a batch, so its moment is smaller by the batch size than that of samples
+    for planned in masking.layers:
+        name, last = planned.layer.name, masking.steps[-1]
+        costs = [step.solutions[name].numbers.predicted_loss for step in masking.steps]
         known = [cost for cost in costs if cost is not None]
-        spent = scale * sum(known[: len(costs) - 1])
-        scored = part.weight_steps[-1].scores[name].numbers
-        gone = scored["already_pruned"] / planned.layer.weights
+        spent = batch_size * sum(known[: len(costs) - 1])
+        scored = last.scores[name].numbers
+        before = scored.zeros / planned.layer.weights
         results.append(
             LayerResult(
                 name=name,
@@ -240,19 +246,19 @@ def layer_results(part: RoundOutcome) -> list[LayerResult]:
                 columns=planned.layer.columns,
                 block_size=planned.block_size,
                 weights=planned.layer.weights,
-                zeros=part.weight_steps[-1].solutions[name].numbers["pruned"],
-                predicted_loss_increase=scale * sum(known) if len(known) == len(costs) else None,
-                curve=[(gone + more, spent + scale * loss) for more, loss in scored["curve"]],
-                notes=_notes(part, name),
+                zeros=last.solutions[name].numbers.zeros,
+                predicted_loss_increase=batch_size * sum(known) if len(known) == len(costs) else None,
+                curve=[(before + more, spent + batch_size * loss) for more, loss in scored.curve],
+                notes=_notes(masking, name),
             )
         )
     return results
 
 
-def _notes(part: RoundOutcome, name: str) -> dict[str, float]:
+def _notes(masking: Masking, name: str) -> dict[str, float]:
     """The pruner's notes on a layer: the largest of each over the steps, so that no trouble goes unreported."""
-    found = [step.scores[name].numbers["notes"] for step in part.weight_steps]
-    return {key: max(notes.get(key, 0.0) for notes in found) for key in dict.fromkeys(key for notes in found for key in notes)}
+    notes = [step.scores[name].numbers.notes for step in masking.steps]
+    return {key: max(each.get(key, 0.0) for each in notes) for key in dict.fromkeys(key for each in notes for key in each)}
 
 
 def _stages(part: RoundOutcome) -> list[StageResult]:
@@ -260,18 +266,18 @@ def _stages(part: RoundOutcome) -> list[StageResult]:
     return [_stage(name, record) for name, record in (("one_shot", part.one_shot), ("recovered", part.recovered)) if record is not None]
 
 
-def _stage(name: str, record: Record) -> StageResult:
-    return StageResult(name, record.numbers["metrics"], record.numbers["seconds"])
+def _stage(name: str, record: Record[Metrics]) -> StageResult:
+    return StageResult(name, dict(record.numbers.metrics), record.numbers.seconds)
 
 
-def _trainings(outcome: Outcome) -> dict[str, Record]:
+def _trainings(outcome: Outcome) -> dict[str, Record[TrainedModel]]:
     """Trainings by the name of their curve: "dense", "recovery", or "to_60/recovery" in rounds."""
-    found = {"dense": outcome.trained}
-    found |= {f"{part.run.round}/recovery".removeprefix("/"): part.trained for part in outcome.rounds}
-    return {name: record for name, record in found.items() if record is not None}
+    trainings = {"dense": outcome.trained}
+    trainings |= {f"{part.name}/recovery".removeprefix("/"): part.trained for part in outcome.rounds}
+    return {name: record for name, record in trainings.items() if record is not None}
 
 
-def environment(run: Run) -> dict[str, Any]:
+def environment(resources: Resources) -> dict[str, Any]:
     """Where and with what the run was measured."""
     packages = ("torch", "timm", "ray", "deepspeed", "numba")
     return {
@@ -281,10 +287,10 @@ def environment(run: Run) -> dict[str, Any]:
         "commit": _commit(),
         "machine": platform.machine(),
         "processor": processor(),
-        "device": run.plan.resources.device,
+        "device": resources.device,
         "cores": cores_here(),
-        "workers": run.plan.resources.workers,
-        "threads": run.plan.resources.threads,
+        "workers": resources.workers,
+        "threads": resources.threads,
     }
 
 
@@ -293,9 +299,9 @@ def _predicted(layers: list[LayerResult]) -> float | None:
     return sum(known) if layers and len(known) == len(layers) else None
 
 
-def training_curve(record: Record) -> list[dict[str, Any]]:
+def training_curve(record: Record[TrainedModel]) -> list[dict[str, Any]]:
     """Progress lines of a training, as its rank 0 wrote them."""
-    path = record.path("progress.jsonl")
+    path = record.directory / "progress.jsonl"
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
@@ -303,13 +309,15 @@ def training_curve(record: Record) -> list[dict[str, Any]]:
 
 def _skipped(outcome: Outcome) -> dict[str, int]:
     """Batches left out of the worst sum of a layer (every step reads the same batches), and steps left out of trainings."""
-    sums = [records for part in outcome.rounds for step in part.weight_steps for records in step.partials.values()]
-    sums += [step.sums for part in outcome.rounds for step in part.unit_steps]
-    worst = max((sum(record.numbers["skipped"] for record in records) for records in sums), default=0)
-    found = {"calibration batches with non-finite values": worst}
+    worst = 0
+    for part in outcome.rounds:
+        for step in part.pruned.steps:
+            sums: list[list[Record[Any]]] = list(step.partials.values()) if isinstance(step, MaskingStep) else [list(step.sums)]
+            worst = max([worst, *(sum(record.numbers.skipped for record in records) for records in sums)])
+    skipped = {"calibration batches with non-finite values": worst}
     for name, record in _trainings(outcome).items():
-        found[f"steps of {name} training with non-finite values"] = record.numbers.get("skipped_steps", 0)
-    return {what: count for what, count in found.items() if count}
+        skipped[f"steps of {name} training with non-finite values"] = record.numbers.skipped_steps
+    return {what: count for what, count in skipped.items() if count}
 
 
 def _commit() -> str:

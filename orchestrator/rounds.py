@@ -6,16 +6,14 @@ import glob
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from orchestrator.allocation.weights import asked_sparsity, layer_sparsities
 from orchestrator.cluster.base import Resources
 from orchestrator.config import Experiment, placed
-from orchestrator.planning.plan import Estimate, Plan, after_round, make_plan
+from orchestrator.planning.plan import Estimate, Plan, make_plan
 from orchestrator.stages import prefix
 from workers.checks import require
 from workers.models.base import Layer
 from workers.models.profile import ModelProfile
-from workers.pruners.base import Pruner, Scope, Target, Unfit, WeightPruner
-from workers.pruners.units import UnitPruner
+from workers.pruners.base import Scope, Target
 
 # Stages of the run; EACH_ROUND are those of a round, all others belong to its steps.
 ONCE = ("import", "train dense", "start workers", "evaluate dense", "assess dense", "quantise", "export")
@@ -48,7 +46,7 @@ def toward(target: Target, layers: Sequence[Layer], already: Mapping[str, int], 
     if target.scope is Scope.GLOBAL:
         now = sum(already.values()) / sum(layer.weights for layer in layers)
         return replace(target, sparsity=_between(now, target.sparsity, left))
-    final = layer_sparsities(target, layers)
+    final = target.by_layer(layers)
     steps = {glob.escape(layer.name): _between(already[layer.name] / layer.weights, final[layer.name], left) for layer in layers}
     return replace(target, scope=Scope.PER_LAYER, per_layer=steps)
 
@@ -58,65 +56,44 @@ def _between(now: float, final: float, left: int) -> float:
 
 
 def check_targets(experiment: Experiment, layers: Sequence[Layer]) -> None:
-    """Raises: ConfigError if a target names no layer, asks for less than a round before (what is pruned does not come back), or for a
-    pattern that the widths which a round before leaves need not fit.
+    """Raises: ConfigError if a target names no layer, if it asks for less than an earlier round (what is pruned does not come back), or if
+    its pattern need not fit the widths that an earlier round leaves.
     """
-    narrowed: dict[str, int] = {}  # by round: what the widths that it leaves are multiples of
-    reached: dict[str, tuple[str, float]] = {}  # of what: by which round, how much
+    multiples: dict[str, int] = {}  # what the widths that a round leaves are multiples of, by round
+    reached: dict[str, tuple[str, float]] = {}  # the round that asked last, and for how much, by what it is a fraction of
     for name, part in experiment.schedule.items():
         where = f"rounds.{name}.pruner" if name else "pruner"
         with placed("pruner", where):
-            of, key, asked = _asked(part.pruner, layers)
-        before, least = reached.get(of, ("", 0.0))
-        what = "pruned weights do" if of == "weights" else "units do"
+            goal = part.pruner.goal(layers)
+        before, least = reached.get(goal.of, ("", 0.0))
+        what = "pruned weights" if goal.of == "weights" else "removed units"
         require(
-            asked >= least - 1e-9,
-            f"{where}.target.{key}",
-            f"at least {least:g}, which round {before} prunes to, since {what} not come back",
-            asked,
+            goal.fraction >= least - 1e-9,
+            f"{where}.target.{goal.setting}",
+            f"at least {least:g}, the target of round {before}, since {what} do not come back",
+            goal.fraction,
             f"the order of rounds is {', '.join(experiment.schedule)} (those that a defaults list names come first)",
         )
-        if isinstance(part.pruner, UnitPruner):
-            narrowed[name] = part.pruner.target.round_to
-        elif isinstance(part.pruner, WeightPruner) and part.pruner.target.unfit is Unfit.ERROR:
-            _check_widths(part.pruner, name, narrowed)
-        if of != "weights":
-            reached.pop("weights", None)  # zeros go with the units that they are in
-        reached[of] = (name, asked)
-
-
-def _check_widths(pruner: WeightPruner, name: str, narrowed: Mapping[str, int]) -> None:
-    length = pruner.pattern.length
-    for before, multiple in narrowed.items():
-        require(
-            multiple % length == 0,
-            f"rounds.{before}.pruner.target.round_to",
-            f"a multiple of {length}, since round {name} prunes {pruner.target.pattern} in what is left",
-            multiple,
-        )
-
-
-def _asked(pruner: Pruner, layers: Sequence[Layer]) -> tuple[str, str, float]:
-    """Of what a pruner takes how much, and the setting that says so; raises ConfigError if it cannot."""
-    if isinstance(pruner, UnitPruner):
-        return pruner.target.of.value, "removed", pruner.target.removed
-    assert isinstance(pruner, WeightPruner)
-    target = pruner.target
-    pruner.check(layers)
-    layers = pruner.fitting(layers)
-    if target.scope is not Scope.GLOBAL:
-        layer_sparsities(target, layers)
-    return "weights", "per_layer" if target.scope is Scope.PER_LAYER else "sparsity", asked_sparsity(target, layers)
+        for earlier, multiple in multiples.items():
+            require(
+                multiple % part.pruner.needs_multiple == 0,
+                f"rounds.{earlier}.pruner.target.round_to",
+                f"a multiple of {part.pruner.needs_multiple}, since the pattern of round {name} needs such widths",
+                multiple,
+            )
+        if part.pruner.leaves_multiple is not None:
+            multiples[name] = part.pruner.leaves_multiple
+        if goal.of != "weights":
+            reached.pop("weights", None)  # zeros are removed with the units that hold them
+        reached[goal.of] = (name, goal.fraction)
 
 
 def plan_rounds(experiment: Experiment, profile: ModelProfile, resources: Resources) -> Plan:
     """The plan of all rounds: memory is what the largest of them needs, the store grows with each step."""
-    parts, plans = one_by_one(experiment), {}
+    parts, plans, family = one_by_one(experiment), {}, experiment.model
     for name, part in parts.items():
-        part = parts[name] = replace(part, model=experiment.model)
-        plans[name] = make_plan(part, profile, resources)
-        profile = plans[name].after or profile
-        experiment = replace(experiment, model=after_round(part))
+        plan = plans[name] = make_plan(replace(part, model=family), profile, resources)
+        family, profile = plan.family, plan.after or profile
     stages: dict[str, Estimate] = {}
     for name, plan in plans.items():
         steps = parts[name].steps
@@ -134,4 +111,4 @@ def plan_rounds(experiment: Experiment, profile: ModelProfile, resources: Resour
     first = next(iter(plans.values()))
     store_bytes = sum(parts[name].steps * plan.store_bytes for name, plan in plans.items())
     unfit = tuple({layer.name: layer for each in plans.values() for layer in each.unfit}.values())
-    return replace(largest, stages=stages, profile=first.profile, after=plan.after, unfit=unfit, store_bytes=store_bytes)
+    return replace(largest, stages=stages, profile=first.profile, family=family, after=plan.after, unfit=unfit, store_bytes=store_bytes)

@@ -8,71 +8,87 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from orchestrator.allocation.units import dense_family
 from orchestrator.config import Experiment
 from orchestrator.identity.sources import classes_of
-from orchestrator.planning.plan import Plan, make_plan
+from orchestrator.planning.plan import Plan
 from orchestrator.progress import Progress
 from orchestrator.report.result import TaskRun
 from orchestrator.rounds import one_by_one
 from orchestrator.stages import prefix
-from orchestrator.store import MODEL, Store
-from orchestrator.track import Run as Tracked
+from orchestrator.store import Store
+from orchestrator.track import Tracker
 from workers.errors import DamagedResult
 from workers.export import load_family
 from workers.messages import TrainTask
 from workers.models.base import ModelFamily
 from workers.models.exported import selecting
-from workers.models.profile import profile
+from workers.models.profile import ModelProfile, profile
 from workers.models.shrunk import ShrunkModel
-from workers.pruners.base import WeightPruner
-from workers.records import Destination, Record
+from workers.records import Destination, ModelNumbers, Numbers, Record, TrainedModel
+
+if TYPE_CHECKING:
+    from workers.worker import Worker
+
+Kind = TypeVar("Kind", bound=Numbers)
+Result = TypeVar("Result")
+
+
+class WithDestination(Protocol):
+    """A task whose result is stored."""
+
+    @property
+    def to(self) -> Destination: ...
+
+
+Task = TypeVar("Task", bound=WithDestination)
+
+
+@dataclass
+class Log:
+    """What a run has done so far, for its report."""
+
+    timeline: list[TaskRun] = field(default_factory=list)
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass
 class Run:
-    """What the stages of one run share."""
+    """What the stages of one run share. A round has a view of its own: its settings, and the model that it starts from."""
 
     experiment: Experiment
     plan: Plan
     store: Store
     directory: Path
     progress: Progress
-    tracked: Tracked
-    round: str = ""  # whose stages these are, and the step of it
+    tracker: Tracker
+    profile: ModelProfile  # of the model that the round starts from
+    round: str = ""
     step: int = 0
-    timeline: list[TaskRun] = field(default_factory=list)
-    stage_seconds: dict[str, float] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
+    log: Log = field(default_factory=Log)
 
     def __post_init__(self) -> None:
-        self.store = self.store.made_by(components(self.experiment))
+        self.store = self.store.made_by(classes(self.experiment))
 
-    def rounds(self) -> Iterator[Run]:
-        """A view for each round: its settings and plan, with everything else shared."""
-        for name, experiment in one_by_one(self.experiment).items():
-            plan = make_plan(experiment, self.plan.profile, self.plan.resources)
-            yield replace(self, experiment=experiment, plan=plan, round=name)
+    def of_round(self, name: str, model: Record[ModelNumbers]) -> Run:
+        """A view for a round that starts from ``model``; everything else is shared."""
+        experiment, family = one_by_one(self.experiment)[name], self.family_of(model)
+        if family is self.experiment.model:
+            return replace(self, experiment=experiment, round=name)
+        smaller = profile(family, experiment.data.input_shape)
+        return replace(self, experiment=replace(experiment, model=family), profile=smaller, round=name)
 
     def steps(self) -> Iterator[Run]:
         """A view for each step of a round."""
         for step in range(1, self.experiment.steps + 1):
             yield replace(self, step=step)
 
-    def on(self, model: Record) -> Run:
-        """This view for a model that units were taken out of: its family, its layers, its plan."""
-        family = self.family_of(model)
-        if family is self.experiment.model:
-            return self
-        experiment = replace(self.experiment, model=family)
-        found = profile(family, experiment.data.input_shape)
-        return replace(self, experiment=experiment, plan=make_plan(experiment, found, self.plan.resources))
-
-    def family_of(self, model: Record) -> ModelFamily:
+    def family_of(self, model: Record[ModelNumbers]) -> ModelFamily:
         """The family of a stored model, with this run's choice of layers."""
-        family, asked = load_family(model.path(MODEL)), dense_family(self.experiment.model)
+        family, asked = load_family(model.file), dense_family(self.experiment.model)
         if not isinstance(family, ShrunkModel) or not family.shapes:
             return asked
         return selecting(family, {name: getattr(asked, name) for name in asked.selects})
@@ -90,33 +106,38 @@ class Run:
     def map(
         self,
         stage: str,
-        verb: Callable[[Any, Any], Record],
-        tasks: Sequence[Any],
+        verb: Callable[[Worker, Task], Record[Kind]],
+        tasks: Sequence[Task],
         costs: Sequence[float] = (),
         alone: bool = False,
-    ) -> list[Record]:
+    ) -> list[Record[Kind]]:
         """Records of ``verb`` on ``tasks``, in order. What is in the store is read; the rest is computed, longest (``costs``) first."""
-        found = [self.find(task.to) for task in tasks]
-        order = [index for index, record in enumerate(found) if record is None]
+        records: list[Record[Kind] | None] = [self.find(task.to) for task in tasks]
+        missing = [index for index, record in enumerate(records) if record is None]
         if costs:
-            order.sort(key=lambda index: -costs[index])
-        results = self.compute(stage, verb, [tasks[index] for index in order], [record for record in found if record], alone)
-        for index, record in zip(order, results, strict=True):
-            found[index] = record
-        return [record for record in found if record is not None]
+            missing.sort(key=lambda index: -costs[index])
+        stored = [record for record in records if record is not None]
+        for index, record in zip(missing, self.compute(stage, verb, [tasks[index] for index in missing], stored, alone), strict=True):
+            records[index] = record
+        return [record for record in records if record is not None]
 
     def compute(
-        self, stage: str, verb: Callable[[Any, Any], Any], tasks: Sequence[Any], read: Sequence[Record] = (), alone: bool = False
-    ) -> list[Any]:
-        """Results of ``verb`` on tasks that nothing is stored of; ``read`` are the stage's results that were found."""
+        self,
+        stage: str,
+        verb: Callable[[Worker, Any], Result],
+        tasks: Sequence[Any],
+        stored: Sequence[Record[Numbers]] = (),
+        alone: bool = False,
+    ) -> list[Result]:
+        """Results of ``verb`` on tasks whose results are not stored; ``stored`` are the results of the stage that are."""
         if tasks:
             with self.timed("start workers"):
                 self.experiment.cluster.ready()
-        with self.timed(self.prefix + stage), self.progress.stage(self.prefix + stage, len(tasks) + len(read)) as bar:
-            for record in read:
+        with self.timed(self.prefix + stage), self.progress.stage(self.prefix + stage, len(tasks) + len(stored)) as bar:
+            for record in stored:
                 self.note(stage, record)
-            if read:
-                bar.advance(len(read), "from the store")
+            if stored:
+                bar.advance(len(stored), "from the store")
 
             def done(index: int, result: Any) -> None:
                 for record in result if isinstance(result, list) else [result]:
@@ -126,7 +147,7 @@ class Run:
 
             return self.experiment.cluster.map(verb, tasks, done, alone) if tasks else []
 
-    def gang(self, stage: str, task: TrainTask) -> Record:
+    def train(self, stage: str, task: TrainTask) -> Record[TrainedModel]:
         """Train with a gang, unless the result is in the store."""
         record = self.find(task.to)
         with self.timed(self.prefix + stage), self.progress.stage(self.prefix + stage, None) as bar:
@@ -136,7 +157,7 @@ class Run:
             self.note(stage, record)
         return record
 
-    def find(self, to: Destination) -> Record | None:
+    def find(self, to: Destination) -> Record[Any] | None:
         """The stored result, or None; a damaged one is discarded with a warning."""
         try:
             return self.store.find(to)
@@ -149,16 +170,18 @@ class Run:
         self.store.discard(damaged)
 
     def warn(self, text: str) -> None:
-        self.warnings.append(text)
-        self.progress.warn(text)
+        """Warn once; a text that names a round begins with ``prefix``."""
+        if text not in self.log.warnings:
+            self.log.warnings.append(text)
+            self.progress.warn(text)
 
-    def note(self, stage: str, record: Record) -> None:
-        """Keep what ran, or was read, in the time line and in ``tasks.jsonl``."""
-        stage = self.prefix + stage
-        what = f"{self.prefix}{record.numbers['layer']}" if "layer" in record.numbers else stage
+    def note(self, stage: str, record: Record[Numbers]) -> None:
+        """Record what was computed, or read from the store, in the time line and in ``tasks.jsonl``."""
+        stage, layer = self.prefix + stage, getattr(record.numbers, "layer", None)
+        what = stage if layer is None else f"{self.prefix}{layer}"
         task = TaskRun(record.verb, what, record.worker, record.started, record.seconds, record.computed)
-        self.timeline.append(task)
-        line = {"stage": stage, "fingerprint": record.fingerprint, "time": time.time(), "layer": record.numbers.get("layer")} | vars(task)
+        self.log.timeline.append(task)
+        line = {"stage": stage, "fingerprint": record.fingerprint, "time": time.time(), "layer": layer} | vars(task)
         with (self.directory / "tasks.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -166,16 +189,15 @@ class Run:
     def timed(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + time.perf_counter() - start
+        self.log.stage_seconds[stage] = self.log.stage_seconds.get(stage, 0.0) + time.perf_counter() - start
 
 
-def components(experiment: Experiment) -> Iterator[str]:
+def classes(experiment: Experiment) -> Iterator[str]:
     """Dotted names of the classes that settings chose and that results come from."""
     model, pruner = experiment.model, experiment.pruner
-    parts: list[Any] = [model, model.stored, experiment.data, pruner, *([pruner.statistic] if isinstance(pruner, WeightPruner) else [])]
-    for part in parts:
-        if part is not None:
-            yield from classes_of(part)
+    for component in (model, model.stored, experiment.data, pruner, pruner.statistic):
+        if component is not None:
+            yield from classes_of(component)
 
 
 def data_identity(run: Run, reads: tuple[str, ...]) -> dict:

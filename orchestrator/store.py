@@ -14,9 +14,7 @@ from typing import Any
 from orchestrator.identity.sources import classes_of, code_version
 from workers.errors import DamagedResult
 from workers.files import digest, read_record
-from workers.records import Destination, Record
-
-MODEL = "model.safetensors"
+from workers.records import MODEL, Destination, Record
 
 
 class Store:
@@ -42,7 +40,7 @@ class Store:
         key = fingerprint(verb, code=code_version(verb, tuple(sorted(named.union(self.components)))), **inputs)
         return Destination(key, self.root / verb / key[:2] / key[2:18])
 
-    def find(self, to: Destination) -> Record | None:
+    def find(self, to: Destination) -> Record[Any] | None:
         """The finished result at ``to``, or None. Raises: DamagedResult.
 
         Model files are verified here, once per driver; all other files where a worker reads them.
@@ -53,7 +51,7 @@ class Store:
         if record.fingerprint != to.fingerprint:
             raise DamagedResult(to.directory, "its record belongs to other inputs")
         if MODEL in record.files and record.fingerprint not in self._verified:
-            if digest(record.path(MODEL)) != record.files[MODEL]:
+            if digest(record.file) != record.files[MODEL]:
                 raise DamagedResult(to.directory, f"{MODEL} does not match its checksum")
             self._verified.add(record.fingerprint)
         return record
@@ -67,11 +65,11 @@ class Store:
 
 def fingerprint(*parts: Any, **inputs: Any) -> str:
     """SHA-256 of any nesting of plain values, enums, paths, dataclasses, records (by their own fingerprint) and destinations."""
-    text = json.dumps(_plain([*parts, inputs]), sort_keys=True, separators=(",", ":"))
+    text = json.dumps(_hashable([*parts, inputs]), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def settings(component: Any, without: tuple[str, ...] = (), only: tuple[str, ...] | None = None) -> dict[str, Any]:
+def settings_of(component: Any, without: tuple[str, ...] = (), only: tuple[str, ...] | None = None) -> dict[str, Any]:
     """A component's type and those of its fields that matter to a result."""
     fields = {name: value for name, value in asdict(component).items() if name not in without and (only is None or name in only)}
     return {"type": f"{type(component).__module__}.{type(component).__qualname__}", **fields}
@@ -81,17 +79,17 @@ def _is_component(value: Any) -> bool:
     return is_dataclass(value) and not isinstance(value, type | Record | Destination)
 
 
-def _plain(value: Any) -> Any:
+def _hashable(value: Any) -> Any:
     if isinstance(value, Record | Destination):
         return value.fingerprint
     if _is_component(value):
-        return _plain(settings(value))
+        return _hashable(settings_of(value))
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, dict):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): _hashable(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [_hashable(entry) for entry in value]
     if value is None or isinstance(value, str | int | float | bool):
         return value
     raise TypeError(f"cannot fingerprint {type(value).__name__}")

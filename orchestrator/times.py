@@ -14,30 +14,31 @@ from workers.latency import Latency, Runtime
 from workers.messages import CompareTimeTask, TimeModelTask, TimeOperationTask
 from workers.models.base import ModelFamily
 from workers.models.structures.find import find_groups
-from workers.records import Record
+from workers.pruners.units import UnitPruner
+from workers.records import ModelComparison, ModelNumbers, ModelTime, OperationTime, Record
 from workers.worker import Worker
 
 
-def measure_times(run: Run, model: Record) -> Times:
+def measure_times(run: Run, pruner: UnitPruner, model: Record[ModelNumbers]) -> Times:
     """What a target of latency needs to know of a model; leaves the table in the run's directory."""
     family, dense = run.family_of(model), dense_family(run.experiment.model)
-    dense_ms = time_model(run, dense).numbers["ms"]
-    model_ms = dense_ms if family == dense else dense_ms * time_beside_dense(run, family).numbers["ratio"]
-    return Times(time_operations(run, family, run.experiment.unit_pruner.streams, model_ms), dense_ms)
+    dense_ms = time_model(run, dense).numbers.ms
+    model_ms = dense_ms if family == dense else dense_ms * time_beside_dense(run, family).numbers.ratio
+    return Times(time_operations(run, family, pruner.streams, model_ms), dense_ms)
 
 
-def time_model(run: Run, family: ModelFamily) -> Record:
+def time_model(run: Run, family: ModelFamily) -> Record[ModelTime]:
     """A forward pass end to end."""
     latency, input_shape = run.experiment.latency, run.experiment.data.input_shape
-    to = run.store.destination("time", model=family, input_shape=input_shape, **identity(latency, run.plan.resources))
+    to = run.store.destination("time_model", model=family, input_shape=input_shape, **identity(latency, run.plan.resources))
     return run.map("time model", Worker.time_model, [TimeModelTask(family, input_shape, latency, to)], alone=True)[0]
 
 
-def time_beside_dense(run: Run, family: ModelFamily, reading: int = 1) -> Record:
+def time_beside_dense(run: Run, family: ModelFamily, reading: int = 1) -> Record[ModelComparison]:
     """A forward pass end to end, in turn with that of the dense model, since the speed of a machine drifts."""
     latency, input_shape, dense = run.experiment.latency, run.experiment.data.input_shape, dense_family(run.experiment.model)
     here = identity(latency, run.plan.resources)
-    to = run.store.destination("time", model=family, beside=dense, reading=reading, input_shape=input_shape, **here)
+    to = run.store.destination("compare_time", model=family, beside=dense, reading=reading, input_shape=input_shape, **here)
     task = CompareTimeTask(family, dense, input_shape, latency, reading, to)
     return run.map("time model", Worker.compare_time, [task], alone=True)[0]
 
@@ -50,11 +51,11 @@ def time_operations(run: Run, family: ModelFamily, streams: bool, model_ms: floa
     here, store = identity(latency, run.plan.resources), run.store.made_by(())  # an operation's text says all of it, whoever has it
     operations = find_operations(family, input_shape, latency.batch_size, find_groups(family, input_shape, streams))
 
-    def time_cells(asked: list[tuple[int, Cell]]) -> list[Record]:
+    def time_cells(asked: list[tuple[int, Cell]]) -> list[Record[OperationTime]]:
         tasks: dict[str, TimeOperationTask] = {}
         for number, units in asked:
             text = operations[number].at(units).text
-            to = store.destination("time", operation=text, **here)
+            to = store.destination("time_operation", operation=text, **here)
             tasks.setdefault(text, TimeOperationTask(family, input_shape, streams, latency, number, units, to))
         records = dict(zip(tasks, run.map("time operations", Worker.time_operation, list(tasks.values()), alone=True), strict=True))
         return [records[operations[number].at(units).text] for number, units in asked]
@@ -70,9 +71,9 @@ def conditions(latency: Latency, here: Resources) -> dict[str, Any]:
     return {"runtime": latency.runtime.value, "batch_size": latency.batch_size, "threads": threads, "device": device_name(here.device)}
 
 
-def on_onnxruntime(run: Run) -> tuple[Latency, Resources]:
-    """What times in onnxruntime are measured with, whatever the run's own runtime: its CPU."""
-    return replace(run.experiment.latency, runtime=Runtime.ONNXRUNTIME), replace(run.plan.resources, device="cpu")
+def on_onnxruntime(latency: Latency, here: Resources) -> tuple[Latency, Resources]:
+    """The settings with which onnxruntime is timed, whatever the run's own runtime: on its CPU."""
+    return replace(latency, runtime=Runtime.ONNXRUNTIME), replace(here, device="cpu")
 
 
 def identity(latency: Latency, here: Resources) -> dict[str, Any]:

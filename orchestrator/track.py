@@ -27,7 +27,7 @@ START_SECONDS = 30  # how long a W&B server may take to answer before the run go
 Warn = Callable[[str], Any]
 
 
-class Run(ABC):
+class Tracker(ABC):
     """A tracked run. Nothing here raises because a remote service failed."""
 
     @property
@@ -58,7 +58,7 @@ class Tracking(ABC):
     """A place for numbers. Its fields are its settings."""
 
     @abstractmethod
-    def start(self, name: str, run_id: str, config: dict[str, Any], directory: Path, warn: Warn = warnings.warn) -> Run:
+    def start(self, name: str, run_id: str, config: dict[str, Any], directory: Path, warn: Warn = warnings.warn) -> Tracker:
         """Begin, or go on with, the run ``run_id``, which lives in ``directory``. ``warn`` takes one sentence about trouble."""
 
 
@@ -66,11 +66,11 @@ class Tracking(ABC):
 class Files(Tracking):
     """``metrics.jsonl`` in the run's directory, nothing else."""
 
-    def start(self, name: str, run_id: str, config: dict[str, Any], directory: Path, warn: Warn = warnings.warn) -> Run:
-        return FileRun(name, run_id, directory)
+    def start(self, name: str, run_id: str, config: dict[str, Any], directory: Path, warn: Warn = warnings.warn) -> Tracker:
+        return FileTracker(name, run_id, directory)
 
 
-class FileRun(Run):
+class FileTracker(Tracker):
     """Appends one JSON object a line: ``time`` (seconds since the epoch), ``stage``, ``metrics``. A rerun appends to what is there."""
 
     def __init__(self, name: str, run_id: str, directory: Path) -> None:
@@ -128,8 +128,8 @@ class WandB(Tracking):
         require(bool(self.project), "tracking.project", "a name", self.project)
         require(self.upload_seconds > 0, "tracking.upload_seconds", "a positive number", self.upload_seconds)
 
-    def start(self, name: str, run_id: str, config: dict[str, Any], directory: Path, warn: Warn = warnings.warn) -> Run:
-        files = FileRun(name, run_id, directory)
+    def start(self, name: str, run_id: str, config: dict[str, Any], directory: Path, warn: Warn = warnings.warn) -> Tracker:
+        files = FileTracker(name, run_id, directory)
         mode = self._mode(warn)
         if mode is Mode.DISABLED:
             return files
@@ -137,7 +137,7 @@ class WandB(Tracking):
         identity = {"name": name, "id": re.sub(r"[^\w.-]", "-", run_id), "config": as_json(config), "dir": str(directory)}
         for attempt in dict.fromkeys((mode, Mode.OFFLINE)):
             try:
-                return WandBRun(_open_remote(attempt, self.upload_seconds, **settings, **identity), files, self.log_model, warn)
+                return WandBTracker(_open_remote(attempt, self.upload_seconds, **settings, **identity), files, self.log_model, warn)
             except Exception as error:  # whatever W&B does, the run must not end for it
                 warn(f"W&B could not be started ({attempt.value}): {_first_line(error)}")
         return files
@@ -183,10 +183,10 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-class WandBRun(Run):
+class WandBTracker(Tracker):
     """Sends everything to W&B after it is safe in the files. The first failure is warned of and ends the sending."""
 
-    def __init__(self, remote: wandb.Run, files: FileRun, log_model: bool, warn: Warn) -> None:
+    def __init__(self, remote: wandb.Run, files: FileTracker, log_model: bool, warn: Warn) -> None:
         self.remote: wandb.Run | None = remote
         self.files = files
         self.log_model = log_model

@@ -33,7 +33,7 @@ from workers.collect.block_fisher import GradientSum
 from workers.files import finish
 from workers.losses import calibration_loss, forward
 from workers.models.base import Layer
-from workers.records import Destination
+from workers.records import Destination, PartialMoment
 from workers.worker import Worker, loss_curve
 
 SECONDS = 5.0  # for one rate
@@ -142,7 +142,7 @@ def disk(planned: PlannedLayer, memory_rate: float, folder: Path) -> tuple[float
     moments.write_moment(to, SecondMoment(torch.ones(2, 2, 2), 1))  # compiles what is not yet
     begun = time.perf_counter()
     written = moments.write_moment(to, moment)
-    record = finish(to, "collect", {moments.FILE: written}, {"count": moment.count}, begun)
+    record = finish(to, PartialMoment("", 0, moment.count, 0), begun, written)
     writing = time.perf_counter() - begun
     stored = moments.stored([record], device)
     assert stored is not None

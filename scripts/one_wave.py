@@ -78,7 +78,7 @@ def wave(experiment: Experiment, plan: Plan, portion: Sequence[PlannedLayer], fo
         to_score, to_solve = (Destination(f"{verb}{index}", folder / f"{verb}{index}") for verb in ("score", "solve"))
         scored.append(worker.score(ScoreTask(model, experiment.pruner, planned.layer, parts, to_score)))
         _check_once.cache_clear()
-        half = scored[-1].numbers["units"] // 2
+        half = scored[-1].numbers.tiles // 2
         solved.append(worker.solve(SolveTask(model, experiment.pruner, planned.layer, parts, scored[-1], half, to_solve)))
     scoring = [costs.score(planned, 1) for planned in portion]
     solving = [costs.solve(planned, 1) for planned in portion]

@@ -68,4 +68,4 @@ def model_file(experiment: Experiment, worker: Worker, folder: Path) -> Path:
     """The experiment's model as workers read it."""
     fresh = experiment.model.checkpoint is None
     task = ImportTask(experiment.model, fresh, experiment.seed, Destination("import", folder / "import"))
-    return worker.import_model(task).path("model.safetensors")
+    return worker.import_model(task).file

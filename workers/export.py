@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workers.errors import SecateurError
-from workers.files import read_metadata, read_tensors, write_tensors
+from workers.files import TensorFile, read_metadata, read_tensors, write_tensors
 from workers.models.base import ModelFamily
 
 if TYPE_CHECKING:
@@ -99,6 +99,19 @@ def family_of(target: str, settings: Mapping[str, Any]) -> ModelFamily:
 def load_state(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Full state dict (zeros filled in) and the masks (True where a weight survives) of a model file."""
     return dict(_weights(Path(path))), load_masks(path)
+
+
+def load_weight(path: Path | str, layer: str) -> Tensor:
+    """The weight of one layer, zeros filled in. Only this part of the file is read, unless modules share the weight under other names."""
+    import torch
+
+    from kernels.masks import unpack_bits
+
+    file, name, entry = TensorFile(Path(path)), f"{layer}.weight", read_spec(path)["layers"].get(layer)
+    if entry is not None:
+        values, keep = file.whole(f"{name}.values"), unpack_bits(file.whole(f"{name}.mask"), tuple(entry["shape"]))
+        return torch.zeros(keep.shape, dtype=values.dtype).masked_scatter_(keep, values)
+    return file.whole(name) if name in file.names() else load_pruned(path).get_parameter(name).detach()
 
 
 def load_masks(path: Path | str) -> dict[str, Tensor]:

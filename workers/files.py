@@ -14,16 +14,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from workers.errors import DamagedResult, SecateurError
 from workers.memory import peak_so_far
-from workers.records import Destination, Record
+from workers.records import KINDS, Destination, Numbers, Record
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 RECORD = "record.json"
+Kind = TypeVar("Kind", bound=Numbers)
 
 
 def digest(path: Path) -> str:
@@ -98,22 +99,30 @@ class TensorFile:
         with self._open() as file:
             return file.get_slice(name)[start:stop]
 
+    def whole(self, name: str) -> Tensor:
+        with self._open() as file:
+            return file.get_tensor(name)
+
+    def names(self) -> set[str]:
+        with self._open() as file:
+            return set(file.keys())
+
     def _open(self) -> Any:
         from safetensors import safe_open
 
         return safe_open(self.path, framework="pt")
 
 
-def read_result(record: Record, name: str) -> dict[str, Tensor]:
-    """Tensors of a file of a stored result. Raises: DamagedResult if its bytes are not those that were written."""
-    _check(record.path(name), record.files[name])
-    return read_tensors(record.path(name))
+def read_result(record: Record[Numbers]) -> dict[str, Tensor]:
+    """Tensors of a stored result. Raises: DamagedResult if its bytes are not those that were written."""
+    _check(record.file, record.files[record.numbers.file])
+    return read_tensors(record.file)
 
 
-def verified(record: Record, name: str) -> TensorFile:
-    """A file of a stored result, to be read in parts; checked as a whole, once in each process. Raises: DamagedResult."""
-    _check_once(record.path(name), record.files[name])
-    return TensorFile(record.path(name))
+def verified(record: Record[Numbers]) -> TensorFile:
+    """The tensors of a stored result, to be read in parts; checked as a whole, once in each process. Raises: DamagedResult."""
+    _check_once(record.file, record.files[record.numbers.file])
+    return TensorFile(record.file)
 
 
 def _check(path: Path, expected: str) -> None:
@@ -126,13 +135,15 @@ def _check(path: Path, expected: str) -> None:
 _check_once = lru_cache(maxsize=4096)(_check)
 
 
-def finish(to: Destination, verb: str, files: dict[str, str], numbers: dict[str, Any], started: float) -> Record:
-    """Write a result's record, which makes the result exist. ``started`` is ``time.time()`` at the start of the work."""
+def finish(to: Destination, numbers: Kind, started: float, written: str | None = None) -> Record[Kind]:
+    """Write a result's record, which makes the result exist.
+
+    ``started`` is ``time.time()`` at the start of the work; ``written`` is the digest of the result's file, if it has one.
+    """
     record = Record(
-        verb=verb,
         fingerprint=to.fingerprint,
         directory=to.directory,
-        files=files,
+        files={} if written is None else {numbers.file: written},
         numbers=numbers,
         worker=worker_name(),
         started=started,
@@ -140,20 +151,21 @@ def finish(to: Destination, verb: str, files: dict[str, str], numbers: dict[str,
         peak_bytes=peak_so_far(),
     )
     entries = {key: value for key, value in asdict(record).items() if key not in ("directory", "computed")}
-    write_text(to.directory / RECORD, json.dumps(entries, indent=1, default=str))
+    write_text(to.directory / RECORD, json.dumps({"verb": record.verb} | entries, indent=1, default=str))
     return record
 
 
-def read_record(directory: Path) -> Record | None:
+def read_record(directory: Path) -> Record[Any] | None:
     """The result stored in ``directory``, or None if there is none. Raises: DamagedResult if its record cannot be used."""
     try:
         entries = json.loads((directory / RECORD).read_text(encoding="utf-8"))
-        record = Record(**entries, directory=directory, computed=False)
+        numbers = KINDS[entries.pop("verb")](**entries.pop("numbers"))
+        record = Record(**entries, numbers=numbers, directory=directory, computed=False)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DamagedResult(directory, f"{RECORD} is unreadable ({error})") from error
-    missing = [name for name in record.files if not record.path(name).exists()]
+    missing = [name for name in record.files if not (directory / name).exists()]
     if missing:
         raise DamagedResult(directory, f"{', '.join(missing)} missing")
     return record

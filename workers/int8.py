@@ -19,18 +19,17 @@ from workers.files import digest, finish, read_result
 from workers.messages import QuantiseTask
 from workers.models.resize import without_empty_attention_
 from workers.onnx_export import check_packages, open_session, write_onnx
-from workers.records import Record
+from workers.records import Int8Model, Record
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from workers.data.base import Dataset
 
-INT8 = "model.int8.onnx"
 RANGE_IMAGES = 512  # that the ranges of activations are taken from
 
 
-def quantise(task: QuantiseTask) -> Record:
+def quantise(task: QuantiseTask) -> Record[Int8Model]:
     """Write ``model.int8.onnx`` and tell how accurate and how fast it is.
 
     Weights are int8, symmetric (so that zeros stay zeros) and scaled by output channel; activations are uint8 with one range for each
@@ -42,7 +41,7 @@ def quantise(task: QuantiseTask) -> Record:
     started = time.time()
     model = load_pruned(task.model)
     images_NCHW = next(_images(task.data))
-    path = task.to.directory / INT8
+    path = task.to.directory / Int8Model.file
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "model.onnx"
@@ -52,10 +51,10 @@ def quantise(task: QuantiseTask) -> Record:
         outputs, labels = _outputs(model, path, task.data)
         compared = _timed(path, whole, images_NCHW[:1].repeat(task.latency.batch_size, 1, 1, 1), task)
         whole_bytes = whole.stat().st_size
-    dense = torch.cat([read_result(record, "outputs.safetensors")["outputs"] for record in task.dense_outputs])
+    dense = torch.cat([read_result(record)["outputs"] for record in task.dense_outputs])
     metrics = evaluation.of_outputs(load_family(task.model).output, outputs, labels, dense)
-    numbers = {"metrics": metrics, "bytes": path.stat().st_size, "float_bytes": whole_bytes, **vars(compared)}
-    return finish(task.to, "quantise", {INT8: digest(path)}, numbers, started)
+    numbers = Int8Model(**vars(compared), metrics=metrics, bytes=path.stat().st_size, float_bytes=whole_bytes)
+    return finish(task.to, numbers, started, digest(path))
 
 
 def _images(data: Dataset) -> Iterator[Tensor]:

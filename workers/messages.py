@@ -1,4 +1,4 @@
-"""What travels between the driver and the workers: tasks down, records up. Small, frozen, picklable; tensors stay in files."""
+"""The tasks that the driver sends to the workers. They are small, frozen and picklable; tensors stay in files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from workers.losses import Loss
 from workers.models.base import Layer, ModelFamily, Output
 from workers.pruners.base import WeightPruner
 from workers.pruners.units import UnitPruner
-from workers.records import Destination, Record
+from workers.records import ChosenUnits, Destination, LayerScores, LayerSolution, Outputs, PartialMoment, PartialSums, Record
 from workers.training.settings import Training
 
 
@@ -47,7 +47,7 @@ class ScoreTask:
     model: Path
     pruner: WeightPruner
     layer: Layer
-    partials: tuple[Record, ...]
+    partials: tuple[Record[PartialMoment], ...]
     to: Destination
 
 
@@ -55,20 +55,20 @@ class ScoreTask:
 class CountTask:
     """Histogram of a layer's scores: of their high 16 bits, or of the low 16 bits inside one high bin."""
 
-    scores: Record
+    scores: Record[LayerScores]
     high_bin: int | None
 
 
 @dataclass(frozen=True)
 class SolveTask:
-    """Prune the ``pruned`` cheapest units of a layer and re-fit the others."""
+    """Mask the ``tiles`` cheapest tiles of a layer and re-fit the others."""
 
     model: Path
     pruner: WeightPruner
     layer: Layer
-    partials: tuple[Record, ...]
-    scores: Record
-    pruned: int
+    partials: tuple[Record[PartialMoment], ...]
+    scores: Record[LayerScores]
+    tiles: int
     to: Destination
 
 
@@ -93,7 +93,7 @@ class RankTask:
     model: Path
     input_shape: tuple[int, int, int]
     pruner: UnitPruner
-    sums: tuple[Record, ...]
+    sums: tuple[Record[PartialSums], ...]
     to: Destination
 
 
@@ -104,7 +104,7 @@ class ShrinkTask:
     model: Path
     input_shape: tuple[int, int, int]
     pruner: UnitPruner
-    chosen: Record
+    chosen: Record[ChosenUnits]
     to: Destination
 
 
@@ -150,7 +150,7 @@ class QuantiseTask:
     model: Path
     data: Dataset
     latency: Latency
-    dense_outputs: tuple[Record, ...]
+    dense_outputs: tuple[Record[Outputs], ...]
     to: Destination
 
 
@@ -159,7 +159,7 @@ class JoinTask:
     """Put solved layers into a model."""
 
     model: Path
-    solutions: tuple[Record, ...]
+    solutions: tuple[Record[LayerSolution], ...]
     to: Destination
 
 
@@ -178,7 +178,7 @@ class EvaluateTask:
 
 @dataclass(frozen=True)
 class CompareTask:
-    """The rise of the calibration loss from the model before a pruning to the one after it, over one of ``shards`` parts of the calibration batches."""
+    """The rise of the calibration loss from one model to another, over one of ``shards`` parts of the calibration batches."""
 
     before: Path
     after: Path
@@ -193,8 +193,8 @@ class CompareTask:
 class AssessTask:
     """Metrics of a model from its outputs, beside those of the dense model. Keys of the dicts are splits."""
 
-    outputs: dict[str, tuple[Record, ...]]
-    dense_outputs: dict[str, tuple[Record, ...]]
+    outputs: dict[str, tuple[Record[Outputs], ...]]
+    dense_outputs: dict[str, tuple[Record[Outputs], ...]]
     output: Output  # what they are
     to: Destination
 

@@ -1,33 +1,282 @@
-"""Results as the store keeps them, and where they go."""
+"""Results as the store keeps them: for each verb the numbers that the driver needs, and the file that holds the tensors."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar
+
+from workers.latency import Comparison, Timing
+
+MODEL = "model.safetensors"
 
 
 @dataclass(frozen=True)
-class Record:
+class Numbers:
+    """What a verb tells the driver. ``file`` is the name of its result's file, "" if it leaves none."""
+
+    verb: ClassVar[str]
+    file: ClassVar[str] = ""
+
+
+@dataclass(frozen=True)
+class ModelNumbers(Numbers):
+    """Of a verb that leaves a model."""
+
+    file = MODEL
+
+
+@dataclass(frozen=True)
+class ImportedModel(ModelNumbers):
+    """``notes`` are sentences about what was passed over in the checkpoint."""
+
+    verb = "import"
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class TrainedModel(ModelNumbers):
+    """What happened in a training, across resumptions. ``final_loss`` is the last finite one."""
+
+    verb = "train"
+    steps: int
+    skipped_steps: int
+    final_loss: float
+    images_per_second: float
+    seconds: float
+    epochs_resumed_from: int
+    ranks: int
+    zero_stage: int
+
+
+@dataclass(frozen=True)
+class JoinedModel(ModelNumbers):
+    """A model with its solved layers."""
+
+    verb = "join"
+
+
+@dataclass(frozen=True)
+class SmallerModel(ModelNumbers):
+    """A model without the units that were removed."""
+
+    verb = "shrink"
+
+
+@dataclass(frozen=True)
+class PartialMoment(Numbers):
+    """The statistic of a layer over one shard: a sum over ``count`` gradients or inputs; ``skipped`` batches were not finite."""
+
+    verb = "collect"
+    file = "statistic.safetensors"
+    layer: str
+    shard: int
+    count: int
+    skipped: int
+
+
+@dataclass(frozen=True)
+class LayerScores(Numbers):
+    """What the weights of a layer are worth. ``tiles`` counts those of its pattern, ``removable`` those that are not zero already.
+
+    ``curve`` samples (sparsity, smallest predicted rise of the loss) of this layer alone; ``notes`` are the pruner's.
+    """
+
+    verb = "score"
+    file = "scores.safetensors"
+    layer: str
+    zeros: int
+    tiles: int
+    removable: int
+    curve: list[tuple[float, float]]
+    notes: dict[str, float]
+
+
+@dataclass(frozen=True)
+class LayerCounts(Numbers):
+    """How many more ``tiles`` each layer loses, by name."""
+
+    verb = "allocate"
+    tiles: dict[str, int]
+
+
+@dataclass(frozen=True)
+class LayerSolution(Numbers):
+    """The mask and the re-fitted weights of a layer. ``predicted_loss`` is the predicted rise, None if the pruner predicts none."""
+
+    verb = "solve"
+    file = "solution.safetensors"
+    layer: str
+    zeros: int
+    predicted_loss: float | None
+
+
+@dataclass(frozen=True)
+class PartialSums(Numbers):
+    """Sums over one shard for all units of a model."""
+
+    verb = "collect_units"
+    file = "sums.safetensors"
+    shard: int
+    samples: int
+    batches: int
+    skipped: int
+
+
+@dataclass(frozen=True)
+class UnitRanking(Numbers):
+    """The order in which units are removed. ``notes`` are the pruner's."""
+
+    verb = "rank"
+    file = "ranking.safetensors"
+    units: int
+    notes: dict[str, float]
+
+
+@dataclass(frozen=True)
+class ChosenUnits(Numbers):
+    """The units that are kept, counted by group, where the cost may be ``budget`` of what was ``dense`` before anything was removed.
+
+    ``swept`` are the counts by group that a sweep of targets would keep. ``out_of_reach`` says what keeps the target from being met, an
+    entry for each cost (see ``allocation.reach``). ``predicted`` is the cost by the table of latencies, and ``table`` says how that was
+    measured; both are None where costs are counted.
+    """
+
+    verb = "choose"
+    file = "kept.safetensors"
+    kept: dict[str, int]
+    dense: float
+    budget: float
+    swept: dict[str, list[int]]
+    out_of_reach: list[dict[str, Any]]
+    predicted: float | None = None
+    table: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a time was measured."""
+
+    device: str
+    torch: str
+    threads: str
+    host: str
+
+
+@dataclass(frozen=True)
+class OperationTime(Numbers, Machine, Timing):
+    """The time of one ``operation``, which its text describes."""
+
+    verb = "time_operation"
+    operation: str
+
+
+@dataclass(frozen=True)
+class ModelTime(Numbers, Machine, Timing):
+    """The time of a forward pass."""
+
+    verb = "time_model"
+
+
+@dataclass(frozen=True)
+class ModelComparison(Numbers, Machine, Comparison):
+    """The time of a forward pass in turn with that of another model."""
+
+    verb = "compare_time"
+
+
+@dataclass(frozen=True)
+class Outputs(Numbers):
+    """Outputs for ``samples`` of a split. ``images_per_second`` is None where it was not measured."""
+
+    verb = "evaluate"
+    file = "outputs.safetensors"
+    samples: int
+    images_per_second: float | None
+
+
+@dataclass(frozen=True)
+class MeasuredIncrease(Numbers):
+    """The real rise of the calibration loss, summed over ``samples``."""
+
+    verb = "compare"
+    total: float
+    samples: int
+
+
+@dataclass(frozen=True)
+class Metrics(Numbers):
+    """Metrics of a model, and how long its evaluation took."""
+
+    verb = "assess"
+    metrics: dict[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Int8Model(Numbers, Comparison):
+    """A model in 8 bits beside itself in 32 bits: metrics, the bytes of both files, and their time in turn."""
+
+    verb = "quantise"
+    file = "model.int8.onnx"
+    metrics: dict[str, float]
+    bytes: int
+    float_bytes: int
+
+
+KINDS: dict[str, type[Numbers]] = {
+    kind.verb: kind
+    for kind in (
+        ImportedModel,
+        TrainedModel,
+        JoinedModel,
+        SmallerModel,
+        PartialMoment,
+        LayerScores,
+        LayerCounts,
+        LayerSolution,
+        PartialSums,
+        UnitRanking,
+        ChosenUnits,
+        OperationTime,
+        ModelTime,
+        ModelComparison,
+        Outputs,
+        MeasuredIncrease,
+        Metrics,
+        Int8Model,
+    )
+}
+
+Kind_co = TypeVar("Kind_co", bound=Numbers, covariant=True)
+
+
+@dataclass(frozen=True)
+class Record(Generic[Kind_co]):
     """A finished result. Its files lie beside ``record.json`` in ``directory``; ``files`` maps their names to SHA-256 digests.
 
     ``started`` is in seconds since the epoch; ``seconds`` is wall time; ``numbers`` is what the driver needs of the result; ``peak_bytes``
     is the most memory that its worker held (see ``workers.memory``), None if that was not watched.
     """
 
-    verb: str
     fingerprint: str
     directory: Path
     files: dict[str, str]
-    numbers: dict[str, Any]
+    numbers: Kind_co
     worker: str
     started: float
     seconds: float
     peak_bytes: int | None = None
     computed: bool = True  # False when it was read from the store instead
 
-    def path(self, name: str) -> Path:
-        return self.directory / name
+    @property
+    def verb(self) -> str:
+        return self.numbers.verb
+
+    @property
+    def file(self) -> Path:
+        """The file that holds the result's tensors."""
+        return self.directory / self.numbers.file
 
 
 @dataclass(frozen=True)

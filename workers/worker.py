@@ -17,7 +17,7 @@ from workers import evaluation, int8, timing
 from workers.collect import moments
 from workers.data.base import Batch
 from workers.errors import SecateurError
-from workers.export import load_family, load_pruned, load_state, save_model
+from workers.export import load_family, load_pruned, load_state, load_weight, save_model
 from workers.files import finish, read_result, write_tensors
 from workers.memory import give_back, keep_freed_memory, watched
 from workers.messages import (
@@ -45,7 +45,26 @@ from workers.models.structures.find import find_groups
 from workers.models.structures.groups import take
 from workers.numbers import derived_seed
 from workers.pruners.units import UnitSums
-from workers.records import Record
+from workers.records import (
+    MODEL,
+    ImportedModel,
+    Int8Model,
+    JoinedModel,
+    LayerScores,
+    LayerSolution,
+    MeasuredIncrease,
+    Machine,
+    Metrics,
+    ModelComparison,
+    ModelTime,
+    OperationTime,
+    Outputs,
+    PartialMoment,
+    PartialSums,
+    Record,
+    SmallerModel,
+    UnitRanking,
+)
 
 CURVE_POINTS = 21
 KEPT_MODELS = 2  # to compare takes two
@@ -63,13 +82,13 @@ class Worker:
         self._models: dict[Path, nn.Module] = {}  # as they were used, the last one last
         self._operations: tuple[str, list[Operation]] = ("", [])  # of the model that was timed last
 
-    def describe(self) -> dict[str, str]:
+    def describe(self) -> Machine:
         """What this worker runs on, for the report."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
-        return {"device": name, "torch": torch.__version__, "threads": str(torch.get_num_threads()), "host": os.uname().nodename}
+        return Machine(device=name, torch=torch.__version__, threads=str(torch.get_num_threads()), host=os.uname().nodename)
 
     @watched
-    def import_model(self, task: ImportTask) -> Record:
+    def import_model(self, task: ImportTask) -> Record[ImportedModel]:
         """Store a checkpoint, or seeded initial weights, as a model file."""
         started = time.time()
         state, keeps = (None, {}) if task.fresh else (task.family.pretrained_state(), task.family.pretrained_masks())
@@ -77,11 +96,11 @@ class Worker:
         if state is None:
             torch.manual_seed(task.seed)
             state = task.family.build().state_dict()
-        written = save_model(task.to.directory / "model.safetensors", task.family, state, keeps)
-        return finish(task.to, "import", {"model.safetensors": written}, {"notes": notes}, started)
+        written = save_model(task.to.directory / MODEL, task.family, state, keeps)
+        return finish(task.to, ImportedModel(notes), started, written)
 
     @watched
-    def collect(self, task: CollectTask) -> list[Record]:
+    def collect(self, task: CollectTask) -> list[Record[PartialMoment]]:
         """Partial statistics of some layers over one shard."""
         started = time.time()
         seed = derived_seed(task.seed, "collect", task.shard)
@@ -90,41 +109,41 @@ class Worker:
         records = []
         for layer, to in zip(task.layers, task.to, strict=True):
             moment = collected.moments.pop(layer.name)
-            numbers = {"layer": layer.name, "shard": task.shard, "count": moment.count, "skipped": collected.skipped[layer.name]}
-            records.append(finish(to, "collect", {moments.FILE: moments.write_moment(to, moment)}, numbers, started))
+            numbers = PartialMoment(layer.name, task.shard, moment.count, collected.skipped[layer.name])
+            records.append(finish(to, numbers, started, moments.write_moment(to, moment)))
         return records
 
     @watched
-    def score(self, task: ScoreTask) -> Record:
+    def score(self, task: ScoreTask) -> Record[LayerScores]:
         """What each weight of a layer is worth."""
         started = time.time()
         weight_RC, layer = self._weight(task.model, task.layer), task.layer
-        found = task.pruner.score(weight_RC, layer, moments.stored(task.partials, self.device))
-        tensors = {"order_nG": found.order_nG, "loss_nG": found.loss_nG, "score_nG": found.score_nG}
-        written = write_tensors(task.to.directory / "scores.safetensors", tensors)
-        unit = task.pruner.pattern.tile
-        numbers = {
-            "layer": layer.name,
-            "already_pruned": masks.zeros(weight_RC),
-            "units": layer.weights // unit,
-            "removable": int(torch.isfinite(found.score_nG).sum()),
-            "curve": loss_curve(found.loss_nG, layer.weights // unit),
-            "notes": found.notes,
-        }
-        return finish(task.to, "score", {"scores.safetensors": written}, numbers, started)
+        sensitivity = task.pruner.score(weight_RC, layer, moments.stored(task.partials, self.device))
+        tensors = {"order_nG": sensitivity.order_nG, "loss_nG": sensitivity.loss_nG, "score_nG": sensitivity.score_nG}
+        written = write_tensors(task.to.directory / LayerScores.file, tensors)
+        tiles = layer.weights // task.pruner.pattern.tile
+        numbers = LayerScores(
+            layer=layer.name,
+            zeros=masks.zeros(weight_RC),
+            tiles=tiles,
+            removable=int(torch.isfinite(sensitivity.score_nG).sum()),
+            curve=loss_curve(sensitivity.loss_nG, tiles),
+            notes=sensitivity.notes,
+        )
+        return finish(task.to, numbers, started, written)
 
     def count(self, task: CountTask) -> Tensor:
         """Histogram of a layer's scores, for the exact selection of a global threshold."""
-        score_nG = read_result(task.scores, "scores.safetensors")["score_nG"]
+        score_nG = read_result(task.scores)["score_nG"]
         return select.high_histogram(score_nG) if task.high_bin is None else select.low_histogram(score_nG, task.high_bin)
 
     @watched
-    def solve(self, task: SolveTask) -> Record:
+    def solve(self, task: SolveTask) -> Record[LayerSolution]:
         """Mask and re-fitted weights of a layer."""
         started = time.time()
         weight_RC, layer = self._weight(task.model, task.layer), task.layer
-        scores = {name: tensor.to(self.device) for name, tensor in read_result(task.scores, "scores.safetensors").items()}
-        counts_n = select.select_smallest(scores["score_nG"], task.pruned).sum(1)
+        scores = {name: tensor.to(self.device) for name, tensor in read_result(task.scores).items()}
+        counts_n = select.select_smallest(scores["score_nG"], task.tiles).sum(1)
         removed_nG = masks.prefix_mask(scores["order_nG"], counts_n)
         keep_RC = ~task.pruner.layout(layer).join_tiles(removed_nG) & (weight_RC != 0)
         solution = task.pruner.solve(weight_RC, layer, moments.stored(task.partials, self.device), keep_RC)
@@ -133,17 +152,12 @@ class Worker:
         steps = torch.arange(scores["loss_nG"].shape[1], device=self.device)
         predicted = scores["loss_nG"].double()[steps < counts_n[:, None]].sum()
         tensors = {"weight_RC": solution.weight_RC, "keep": masks.pack_bits(solution.keep_RC)}
-        written = write_tensors(task.to.directory / "solution.safetensors", tensors)
-        numbers = {
-            "layer": layer.name,
-            "weights": layer.weights,
-            "pruned": int((~solution.keep_RC).sum()),
-            "predicted_loss": float(predicted) if torch.isfinite(predicted) else None,
-        }
-        return finish(task.to, "solve", {"solution.safetensors": written}, numbers, started)
+        written = write_tensors(task.to.directory / LayerSolution.file, tensors)
+        numbers = LayerSolution(layer.name, int((~solution.keep_RC).sum()), float(predicted) if torch.isfinite(predicted) else None)
+        return finish(task.to, numbers, started, written)
 
     @watched
-    def collect_units(self, task: CollectUnitsTask) -> Record:
+    def collect_units(self, task: CollectUnitsTask) -> Record[PartialSums]:
         """Sums of all units over one shard."""
         started = time.time()
         groups = find_groups(load_family(task.model), task.data.input_shape, task.pruner.streams)
@@ -152,58 +166,56 @@ class Worker:
             return task.data.calibration(task.shard, task.shards)
 
         seed = derived_seed(task.seed, "measure", task.shard)
-        found = task.pruner.collect(self._model(task.model), groups, batches, task.loss, seed)
-        written = write_tensors(task.to.directory / "sums.safetensors", found.sums)
-        numbers = {"shard": task.shard, "samples": found.samples, "batches": found.batches, "skipped": found.skipped}
-        return finish(task.to, "collect_units", {"sums.safetensors": written}, numbers, started)
+        part = task.pruner.collect(self._model(task.model), groups, batches, task.loss, seed)
+        written = write_tensors(task.to.directory / PartialSums.file, part.sums)
+        return finish(task.to, PartialSums(task.shard, part.samples, part.batches, part.skipped), started, written)
 
     @watched
-    def rank(self, task: RankTask) -> Record:
+    def rank(self, task: RankTask) -> Record[UnitRanking]:
         """The order in which units go."""
         started = time.time()
         parts = [
-            UnitSums(read_result(record, "sums.safetensors"), *(record.numbers[name] for name in ("samples", "batches", "skipped")))
-            for record in task.sums
+            UnitSums(read_result(record), record.numbers.samples, record.numbers.batches, record.numbers.skipped) for record in task.sums
         ]
-        found = task.pruner.rank(find_groups(load_family(task.model), task.input_shape, task.pruner.streams), reduce(add, parts))
-        written = write_tensors(task.to.directory / "ranking.safetensors", {"order_S": found.order_S, "score_S": found.score_S})
-        return finish(task.to, "rank", {"ranking.safetensors": written}, {"units": len(found.order_S), "notes": found.notes}, started)
+        ranking = task.pruner.rank(find_groups(load_family(task.model), task.input_shape, task.pruner.streams), reduce(add, parts))
+        written = write_tensors(task.to.directory / UnitRanking.file, {"order_S": ranking.order_S, "score_S": ranking.score_S})
+        return finish(task.to, UnitRanking(len(ranking.order_S), ranking.notes), started, written)
 
     @watched
-    def shrink(self, task: ShrinkTask) -> Record:
+    def shrink(self, task: ShrinkTask) -> Record[SmallerModel]:
         """The smaller model; what was masked in it stays so."""
         started = time.time()
-        kept = {name: stays.bool() for name, stays in read_result(task.chosen, "kept.safetensors").items()}
+        kept = {name: stays.bool() for name, stays in read_result(task.chosen).items()}
         family, (state, keeps) = load_family(task.model), load_state(task.model)
         groups = find_groups(family, task.input_shape, task.pruner.streams)
         smaller = take(state, groups, kept)
         weights = take({f"{name}.weight": keep for name, keep in keeps.items()}, groups, kept)
         masked = {name: weights[f"{name}.weight"] for name in keeps}
-        written = save_model(task.to.directory / "model.safetensors", shrunk(family, state, smaller, groups, kept), smaller, masked)
-        return finish(task.to, "shrink", {"model.safetensors": written}, {}, started)
+        written = save_model(task.to.directory / MODEL, shrunk(family, state, smaller, groups, kept), smaller, masked)
+        return finish(task.to, SmallerModel(), started, written)
 
-    def time_operation(self, task: TimeOperationTask) -> Record:
+    def time_operation(self, task: TimeOperationTask) -> Record[OperationTime]:
         """How long an operation takes at some sizes. Memory is not watched, since watching takes time."""
         started, operation = time.time(), self._operation(task)
         case = operation.at(task.units)
-        found = timing.time_operation(case.module, case.inputs, task.latency, self.device)
-        return finish(task.to, "time", {}, {"operation": case.text, **vars(found), **self.describe()}, started)
+        measured = timing.time_operation(case.module, case.inputs, task.latency, self.device)
+        return finish(task.to, OperationTime(**vars(measured), **vars(self.describe()), operation=case.text), started)
 
-    def time_model(self, task: TimeModelTask) -> Record:
+    def time_model(self, task: TimeModelTask) -> Record[ModelTime]:
         """How long a forward pass takes."""
         started = time.time()
         model = timing.realised(task.family.build(), self.device)
         images_NCHW = torch.randn(task.latency.batch_size, *task.input_shape, device=self.device)
-        found = timing.time_model(model, images_NCHW, task.latency)
-        return finish(task.to, "time", {}, {**vars(found), **self.describe()}, started)
+        measured = timing.time_model(model, images_NCHW, task.latency)
+        return finish(task.to, ModelTime(**vars(measured), **vars(self.describe())), started)
 
-    def compare_time(self, task: CompareTimeTask) -> Record:
+    def compare_time(self, task: CompareTimeTask) -> Record[ModelComparison]:
         """How long a forward pass takes against that of another model."""
         started = time.time()
         model, beside = (timing.realised(family.build(), self.device) for family in (task.family, task.beside))
         images_NCHW = torch.randn(task.latency.batch_size, *task.input_shape, device=self.device)
-        (found,) = timing.time_in_turn([model], beside, images_NCHW, task.latency)
-        return finish(task.to, "time", {}, {**vars(found), **self.describe()}, started)
+        (measured,) = timing.time_in_turn([model], beside, images_NCHW, task.latency)
+        return finish(task.to, ModelComparison(**vars(measured), **vars(self.describe())), started)
 
     def _operation(self, task: TimeOperationTask) -> Operation:
         key = repr((task.family, task.input_shape, task.streams, task.latency.batch_size))
@@ -213,59 +225,58 @@ class Worker:
         return self._operations[1][task.operation]
 
     @watched
-    def join(self, task: JoinTask) -> Record:
+    def join(self, task: JoinTask) -> Record[JoinedModel]:
         """The model with its solved layers in place."""
         started = time.time()
         state, keeps = load_state(task.model)
         for record in task.solutions:
-            solution, name = read_result(record, "solution.safetensors"), record.numbers["layer"]
+            solution, name = read_result(record), record.numbers.layer
             shape = state[f"{name}.weight"].shape
             state[f"{name}.weight"] = solution["weight_RC"].reshape(shape).to(state[f"{name}.weight"].dtype)
             keeps[name] = masks.unpack_bits(solution["keep"], tuple(shape))
-        written = save_model(task.to.directory / "model.safetensors", load_family(task.model), state, keeps)
-        return finish(task.to, "join", {"model.safetensors": written}, {}, started)
+        written = save_model(task.to.directory / MODEL, load_family(task.model), state, keeps)
+        return finish(task.to, JoinedModel(), started, written)
 
     @watched
-    def quantise(self, task: QuantiseTask) -> Record:
+    def quantise(self, task: QuantiseTask) -> Record[Int8Model]:
         """The model in 8 bits."""
         return int8.quantise(task)
 
     @watched
-    def evaluate(self, task: EvaluateTask) -> Record:
+    def evaluate(self, task: EvaluateTask) -> Record[Outputs]:
         """Outputs of a model on a shard of a split."""
         started = time.time()
         model = self._model(task.model)
         batches = task.data.evaluation(task.split, task.shard, task.shards)
         outputs, labels, speed = evaluation.outputs(model, batches, task.timed, self.device)
-        written = write_tensors(task.to.directory / "outputs.safetensors", {"outputs": outputs, "labels": labels})
-        numbers = {"samples": len(labels), "images_per_second": speed}
-        return finish(task.to, "evaluate", {"outputs.safetensors": written}, numbers, started)
+        written = write_tensors(task.to.directory / Outputs.file, {"outputs": outputs, "labels": labels})
+        return finish(task.to, Outputs(len(labels), speed), started, written)
 
     @watched
-    def compare(self, task: CompareTask) -> Record:
+    def compare(self, task: CompareTask) -> Record[MeasuredIncrease]:
         """How much the calibration loss of a shard really rose."""
         started = time.time()
         before, after = self._model(task.before), self._model(task.after)
         total, samples = evaluation.total_loss_increase(
             before, after, task.data.calibration(task.shard, task.shards), task.loss, self.device
         )
-        return finish(task.to, "compare", {}, {"total": total, "samples": samples}, started)
+        return finish(task.to, MeasuredIncrease(total, samples), started)
 
     @watched
-    def assess(self, task: AssessTask) -> Record:
+    def assess(self, task: AssessTask) -> Record[Metrics]:
         """Metrics of a model from its outputs."""
         started = time.time()
         outputs, labels = self._outputs(task.outputs["test"])
         metrics = evaluation.of_outputs(task.output, outputs, labels, self._outputs(task.dense_outputs["test"])[0])
         if "bank" in task.outputs:
             metrics |= evaluation.neighbour_accuracy(outputs, labels, *self._outputs(task.outputs["bank"]))
-        speed = next(speed for record in task.outputs["test"] if (speed := record.numbers["images_per_second"]) is not None)
+        speed = next(speed for record in task.outputs["test"] if (speed := record.numbers.images_per_second) is not None)
         metrics |= {"images_per_second": speed, "test_samples": float(len(labels))}
         seconds = sum(record.seconds for records in task.outputs.values() for record in records)
-        return finish(task.to, "assess", {}, {"metrics": metrics, "seconds": seconds}, started)
+        return finish(task.to, Metrics(metrics, seconds), started)
 
-    def _outputs(self, records: Sequence[Record]) -> tuple[Tensor, Tensor]:
-        parts = [read_result(record, "outputs.safetensors") for record in records]
+    def _outputs(self, records: Sequence[Record[Outputs]]) -> tuple[Tensor, Tensor]:
+        parts = [read_result(record) for record in records]
         return torch.cat([part["outputs"] for part in parts]), torch.cat([part["labels"] for part in parts])
 
     def _model(self, path: Path) -> nn.Module:
@@ -279,7 +290,10 @@ class Worker:
         return self._models[path]
 
     def _weight(self, path: Path, layer: Layer) -> Tensor:
-        return self._model(path).get_parameter(f"{layer.name}.weight").detach().reshape(layer.rows, layer.columns)
+        """The weight (R, C) of one layer; nothing else is read unless the model is here already."""
+        model = self._models.get(path)
+        weight = load_weight(path, layer.name) if model is None else model.get_parameter(f"{layer.name}.weight").detach()
+        return weight.to(self.device).reshape(layer.rows, layer.columns)
 
 
 def loss_curve(loss_nG: Tensor, units: int) -> list[tuple[float, float]]:

@@ -1,97 +1,72 @@
-"""How much each layer loses: central, and ignorant of pruners. It sees counts and histograms, never scores."""
+"""Spreads a sparsity target over the layers, from counts and histograms of scores, whatever the pruner."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from kernels.patterns import parse
-from workers.errors import ConfigError
 from workers.models.base import Layer
 from workers.pruners.base import Scope, Target
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Histograms = Callable[[int | None], Sequence["Tensor"]]  # of all layers in order: high 16 bits, or the low ones inside a high bin
-
-
-Allocation = dict[str, int]  # tiles to prune in each layer, beyond those that are gone already
+# Returns a histogram of the scores of each layer: of their high 16 bits, or of the low 16 bits inside one high bin.
+Histograms = Callable[[int | None], Sequence["Tensor"]]
+Allocation = dict[str, int]  # for each layer, the tiles to mask beyond those that are masked already
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """How many tiles (single weights, or groups that go together) a layer has, and how many of them can still be removed."""
+    """The tiles (single weights, or groups of weights that are masked together) of a layer, and those that can still be masked."""
 
     total: int
     removable: int
 
 
 def allocate(target: Target, layers: Sequence[Layer], tiles: Mapping[str, Tiles], histograms: Histograms) -> Allocation:
-    """Spread a target over the layers so that exactly ``round(s * d)`` of ``d`` tiles end up pruned (more only if more were already).
+    """Spreads a target over the layers, so that exactly ``round(s * d)`` of ``d`` tiles are masked (more only if more were before).
 
-    ``global``: the lowest scores of all layers, equal ones in the order of layers, then of their position in the layer.
-    N:M leaves no choice: every bucket gives what it can.
+    Scope ``global`` masks the lowest scores of all layers; equal scores are masked in the order of the layers, then of their positions.
+    An N:M pattern leaves no choice: every bucket masks what it can.
     """
     names = [layer.name for layer in layers]
     if parse(target.pattern).bucket:
         return {name: tiles[name].removable for name in names}
-    gone = {name: tiles[name].total - tiles[name].removable for name in names}
+    masked = {name: tiles[name].total - tiles[name].removable for name in names}
     if target.scope is Scope.GLOBAL:
-        wanted = max(0, round(target.sparsity * sum(tiles[name].total for name in names)) - sum(gone.values()))
-        return dict(zip(names, _lowest(wanted, histograms), strict=True))
-    return {name: max(0, count - gone[name]) for name, count in _fixed(target, layers, tiles).items()}
+        missing = max(0, round(target.sparsity * sum(tiles[name].total for name in names)) - sum(masked.values()))
+        return dict(zip(names, _lowest(missing, histograms), strict=True))
+    return {name: max(0, count - masked[name]) for name, count in _fixed(target, layers, tiles).items()}
 
 
-def _lowest(wanted: int, histograms: Histograms) -> list[int]:
-    """How many of the ``wanted`` lowest scores lie in each layer: exact, from two rounds of histograms."""
+def _lowest(count: int, histograms: Histograms) -> list[int]:
+    """Returns how many of the ``count`` lowest scores are in each layer: exact, from two passes over the histograms."""
     from kernels.select import find_bin
 
     high = histograms(None)
-    if wanted == 0:
+    if count == 0:
         return [0] * len(high)
-    high_bin, before_high = find_bin(sum(high[1:], start=high[0]), wanted)
+    high_bin, before_high = find_bin(sum(high[1:], start=high[0]), count)
     low = histograms(high_bin)
-    low_bin, before_low = find_bin(sum(low[1:], start=low[0]), wanted - before_high)
+    low_bin, before_low = find_bin(sum(low[1:], start=low[0]), count - before_high)
     counts = [int(top[:high_bin].sum() + bottom[:low_bin].sum()) for top, bottom in zip(high, low, strict=True)]
-    ties_left = wanted - before_high - before_low
+    ties = count - before_high - before_low
     for index, histogram in enumerate(low):
-        taken = min(ties_left, int(histogram[low_bin]))
-        counts[index] += taken
-        ties_left -= taken
+        tied = min(ties, int(histogram[low_bin]))
+        counts[index] += tied
+        ties -= tied
     return counts
-
-
-def asked_sparsity(target: Target, layers: Sequence[Layer]) -> float:
-    """The fraction of all prunable weights that a target amounts to."""
-    if target.scope is not Scope.PER_LAYER:
-        return target.sparsity
-    sparsities = layer_sparsities(target, layers)
-    return sum(sparsities[layer.name] * layer.weights for layer in layers) / sum(layer.weights for layer in layers)
 
 
 def _fixed(target: Target, layers: Sequence[Layer], tiles: Mapping[str, Tiles]) -> dict[str, int]:
-    """Tiles pruned per layer when sparsities are given; rounding is spread so that the total is exact."""
-    sparsities = layer_sparsities(target, layers)
+    """Returns the tiles to mask in each layer for given sparsities; rounding is spread so that the total is exact."""
+    sparsities = target.by_layer(layers)
     exact = {layer.name: sparsities[layer.name] * tiles[layer.name].total for layer in layers}
     counts = {name: int(amount) for name, amount in exact.items()}
-    short = round(sum(exact.values())) - sum(counts.values())
-    for name in sorted(exact, key=lambda name: counts[name] - exact[name])[:short]:
+    missing = round(sum(exact.values())) - sum(counts.values())
+    for name in sorted(exact, key=lambda name: counts[name] - exact[name])[:missing]:
         counts[name] += 1
     return counts
-
-
-def layer_sparsities(target: Target, layers: Sequence[Layer]) -> dict[str, float]:
-    """Sparsity of each layer for scopes ``uniform`` and ``per_layer`` (unmatched layers stay dense).
-
-    Raises: ConfigError if a pattern matches no layer.
-    """
-    if target.scope is Scope.UNIFORM:
-        return {layer.name: target.sparsity for layer in layers}
-    for pattern in target.per_layer:
-        if not any(fnmatchcase(layer.name, pattern) for layer in layers):
-            names = ", ".join(layer.name for layer in layers[:3])
-            raise ConfigError(f"pruner.target.per_layer: {pattern!r} matches none of the {len(layers)} layers ({names}, …)")
-    return {layer.name: next((s for pattern, s in target.per_layer.items() if fnmatchcase(layer.name, pattern)), 0.0) for layer in layers}

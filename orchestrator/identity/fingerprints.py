@@ -8,7 +8,6 @@ from orchestrator.config import Experiment
 from orchestrator.store import fingerprint
 from orchestrator.times import conditions
 from orchestrator.times import identity as timing_identity
-from workers.pruners.units import Of, UnitPruner
 
 if TYPE_CHECKING:
     from orchestrator.cluster.base import Resources
@@ -38,8 +37,7 @@ def run_fingerprint(experiment: Experiment) -> str:
 
 def is_timed(experiment: Experiment) -> bool:
     """Whether measured times are among the results, or decide about them."""
-    pruners = [part.pruner for part in experiment.schedule.values()]
-    return experiment.int8 or any(isinstance(pruner, UnitPruner) and pruner.target.of is Of.LATENCY for pruner in pruners)
+    return experiment.int8 or any(part.pruner.is_timed for part in experiment.schedule.values())
 
 
 def latency_fingerprint(experiment: Experiment, streams: bool, here: Resources) -> str:

@@ -10,7 +10,7 @@ from orchestrator.config import Experiment
 from workers.losses import Loss
 from workers.models.base import Layer
 from workers.models.profile import Depth, ModelProfile
-from workers.pruners.base import Pruner, WeightPruner
+from workers.pruners.base import Pruner
 from workers.pruners.units import UnitPruner
 from workers.training.settings import Precision, Training
 
@@ -127,12 +127,11 @@ class CostModel:
 
     def _pruning(self, planned: PlannedLayer) -> tuple[float, float]:
         """Flops of ``score`` and ``solve``."""
-        return self.pruner.flops(planned.layer) if isinstance(self.pruner, WeightPruner) else (0.0, 0.0)
+        return self.pruner.flops(planned.layer)
 
-    def collect_units(self, loss: Loss) -> float:
+    def collect_units(self, pruner: UnitPruner, loss: Loss) -> float:
         """Passes over one shard, forward and (twice the flops) backward. Raises: ConfigError for a loss that the pruner has no use for."""
-        assert isinstance(self.pruner, UnitPruner)
-        forward, backward = self.pruner.passes(loss, self.profile.outputs)
+        forward, backward = pruner.passes(loss, self.profile.outputs)
         return (forward + 2 * backward) * self.network(self.gradients_per_shard * self.samples_per_gradient)
 
     def _on_statistic(self, planned: PlannedLayer, shards: int, written_bytes: float) -> float:

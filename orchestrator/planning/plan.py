@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from orchestrator.allocation.latency_table import sizes
 from orchestrator.allocation.units import countable_target, select_for_step, unit_problem
-from orchestrator.allocation.weights import asked_sparsity
 from orchestrator.cluster.base import Hardware, Resources
 from orchestrator.config import Experiment
 from orchestrator.planning.costs import SCORED_BYTES, SOLVED_BYTES, CostModel, PlannedLayer, cost_model
@@ -25,7 +24,7 @@ from workers.models.shrunk import shrunk
 from workers.models.structures.find import find_groups
 from workers.models.structures.groups import take
 from workers.pruners.base import WeightPruner
-from workers.pruners.units import Of
+from workers.pruners.units import UnitPruner
 from workers.timing import FEWEST, WARM_UPS
 from workers.training.settings import Distill, Training
 
@@ -60,8 +59,9 @@ class Plan:
     stages: dict[str, Estimate]
     stage_bytes: dict[str, int]  # of a worker, at its worst
     store_bytes: int
-    unfit: tuple[Layer, ...] = ()  # left dense, since they cannot follow the pattern
-    after: ModelProfile | None = None  # of the model once units are out, as far as it can be known before
+    family: ModelFamily  # that the run leaves; for removed units as far as it can be known before
+    unfit: tuple[Layer, ...] = ()  # layers that stay dense because they cannot follow the pattern
+    after: ModelProfile | None = None  # of ``family``, if units are removed
 
     @property
     def worker_bytes(self) -> int:
@@ -81,58 +81,58 @@ class Plan:
         return sum(stage.device_seconds for stage in self.stages.values()) / 3600
 
 
-def plan_layers(experiment: Experiment, profile: ModelProfile) -> tuple[PlannedLayer, ...]:
-    statistic, found = experiment.weight_pruner.statistic, zip(profile.layers, profile.depths, strict=True)
+def plan_layers(pruner: WeightPruner, profile: ModelProfile) -> tuple[PlannedLayer, ...]:
+    """The layers that are pruned, without those that are left dense because they cannot follow the pattern."""
+    statistic, dense = pruner.statistic, {layer.name for layer in pruner.unfit(profile.layers)}
+    layers = [(layer, depth) for layer, depth in zip(profile.layers, profile.depths, strict=True) if layer.name not in dense]
     if statistic is None:
-        return tuple(PlannedLayer(layer, depth, 0, 0) for layer, depth in found)
+        return tuple(PlannedLayer(layer, depth, 0, 0) for layer, depth in layers)
     by_gradients = statistic.by_gradients
     return tuple(
-        PlannedLayer(layer, depth, *statistic.shape(layer), statistic.working_bytes(layer), by_gradients) for layer, depth in found
+        PlannedLayer(layer, depth, *statistic.shape(layer), statistic.working_bytes(layer), by_gradients) for layer, depth in layers
     )
 
 
-def pruned_part(experiment: Experiment, profile: ModelProfile) -> ModelProfile:
-    """Without the layers that are left dense, since they cannot follow the pattern."""
-    pruned = {layer.name for layer in experiment.weight_pruner.fitting(profile.layers)}
-    found = [(layer, depth) for layer, depth in zip(profile.layers, profile.depths, strict=True) if layer.name in pruned]
-    return replace(profile, layers=tuple(layer for layer, _ in found), depths=tuple(depth for _, depth in found))
-
-
-def on_unfit(plan: Plan) -> str:
-    """Which layers stay dense since they cannot follow the pattern, and how much of the model that is."""
-    share = percent(sum(layer.weights for layer in plan.unfit) / plan.profile.prunable_weights)
-    names = ", ".join(layer.name for layer in plan.unfit)
-    found = f"{len(plan.unfit)} of {count(len(plan.profile.layers), 'layer')}, {share} of their weights, cannot follow the pattern"
-    return f"{found} and stay dense (pruner.target.unfit=dense), so the target is of the others: {names}"
+def on_unfit(unfit: Sequence[Layer], profile: ModelProfile) -> str:
+    """A sentence on the layers that stay dense because they cannot follow the pattern, and their share of the model."""
+    share = percent(sum(layer.weights for layer in unfit) / profile.prunable_weights)
+    names = ", ".join(layer.name for layer in unfit)
+    what = f"{len(unfit)} of {count(len(profile.layers), 'layer')}, {share} of their weights, cannot follow the pattern"
+    return f"{what} and stay dense (pruner.target.unfit=dense), so the target applies to the others: {names}"
 
 
 def cut_grid(
     experiment: Experiment, profile: ModelProfile, resources: Resources, layers: Sequence[PlannedLayer]
 ) -> list[list[PlannedLayer]]:
     """Portions of ``layers`` (all, or those whose statistics are missing). Raises: ConfigError if one does not fit a worker's memory."""
-    if not layers or experiment.weight_pruner.statistic is None:
+    if not layers or experiment.pruner.statistic is None:
         return []
     costs, bytes_of = cost_model(experiment, profile, resources), footprint(experiment, profile, resources)
     return portions(layers, costs, bytes_of, resources.memory_bytes, resources.workers, experiment.data.shards)
 
 
 def make_plan(experiment: Experiment, profile: ModelProfile, resources: Resources) -> Plan:
-    """Of one round. Raises: ConfigError if the model, a layer, or the sums over units cannot fit a worker's memory."""
-    masks = isinstance(experiment.pruner, WeightPruner)
-    return plan_masks(experiment, profile, resources) if masks else plan_units(experiment, profile, resources)
+    """The plan of one round. Raises: ConfigError if the model, a layer, or the sums over units cannot fit a worker's memory."""
+    match experiment.pruner:
+        case WeightPruner() as pruner:
+            return plan_masking(experiment, pruner, profile, resources)
+        case UnitPruner() as pruner:
+            return plan_removal(experiment, pruner, profile, resources)
+        case _:
+            raise TypeError(f"expected a pruner of weights or of units, got {type(experiment.pruner).__name__}")
 
 
-def plan_masks(experiment: Experiment, profile: ModelProfile, resources: Resources) -> Plan:
-    """A round that masks weights."""
-    whole, profile = profile, pruned_part(experiment, profile)
-    layers = plan_layers(experiment, profile)
-    bytes_of = footprint(experiment, profile, resources)
-    sparsity = 0.0 if experiment.steps > 1 else asked_sparsity(experiment.weight_pruner.target, profile.layers)
+def plan_masking(experiment: Experiment, pruner: WeightPruner, profile: ModelProfile, resources: Resources) -> Plan:
+    """The plan of a round that masks weights."""
+    layers = plan_layers(pruner, profile)
+    pruned = replace(profile, layers=tuple(planned.layer for planned in layers), depths=tuple(planned.depth for planned in layers))
+    bytes_of = footprint(experiment, pruned, resources)
+    sparsity = 0.0 if experiment.steps > 1 else pruner.target.overall(pruned.layers)
     fewer = "lower cluster.workers if they share a machine, or use workers with more memory"
     needs = [("joining the solved layers", bytes_of.join(sparsity), fewer), *_needs(experiment, bytes_of)]
     check_memory(resources.memory_bytes, needs)
     stage_bytes = {stage: needed for stage, needed, _ in needs}
-    cut = cut_grid(experiment, profile, resources, layers)
+    cut = cut_grid(experiment, pruned, resources, layers)
     if cut:
         stage_bytes["collecting"] = max(bytes_of.collect(portion) for portion in cut)
     stage_bytes["scoring"] = max(bytes_of.score(planned) for planned in layers)
@@ -143,22 +143,24 @@ def plan_masks(experiment: Experiment, profile: ModelProfile, resources: Resourc
         shards=experiment.data.shards,
         resources=resources,
         hardware=experiment.cluster.hardware,
-        profile=whole,
-        unfit=tuple(experiment.weight_pruner.unfit(whole.layers)),
-        stages=_stages(experiment, profile, profile, resources, _masking(experiment, profile, resources, layers, cut)),
+        profile=profile,
+        unfit=tuple(pruner.unfit(profile.layers)),
+        stages=_stages(experiment, pruned, pruned, resources, _masking(experiment, pruned, resources, layers, cut)),
         stage_bytes=stage_bytes,
-        store_bytes=_stored_statistics(experiment, layers) + _stored_models(experiment, profile),
+        store_bytes=_stored_statistics(experiment, layers) + _stored_models(experiment, pruned),
+        family=experiment.model,
     )
 
 
-def plan_units(experiment: Experiment, profile: ModelProfile, resources: Resources) -> Plan:
-    """A round that takes units out. What the model is like afterwards depends on the data: here units go in a random order."""
-    after = model_profile(after_round(experiment), experiment.data.input_shape)
-    bytes_of, pruner = footprint(experiment, profile, resources), experiment.unit_pruner
+def plan_removal(experiment: Experiment, pruner: UnitPruner, profile: ModelProfile, resources: Resources) -> Plan:
+    """The plan of a round that removes units. Which ones depends on the data; the plan removes them in a random order."""
+    family = with_random_units_removed(experiment.model, pruner, experiment.data.input_shape)
+    after = model_profile(family, experiment.data.input_shape)
+    bytes_of = footprint(experiment, profile, resources)
     groups = find_groups(experiment.model, experiment.data.input_shape, pruner.streams)
-    measuring = bytes_of.collect_units(pruner.sum_bytes(sum(group.units for group in groups), profile.parameters), pruner.reads_data)
+    collecting = bytes_of.collect_units(pruner.sum_bytes(sum(group.units for group in groups), profile.parameters), pruner.reads_data)
     remedy = "lower data.calibration_batch_size, choose another pruner, or use workers with more memory"
-    needs = [("measuring units", measuring, remedy), *_needs(experiment, bytes_of)]
+    needs = [("collecting sums of units", collecting, remedy), *_needs(experiment, bytes_of)]
     check_memory(resources.memory_bytes, needs)
     return Plan(
         layers=(),
@@ -167,27 +169,25 @@ def plan_units(experiment: Experiment, profile: ModelProfile, resources: Resourc
         resources=resources,
         hardware=experiment.cluster.hardware,
         profile=profile,
-        stages=_stages(experiment, profile, after, resources, _shrinking(experiment, profile, resources)),
+        stages=_stages(experiment, profile, after, resources, _removal(experiment, pruner, profile, resources)),
         stage_bytes={stage: needed for stage, needed, _ in needs},
         store_bytes=_stored_models(experiment, profile),
+        family=family,
         after=after,
     )
 
 
-def after_round(experiment: Experiment) -> ModelFamily:
-    """The model that a round leaves, as far as it can be known before: units go in a random order."""
-    if isinstance(experiment.pruner, WeightPruner):
-        return experiment.model
+def with_random_units_removed(family: ModelFamily, pruner: UnitPruner, input_shape: tuple[int, int, int]) -> ModelFamily:
+    """The family that a round leaves, as far as it can be known before the data is read: units are removed in a random order."""
     import torch
 
-    pruner, input_shape = experiment.unit_pruner, experiment.data.input_shape
-    groups = find_groups(experiment.model, input_shape, pruner.streams)
+    groups = find_groups(family, input_shape, pruner.streams)
     order_S = torch.randperm(sum(group.units for group in groups), generator=torch.Generator().manual_seed(0)).tolist()
     with torch.device("meta"):
-        state = experiment.model.build().state_dict()
-    problem = unit_problem(replace(pruner, target=countable_target(pruner.target)), experiment.model, input_shape)
+        state = family.build().state_dict()
+    problem = unit_problem(replace(pruner, target=countable_target(pruner.target)), family, input_shape)
     kept = select_for_step(problem, order_S, [])
-    return shrunk(experiment.model, state, take(state, groups, kept), groups, kept)
+    return shrunk(family, state, take(state, groups, kept), groups, kept)
 
 
 def _needs(experiment: Experiment, bytes_of: Footprint) -> list[tuple[str, int, str]]:
@@ -250,24 +250,24 @@ def _masking(
     return {stage: _mapped(found, resources) for stage, found in seconds.items()}
 
 
-def _shrinking(experiment: Experiment, profile: ModelProfile, resources: Resources) -> dict[str, Estimate]:
+def _removal(experiment: Experiment, pruner: UnitPruner, profile: ModelProfile, resources: Resources) -> dict[str, Estimate]:
     """Stages from a model to one without some of its units."""
-    costs, pruner, model = cost_model(experiment, profile, resources), experiment.unit_pruner, profile.model_bytes
+    costs, model = cost_model(experiment, profile, resources), profile.model_bytes
     shards = experiment.data.shards if pruner.reads_data else 1
-    collected = [costs.load() + costs.collect_units(experiment.loss) for _ in range(shards)]
+    collected = [costs.load() + costs.collect_units(pruner, experiment.loss) for _ in range(shards)]
     seconds = {"collect": collected, "rank": [0.0], "choose": [0.0], "shrink": [costs.read(model) + costs.write(model)]}
-    return {stage: _mapped(found, resources) for stage, found in seconds.items()} | _timing(experiment, costs)
+    return {stage: _mapped(found, resources) for stage, found in seconds.items()} | _timing(experiment, pruner, costs)
 
 
-def _timing(experiment: Experiment, costs: CostModel) -> dict[str, Estimate]:
+def _timing(experiment: Experiment, pruner: UnitPruner, costs: CostModel) -> dict[str, Estimate]:
     """Stages that measure time, if no plateau is found and nothing is in the store. One task at a time, on one machine.
 
     An operation is taken for an equal share of the dense model's forward pass, at all of its widths.
     """
-    if experiment.unit_pruner.target.of is not Of.LATENCY:
+    if not pruner.is_timed:
         return {}
     latency, input_shape = experiment.latency, experiment.data.input_shape
-    groups = find_groups(experiment.model, input_shape, experiment.unit_pruner.streams)
+    groups = find_groups(experiment.model, input_shape, pruner.streams)
     operations = find_operations(experiment.model, input_shape, latency.batch_size, groups)
     forward, runs = costs.network(latency.batch_size), WARM_UPS + FEWEST
     operation = PREPARE_SECONDS[latency.runtime] + runs * forward / len(operations)

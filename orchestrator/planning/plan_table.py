@@ -57,7 +57,7 @@ def _sentences(plan: Plan) -> list[str]:
     return [
         f"{len(plan.profile.layers)} layers, {plan.profile.prunable_weights:,} prunable of {plan.profile.parameters:,} weights; "
         f"forward {plan.profile.forward_flops / 1e9:,.3g} GFLOP per sample.",
-        *([f"{on_unfit(plan)}."] if plan.unfit else []),
+        *([f"{on_unfit(plan.unfit, plan.profile)}."] if plan.unfit else []),
         *([cells] if plan.layers else []),
         *_on_units(plan),
         f"A worker needs up to {size(plan.worker_bytes)} of its {size(resources.memory_bytes)}; "

@@ -44,7 +44,7 @@ def sentences(table: LatencyTable) -> list[str]:
     """How the table came about, and how far it can be trusted."""
     spreads = sorted(record.numbers.spread for record in table.measured)
     return [
-        f"{len(table.measured):,} of {table.asked:,} sizes were timed; the others lie on plateaus or belong to equal layers.",
+        f"{len(table.measured):,} of {table.all_sizes:,} sizes were timed; the others lie on plateaus or belong to equal layers.",
         f"The operations take {milliseconds(table.total_ms)} in total; the whole model takes {milliseconds(table.model_ms)} end to end, "
         f"{table.scale:.2f} times as long.",
         f"The standard error of a size's time is {percent(spreads[len(spreads) // 2])} in the median and {percent(spreads[-1])} at most.",

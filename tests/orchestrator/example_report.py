@@ -189,6 +189,8 @@ MISSING = {
     "mixed": mixed(),
     "mixed, sizes not counted": mixed(dense_size=None, final_size=None),
     "mixed, masked first": mixed(part("sparse", 0.75, 0.93, 0.96), unit_part("small", 0.5, 0.90, None)),
-    "mixed, no metrics": mixed(replace(unit_part("small", 0.5, 0.9, None), after_pruning=StageResult("one_shot", {}, 1.0)), stages=stages({}, {})),
+    "mixed, no metrics": mixed(
+        replace(unit_part("small", 0.5, 0.9, None), after_pruning=StageResult("one_shot", {}, 1.0)), stages=stages({}, {})
+    ),
     "nothing known": example(environment={}, files={}, asked={}, experiment={}, command="", curves={"recovery": []}),
 }

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import plotly.graph_objects as go
 from example_report import GROUPS, said, structured
+from orchestrator.report_bottlenecks import bottlenecks, sweep
 
 from orchestrator.report import Report, sentences
-from orchestrator.report_bottlenecks import bottlenecks, sweep
 
 SWEPT = ([1.0, 0.8, 0.6], [1.0, 1.0, 0.4], [0.9, 0.3, 0.0], [1.0, 1.0, 1.0])  # means 0.8, 0.8, 0.4, 1
 

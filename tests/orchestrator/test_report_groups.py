@@ -8,11 +8,11 @@ from dataclasses import replace
 import plotly.graph_objects as go
 import pytest
 from example_report import DENSE, GROUPS, HEAD, MISSING, NEURON, example, metrics, mixed, part, said, stages, structured
+from orchestrator.report_groups import least_lost
+from orchestrator.report_page import figures
 from rich.console import Console
 
 from orchestrator.report import GroupResult, ModelSize, Report, sentences, summary_table, write_report
-from orchestrator.report_groups import least_lost
-from orchestrator.report_page import figures
 
 
 def table(report: Report) -> list[list[str]]:

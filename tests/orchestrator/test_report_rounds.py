@@ -7,11 +7,11 @@ from dataclasses import replace
 import plotly.graph_objects as go
 import pytest
 from example_report import example, part
+from orchestrator.report_page import figures
+from orchestrator.report_rounds import round_lines
 from rich.console import Console
 
 from orchestrator.report import LossIncrease, Report, RoundResult, StageResult, sentences, summary_table, verdict, write_report
-from orchestrator.report_page import figures
-from orchestrator.report_rounds import round_lines
 
 
 def gradual(*rounds: RoundResult, **changes) -> Report:

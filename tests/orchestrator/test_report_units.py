@@ -5,11 +5,11 @@ from dataclasses import replace
 import plotly.graph_objects as go
 import pytest
 from example_report import GROUPS, MISSING, REMOVED, SMALL, example, metrics, mixed, part, said, stages, structured, unit_part
+from orchestrator.report_page import figures
+from orchestrator.report_rounds import round_columns, round_lines, round_rows
 
 from orchestrator.quantities import listed, macs, number, size
 from orchestrator.report import FileSizes, GroupResult, Report, sentences, verdict
-from orchestrator.report_page import figures
-from orchestrator.report_rounds import round_columns, round_lines, round_rows
 
 ACCURACY = "top-1 accuracy 97.0 % dense, 96.5 % after recovery (90.0 % one-shot)"
 FASTER = "1.4 times as many images per second on cpu (2 threads)"

@@ -1,4 +1,4 @@
-"""The words of the report: verdict, sentences, tables, and never more than was measured."""
+"""Every sentence of the report follows from its numbers: which numbers it gives, and when it speaks of noise, misses and what is unknown."""
 
 import io
 import math
@@ -8,11 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from example_report import MISSING, example, layer, metrics, said, stages
+from example_report import MISSING, example, layer, metrics, numbers, said, says, stages
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
-from orchestrator.report import FileSizes, LossIncrease, plain, sentences, summary_table, verdict
-from orchestrator.report_words import standard_error
+from orchestrator.report.console import summary_table
+from orchestrator.report.result import FileSizes, LossIncrease, standard_error
+from orchestrator.report.words import sentences, verdict
+from orchestrator.report.write import as_json
 
 
 def test_standard_error_is_that_of_simulated_binomial_differences():
@@ -21,82 +25,128 @@ def test_standard_error_is_that_of_simulated_binomial_differences():
     assert standard_error(0.9, 0.9, 400) == pytest.approx(differences.std(), rel=0.01)
 
 
+# ----------------------------------------------------------------------------------------------------------------- accuracy
+
+
 def test_a_difference_within_one_standard_error_is_called_noise():
-    # sqrt(2 * 0.9675 * 0.0325 / 360) = 1.32 points
-    assert "0.5 points lower than dense, which is noise: one standard error of such a difference is 1.3 points" in said(
-        example(), "Recovered"
-    )
+    sentence = said(example(), "recovered", "accuracy")  # sqrt(2 * 0.9675 * 0.0325 / 360) = 1.32 points
+    assert "noise" in sentence and "below" in sentence and {"0.5", "1.3", "360"} <= set(numbers(sentence))
 
 
 def test_a_difference_beyond_one_standard_error_is_stated():
-    sentence = said(example(), "One-shot top-1")
-    assert "7.0 points lower than dense" in sentence and "noise" not in sentence and "360 test images" in sentence
+    sentence = said(example(), "one-shot", "accuracy")  # sqrt(2 * 0.935 * 0.065 / 360) = 1.84 points
+    assert "noise" not in sentence and "below" in sentence and {"7.0", "1.8", "360"} <= set(numbers(sentence))
 
 
-def test_the_same_difference_is_no_noise_on_more_images():
-    report = example(stages=stages(metrics(0.97, test_samples=50_000), metrics(0.965, test_samples=50_000)))
-    assert "noise" not in said(report, "One-shot top-1")
+@given(st.floats(0, 1), st.floats(0, 1), st.integers(10, 10**6))
+def test_noise_is_said_exactly_within_one_standard_error(before: float, after: float, samples: int):
+    report = example(stages=stages(metrics(before, test_samples=samples), metrics(after, test_samples=samples)))
+    mean = (before + after) / 2
+    within = before != after and (after - before) ** 2 * samples <= 2 * mean * (1 - mean)
+    if not math.isclose((after - before) ** 2 * samples, 2 * mean * (1 - mean)):
+        assert says(report, "noise") == within
+    assert says(report, "above") == (after > before) and says(report, "below") == (after < before)
 
 
-def test_without_a_test_size_nothing_is_said_about_noise_but_that():
-    report = example(stages=stages(metrics(0.97), metrics(0.9, test_samples=None)))
-    assert "number of test images is not known" in said(report, "One-shot top-1")
+def test_without_a_number_of_test_images_nothing_is_said_about_noise_but_that():
+    sentence = said(example(stages=stages(metrics(0.97), metrics(0.9, test_samples=None))), "one-shot", "accuracy")
+    assert numbers(sentence)[1:] == ["7.0"] and "not known" in sentence and "standard error" not in sentence
 
 
-def test_equal_and_better_accuracies_are_said_so():
+def test_equal_accuracies_are_called_equal():
     report = example(stages=stages(metrics(0.9), metrics(0.9), metrics(0.95)))
-    assert said(report, "One-shot") == "One-shot top-1 accuracy equals that of the dense model."
-    assert "5.0 points higher than dense" in said(report, "Recovered")
+    assert "equals" in said(report, "one-shot", "accuracy") and not says(report, "below")
+    assert "5.0 points above" in said(report, "recovered", "accuracy")
 
 
-def test_masked_weights_make_the_file_smaller_not_the_model_faster():
-    sentence = said(example(), "masked")
-    assert "not faster on cpu (2 threads)" in sentence
-    assert "(measured: 900 images/s dense, 900 pruned)" in sentence
-    assert "smaller: 27.6 kB instead of 98.3 kB (3.6 times)" in sentence
+def test_metrics_that_some_models_lack_are_named():
+    report = example(stages=stages(metrics(0.9, loss=None, agreement=None), metrics(0.8, loss=0.3)))
+    sentence = said(report, "Not measured")
+    assert "loss" in sentence and "dense" in sentence and "one-shot" not in sentence
+    assert not says(report, "agreement"), "the dense model agrees with itself"
 
 
-def test_a_file_that_did_not_shrink_is_admitted():
-    assert "not smaller either: 110 kB against 100 kB dense" in said(example(sizes=FileSizes(100_000, 110_000)), "masked")
+def test_a_run_without_recovery_says_so_and_one_with_recovery_does_not():
+    assert "recovery" in said(MISSING["no recovery"], "no recovery")
+    assert not says(example(), "no recovery")
 
 
-def test_a_missing_export_is_admitted():
-    assert "No file was exported" in said(example(sizes=None), "masked")
+@pytest.mark.parametrize(
+    ("name", "given", "unsaid"),
+    [
+        ("everything", ["75.0", "1", "97.0", "90.0", "96.5"], ["no recovery", "not measured"]),
+        ("no recovery", ["75.0", "1", "90.0", "80.0"], ["recovered", "not measured"]),
+        ("headless", ["75.0", "90.0", "80.0"], ["top-1", "recovered", "not measured"]),
+        ("no metrics", ["75.0"], ["accuracy 9", "recovery"]),
+    ],
+)
+def test_the_verdict_gives_what_was_masked_and_every_accuracy_in_order_and_nothing_else(name, given, unsaid):
+    text = verdict(MISSING[name])
+    assert numbers(text) == given and not any(words in text for words in unsaid)
+    assert "faster" not in text and "per second" not in text, "masked weights make no model faster"
+    assert ("not measured" in text) == (name == "no metrics") and ("no recovery" in text) == (name in ("no recovery", "headless"))
+    assert ("k-NN" in text) == (name == "headless")
+
+
+# --------------------------------------------------------------------------------------------------------- weights, speed, file
 
 
 def test_zeros_are_given_of_the_prunable_weights_and_of_the_model():
     # 2 blocks of 96*32 + 32*32 + 128*32 + 32*128 weights, three of four zero, and 1000 parameters that cannot be pruned
-    sentence = said(example(), "exactly zero")
-    assert (
-        "18,432 of 24,576 prunable weights are exactly zero (75.00 %)" in sentence
-        and "25,576 parameters in all, so this is 72.1 %" in sentence
-    )
+    assert numbers(said(example(), "zero")) == ["18,432", "24,576", "75.00", "72.1", "25,576"]
 
 
 def test_a_missed_target_is_said_and_rounding_is_not():
-    assert "50.00 % was asked for, 75.00 % was reached" in said(example(asked={"sparsity": 0.5}), "missed")
-    assert not any("missed" in sentence for sentence in sentences(example(asked={"sparsity": 0.75 + 1 / 24_576})))
+    assert numbers(said(example(asked={"sparsity": 0.5}), "missed")) == ["50.00", "75.00"]
+    assert not says(example(asked={"sparsity": 0.75 + 1 / 24_576}), "missed")
 
 
-@pytest.mark.parametrize(("measured", "words"), [(0.3, "right to a factor of 1.5"), (2.0, "10 times more"), (0.02, "10 times less")])
-def test_the_prediction_of_the_loss_is_judged(measured, words):
-    assert words in said(example(loss_increase=LossIncrease(0.2, measured, "cross-entropy")), "calibration loss")
+@pytest.mark.parametrize("speed", [900.0, 2000.0])
+def test_a_masked_model_is_called_not_faster_however_fast_it_was(speed):
+    report = example(stages=stages(metrics(0.97), metrics(0.9), metrics(0.965, images_per_second=speed)))
+    sentence = said(report, "not faster")
+    assert "cpu (2 threads)" in sentence and f"900 images/s dense, {speed:,.0f} pruned" in sentence
 
 
-def test_a_loss_that_fell_is_no_factor():
-    assert "raised it by -0.1" in said(example(loss_increase=LossIncrease(0.2, -0.1, "cross-entropy")), "calibration loss")
+def test_the_file_is_called_smaller_only_if_it_is():
+    sentence = said(example(), "file")
+    assert "smaller" in sentence and "not smaller" not in sentence and numbers(sentence)[-3:] == ["3.6", "27.6", "98.3"]
+    larger = said(example(sizes=FileSizes(100_000, 110_000)), "file")
+    assert "not smaller" in larger and numbers(larger)[-2:] == ["110", "100"]
+    assert "No file" in said(example(sizes=None), "file")
 
 
-def test_an_unmeasured_loss_increase_is_said():
-    assert (
-        said(example(loss_increase=LossIncrease(0.2, None, "")), "calibration loss")
-        == "The true rise of the calibration loss was not measured."
-    )
+# ----------------------------------------------------------------------------------------------------------------------- loss
 
 
-def test_a_loss_that_nobody_predicted_is_told_as_measured():
-    report = example(loss_increase=LossIncrease(None, 0.3, "cross-entropy"))
-    assert said(report, "calibration loss") == "Pruning raised the calibration loss by 0.3 (cross-entropy); nothing was predicted."
+def about_loss(*increase: float | None) -> str:
+    return said(example(loss_increase=LossIncrease(*increase, "cross-entropy")), "calibration loss")
+
+
+@pytest.mark.parametrize(("measured", "factor", "side"), [(2.0, "10", "too low"), (0.02, "10", "too high")])
+def test_a_prediction_that_is_far_off_is_called_no_forecast(measured, factor, side):
+    sentence = about_loss(0.2, measured)
+    assert numbers(sentence) == [f"{measured:g}", "0.2", factor] and side in sentence and "not forecast" in sentence
+
+
+def test_a_prediction_that_is_right_to_a_small_factor_is_not_called_off():
+    sentence = about_loss(0.2, 0.3)
+    assert numbers(sentence) == ["0.3", "0.2", "1.5"] and "too" not in sentence and "forecast" not in sentence
+
+
+def test_a_loss_that_fell_was_not_raised_and_is_no_factor():
+    sentence = about_loss(0.2, -0.1)
+    assert "lowered" in sentence and "raised" not in sentence and numbers(sentence) == ["0.1", "0.2"]
+
+
+def test_what_was_not_measured_or_not_predicted_is_said():
+    assert "not measured" in about_loss(0.2, None) and numbers(about_loss(0.2, None)) == ["0.2"]
+    assert "no increase was predicted" in about_loss(None, 0.3) and numbers(about_loss(None, 0.3)) == ["0.3"]
+    neither = about_loss(None, None)
+    assert "not measured" in neither and "no increase was predicted" in neither and numbers(neither) == []
+
+
+# ------------------------------------------------------------------------------------------------------------ numerics and store
 
 
 def test_skipped_batches_and_blocks_with_raised_dampening_are_said():
@@ -105,67 +155,50 @@ def test_skipped_batches_and_blocks_with_raised_dampening_are_said():
         replace(layer(1, "mlp.fc2"), notes={"blocks_with_raised_dampening": 2.0}),
     ]
     report = example(layers=layers, skipped={"calibration batches with non-finite values": 2, "others": 0})
-    assert said(report, "Left out") == "Left out: 2 calibration batches with non-finite values."
-    assert "5 blocks in 2 layers" in said(report, "positive definite") and "most in blocks.0.mlp.fc1" in said(report, "positive definite")
+    assert numbers(said(report, "calibration batches with non-finite values")) == ["2"] and not says(report, "others")
+    damped = said(report, "positive definite")
+    assert "5 blocks in 2 layers" in damped and "blocks.0.mlp.fc1" in damped and "blocks.1.mlp.fc2" not in damped
 
 
-def test_a_run_without_trouble_does_not_speak_of_trouble():
-    assert not any(
-        word in sentence for sentence in sentences(example()) for word in ("Left out", "positive definite", "Not measured", "missed")
-    )
+def test_a_clean_run_says_nothing_of_trouble():
+    assert not says(example(), "non-finite", "positive definite", "Not measured", "missed")
 
 
-def test_what_came_from_the_store_is_said():
-    assert said(example(), "store").startswith("1 result of an earlier run was read from the store, 3 computed now")
+def test_what_came_from_the_store_is_counted_apart():
+    assert numbers(said(example(), "store")) == ["1", "3"]
+    assert not says(example(timeline=example().timeline[:3]), "store")
 
 
-def test_metrics_that_some_stages_lack_are_named():
-    report = example(stages=stages(metrics(0.9, loss=None, agreement=None), metrics(0.8, loss=0.3)))
-    assert "Not measured: loss of the dense model." in sentences(report)
-    assert not any("agreement" in sentence for sentence in sentences(report))  # the dense model agrees with itself
+# ------------------------------------------------------------------------------------------------------------------ console, JSON
 
 
-def test_a_run_without_recovery_says_so():
-    assert "not recovered" in said(MISSING["no recovery"], "recovered")
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("everything", "75.0 % of the prunable weights removed; top-1 accuracy 97.0 % dense, 96.5 % after recovery (90.0 % one-shot)."),
-        ("no recovery", "75.0 % of the prunable weights removed; top-1 accuracy 90.0 % dense, 80.0 % without recovery."),
-        ("headless", "75.0 % of the prunable weights removed; k-NN accuracy 90.0 % dense, 80.0 % without recovery."),
-        ("no metrics", "75.0 % of the prunable weights removed; no accuracy was measured."),
-    ],
-)
-def test_the_verdict_is_one_plain_sentence(name, expected):
-    assert verdict(MISSING[name]) == expected
-
-
-# ---------------------------------------------------------------------------------------------------------------- the table
-
-
-def test_the_table_shows_what_a_run_is_judged_by_in_eighty_columns():
+def test_the_console_shows_what_a_run_is_judged_by_in_eighty_columns():
     out = io.StringIO()
     Console(file=out, width=80).print(summary_table(example()))
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
 
     def row(name: str) -> list[str]:
-        (found,) = [line for line in lines if line.strip("│ ").startswith(name)]
-        return [cell.strip() for cell in found.strip("│ ").split("│")]
+        (line,) = [line for line in lines if line.strip().startswith(name)]
+        return line.removeprefix(" ").removeprefix(name).replace(" %", "%").split()
 
-    assert row("one-shot") == ["one-shot", "90.0 %", "99.0 %", "95.0 %", "0.2", "900"]
-    assert row("sparsity") == ["sparsity", "75.00 %", "75.00 %"]
-    assert row("loss increase") == ["loss increase", "0.2", "0.3"]
-    assert row("recover ") == ["recover", "12 s", "9.2 s"]
-    assert row("export") == ["export", "–", "0.10 s"]
+    assert row("one-shot") == ["90.0%", "99.0%", "95.0%", "0.2", "900", "1.1", "s"]
+    assert row("sparsity")[:2] == ["75.00%", "75.00%"]
+    assert row("loss increase")[:4] == ["–", "0.3", "0.2", "predicted;"]
+    assert row("recover ") == ["12", "s", "9.2", "s"]
+    assert row("export ") == ["–", "0.10", "s"]
 
 
-def test_plain_values_are_what_json_knows():
+def test_json_values_are_what_json_knows():
     class Colour(Enum):
         RED = "red"
 
     value = {1: (Colour.RED, Path("a/b")), "n": np.float32(0.5), "i": np.int64(3), "b": True, "x": math.nan, "none": None}
-    assert plain(value) == {"1": ["red", "a/b"], "n": 0.5, "i": 3, "b": True, "x": "nan", "none": None}
-    assert type(plain(np.int64(3))) is int and plain(True) is True
+    assert as_json(value) == {"1": ["red", "a/b"], "n": 0.5, "i": 3, "b": True, "x": "nan", "none": None}
+    assert type(as_json(np.int64(3))) is int and as_json(True) is True
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_every_sentence_is_one_and_none_is_said_twice(name):
+    told = [*sentences(MISSING[name]), verdict(MISSING[name])]
+    assert all(text.endswith(".") and "  " not in text and ".." not in text for text in told) and len(set(told)) == len(told)

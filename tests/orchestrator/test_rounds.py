@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.allocation.weights import layer_sparsities
 from orchestrator.config import Experiment, experiment_of
 from orchestrator.identity.fingerprints import run_fingerprint
 from orchestrator.launch import plan_experiment
@@ -34,7 +33,7 @@ def way(target: Target, already: dict[str, int], steps: int) -> list[Target]:
             wanted = round(found[-1].sparsity * 200)
             already = {"blocks.0.fc": min(100, wanted), "blocks.1.fc": max(0, wanted - 100)}
         else:
-            already = {name: max(already[name], round(100 * s)) for name, s in layer_sparsities(found[-1], LAYERS).items()}
+            already = {name: max(already[name], round(100 * s)) for name, s in found[-1].by_layer(LAYERS).items()}
     return found
 
 
@@ -172,7 +171,7 @@ def test_what_is_wrong_with_a_round_is_said_with_its_path(overrides: list[str], 
     [
         (
             "+rounds={a:{pruner:{target:{sparsity:0.6}}},b:{pruner:{target:{sparsity:0.4}}}}",
-            ["rounds.b.pruner.target.sparsity: expected at least 0.6, which round a prunes to", "got 0.4", "a, b"],
+            ["rounds.b.pruner.target.sparsity: expected at least 0.6", "round a", "got 0.4", "a, b"],
         ),
         (
             "+rounds={a:{pruner:{target:{sparsity:0.5}}},b:{pruner:{target:{scope:per_layer,per_layer:{*.fcc*:0.9}}}}}",

@@ -19,7 +19,7 @@ from tiny import tiny_overrides
 from orchestrator.config import experiment_of
 from orchestrator.identity import names, sources
 from orchestrator.identity.sources import CANNOT_MATTER, NO_VERSION, VERBS, code_version, package_version
-from orchestrator.run import components
+from orchestrator.run import classes as components
 
 ROOT = names.ROOT
 CONF = ROOT / "conf"

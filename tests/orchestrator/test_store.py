@@ -1,6 +1,7 @@
 """Fingerprints, records and what happens to damaged ones."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -8,15 +9,14 @@ import torch
 
 from orchestrator.store import Store, fingerprint
 from workers.errors import DamagedResult
-from workers.files import finish, read_result, write_tensors
+from workers.files import finish, read_record, read_result, write_tensors
 from workers.pruners.base import Scope, Target
-from workers.records import Record
+from workers.records import KINDS, MODEL, Destination, ImportedModel, Record
 
 
-def stored(store: Store, **inputs: object) -> Record:
-    to = store.destination("assess", **inputs)
-    written = write_tensors(to.directory / "model.safetensors", {"w": torch.arange(4.0)})
-    return finish(to, "assess", {"model.safetensors": written}, {"x": 1}, started=0.0)
+def stored(store: Store, **inputs: object) -> Record[ImportedModel]:
+    to = store.destination("import", **inputs)
+    return finish(to, ImportedModel(["a note"]), 0.0, write_tensors(to.directory / MODEL, {"w": torch.arange(4.0)}))
 
 
 def test_a_fingerprint_sees_values_types_and_names_and_nothing_else() -> None:
@@ -32,18 +32,21 @@ def test_a_fingerprint_sees_values_types_and_names_and_nothing_else() -> None:
 def test_what_was_finished_is_found_and_what_was_not_is_not(tmp_path: Path) -> None:
     store = Store(tmp_path)
     record = stored(store, a=1)
-    found = store.find(store.destination("assess", a=1))
-    assert found is not None and found.numbers == {"x": 1} and not found.computed and record.computed
-    assert store.find(store.destination("assess", a=2)) is None
-    unfinished = store.destination("assess", a=3)
-    write_tensors(unfinished.directory / "model.safetensors", {"w": torch.zeros(1)})
+    found = store.find(store.destination("import", a=1))
+    assert found is not None and found.numbers == ImportedModel(["a note"]) and not found.computed and record.computed
+    assert store.find(store.destination("import", a=2)) is None
+    unfinished = store.destination("import", a=3)
+    write_tensors(unfinished.directory / MODEL, {"w": torch.zeros(1)})
     assert store.find(unfinished) is None, "files without a record are no result"
 
 
-@pytest.mark.parametrize("damage", ["flip a byte", "cut the file", "delete the file", "cut the record", "other inputs"])
+@pytest.mark.parametrize(
+    "damage",
+    ["flip a byte", "cut the file", "delete the file", "cut the record", "other inputs", "a number that is not known", "another verb"],
+)
 def test_damage_is_noticed_and_can_be_discarded(tmp_path: Path, damage: str) -> None:
     record = stored(Store(tmp_path), a=1)
-    model, entry = record.path("model.safetensors"), record.path("record.json")
+    model, entry = record.file, record.directory / "record.json"
     if damage == "flip a byte":
         content = bytearray(model.read_bytes())
         content[-1] ^= 1
@@ -55,21 +58,48 @@ def test_damage_is_noticed_and_can_be_discarded(tmp_path: Path, damage: str) -> 
     elif damage == "cut the record":
         entry.write_text(entry.read_text()[:-20])
     else:
-        entry.write_text(json.dumps(json.loads(entry.read_text()) | {"fingerprint": "0" * 64}))
+        changed = {"other inputs": {"fingerprint": "0" * 64}, "another verb": {"verb": "guess"}}
+        content = json.loads(entry.read_text())
+        content["numbers"] |= {"height": 1} if damage == "a number that is not known" else {}
+        entry.write_text(json.dumps(content | changed.get(damage, {})))
     store = Store(tmp_path)
     with pytest.raises(DamagedResult) as caught:
-        store.find(store.destination("assess", a=1))
+        store.find(store.destination("import", a=1))
     store.discard(caught.value)
-    assert store.find(store.destination("assess", a=1)) is None
+    assert store.find(store.destination("import", a=1)) is None
 
 
 def test_a_worker_refuses_a_file_that_changed_after_it_was_written(tmp_path: Path) -> None:
     record = stored(Store(tmp_path), a=1)
-    write_tensors(record.path("model.safetensors"), {"w": torch.ones(4)})
+    write_tensors(record.file, {"w": torch.ones(4)})
     with pytest.raises(DamagedResult, match="does not match its checksum"):
-        read_result(record, "model.safetensors")
+        read_result(record)
 
 
 def test_only_results_inside_the_store_can_be_discarded(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not inside the store"):
         Store(tmp_path / "store").discard(DamagedResult(tmp_path / "elsewhere", "x"))
+
+
+def test_the_numbers_of_every_verb_survive_their_record(tmp_path: Path) -> None:
+    """Made up from the types of their fields; tuples come back as lists, as in any JSON."""
+    values = {
+        "str": "text",
+        "int": 3,
+        "float": 0.5,
+        "float | None": None,
+        "dict[str, float] | None": {"a": 0.5},
+        "dict[str, float]": {"a": 0.5},
+    }
+    values |= {
+        "dict[str, int]": {"a": 3},
+        "dict[str, list[int]]": {"a": [3]},
+        "list[str]": ["text"],
+        "list[tuple[float, float]]": [[0.5, 0.5]],
+    }
+    values |= {"list[dict[str, Any]]": [{"a": 3}]}
+    for verb, kind in KINDS.items():
+        numbers = kind(**{field.name: values[str(field.type)] for field in fields(kind)})
+        written = finish(Destination(verb, tmp_path / verb), numbers, 0.0)
+        read = read_record(tmp_path / verb)
+        assert read is not None and read.numbers == written.numbers and read.verb == verb

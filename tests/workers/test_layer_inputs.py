@@ -7,12 +7,12 @@ from torch.nn import functional
 
 from kernels.second_moment import SecondMoment
 from workers.collect.layer_hessian import layer_hessian
-from workers.collect.moments import FILE, StoredMoment, write_moment
+from workers.collect.moments import StoredMoment, write_moment
 from workers.data.base import Batch
 from workers.errors import DamagedResult
 from workers.files import finish
 from workers.models.base import Layer
-from workers.records import Destination, Record
+from workers.records import Destination, PartialMoment, Record
 
 SMALL = Batch(torch.randn(3, 4, 7, 6, generator=torch.Generator().manual_seed(0)), torch.zeros(3, dtype=torch.int64))
 
@@ -101,7 +101,7 @@ def test_a_batch_that_is_not_finite_is_left_out_for_the_layers_that_see_it() -> 
 
 
 @pytest.fixture
-def shards(tmp_path) -> list[tuple[Record, SecondMoment]]:
+def shards(tmp_path) -> list[tuple[Record[PartialMoment], SecondMoment]]:
     """Two shards of one layer's moment, stored; and what was stored."""
     made = []
     for index in range(2):
@@ -109,7 +109,7 @@ def shards(tmp_path) -> list[tuple[Record, SecondMoment]]:
         moment = SecondMoment(factor @ factor.mT, 12)
         to = Destination(f"fingerprint{index}", tmp_path / str(index))
         written = write_moment(to, SecondMoment(moment.sum_nBB.clone(), 12))
-        made.append((finish(to, "collect", {FILE: written}, {"count": 12}, 0.0), moment))
+        made.append((finish(to, PartialMoment("fc", 0, 12, 0), 0.0, written), moment))
     return made
 
 
@@ -125,7 +125,7 @@ def test_stored_shards_merge_in_order_however_they_are_sliced(shards: list[tuple
 
 def test_a_damaged_shard_is_never_read(shards: list[tuple[Record, SecondMoment]]) -> None:
     record, _ = shards[1]
-    path = record.path(FILE)
+    path = record.file
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(content)

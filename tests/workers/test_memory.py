@@ -8,7 +8,7 @@ import torch
 
 from workers.files import finish
 from workers.memory import give_back, peak_bytes, peak_so_far, resident_bytes, watched
-from workers.records import Destination
+from workers.records import Destination, JoinedModel
 
 MEGABYTE = 2**20
 
@@ -60,7 +60,7 @@ def test_a_record_tells_the_peak_of_its_verb_and_of_no_other(tmp_path: Path) -> 
             held = torch.ones(megabytes * MEGABYTE // 4)
             sleep(0.05)
             del held
-            return finish(Destination("f", tmp_path / str(megabytes)), "work", {}, {}, 0.0)
+            return finish(Destination("f", tmp_path / str(megabytes)), JoinedModel(), 0.0)
 
     much, little = Body().work(200), Body().work(1)
     assert much.peak_bytes - little.peak_bytes > 150 * MEGABYTE

@@ -213,7 +213,7 @@ def test_a_model_that_is_its_own_teacher_stays_as_it_is(kind: Distill, model: Pa
     settings = recipe(ranks=2, distill=kind, distill_weight=1.0, weight_decay=0.0, clip_norm=0.0, zero_stage=3, **SGD)
     first, _ = pair.train(task(tmp_path / "out", model, settings, stripes(labelled=False), teacher=model))
     assert not isinstance(first, Exception), first
-    assert first.numbers["final_loss"] == pytest.approx(0.0, abs=1e-4)
+    assert first.numbers.final_loss == pytest.approx(0.0, abs=1e-4)
     assert_close(trained(tmp_path / "out"), load_state(model)[0], 1e-3)  # rounding of outputs, which is equal on some processors
 
 
@@ -224,7 +224,7 @@ def test_a_headless_model_learns_the_features_of_its_teacher_without_labels(stag
     settings = recipe(ranks=2, epochs=8, distill=Distill.FEATURES, distill_weight=1.0, zero_stage=stage)
     first, _ = pair.train(task(tmp_path / "out", pruned, settings, stripes(labelled=False), teacher=dense))
     losses = [json.loads(line)["loss"] for line in (tmp_path / "out" / "progress.jsonl").read_text().splitlines()]
-    assert first.numbers["final_loss"] == losses[-1] < 0.6 * losses[0]
+    assert first.numbers.final_loss == losses[-1] < 0.6 * losses[0]
 
 
 def test_a_classifier_that_takes_no_part_is_left_alone_by_weight_decay(model: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Second moments that lie in files: shards are merged in order, a slice of blocks at a time."""
+"""Second moments in files: shards are merged in order, a slice of blocks at a time."""
 
 from __future__ import annotations
 
@@ -10,25 +10,23 @@ from torch import Tensor
 
 from kernels.second_moment import EVERYTHING, SecondMoment, add_packed_, pack_lower
 from workers.files import TensorFile, verified, write_tensors
-from workers.records import Destination, Record
-
-FILE = "statistic.safetensors"
+from workers.records import Destination, PartialMoment, Record
 
 
 def write_moment(to: Destination, moment: SecondMoment) -> str:
-    """Store lower triangles and diagonals; returns the file's digest. Uses up the moment's memory."""
+    """Writes the lower triangles and the diagonals. Returns the file's digest. The memory of the moment is overwritten."""
     diagonal_nB = moment.sum_nBB.diagonal(dim1=-2, dim2=-1).clone()
-    return write_tensors(to.directory / FILE, {"diagonal_nB": diagonal_nB, "lower_nT": pack_lower(moment.sum_nBB)})
+    return write_tensors(to.directory / PartialMoment.file, {"diagonal_nB": diagonal_nB, "lower_nL": pack_lower(moment.sum_nBB)})
 
 
 @dataclass(frozen=True)
 class StoredMoment:
-    """The sum of partial moments, one for each shard; only what is asked for is read. See ``kernels.second_moment.Moments``.
+    """The sum of partial moments, one for each shard, read in parts as needed. Implements ``kernels.second_moment.Moments``.
 
-    Files are checked against their digests before anything of them is used, once in each process. Raises: DamagedResult.
+    Each process checks a file against its digest before it first reads from it. Raises: DamagedResult.
     """
 
-    partials: tuple[Record, ...]
+    partials: tuple[Record[PartialMoment], ...]
     device: torch.device
 
     @property
@@ -41,25 +39,25 @@ class StoredMoment:
 
     @property
     def count(self) -> int:
-        return sum(record.numbers["count"] for record in self.partials)
+        return sum(record.numbers.count for record in self.partials)
 
     def mean_nBB(self, part: slice = EVERYTHING) -> Tensor:
-        """``H`` of some blocks, merged in the order of the shards."""
+        """Returns ``H`` of some blocks, merged in the order of the shards."""
         start, stop, _ = part.indices(self.blocks)
         sum_nBB = torch.zeros(stop - start, self.block_size, self.block_size)
         for record in self.partials:
-            add_packed_(sum_nBB, self._file(record).part("lower_nT", start, stop))
+            add_packed_(sum_nBB, self._file(record).part("lower_nL", start, stop))
         return sum_nBB.div_(self.count).to(self.device)
 
     def diagonal_nB(self) -> Tensor:
-        """The diagonals of ``H``."""
+        """Returns the diagonals of ``H``, (n, B)."""
         parts = [self._file(record).part("diagonal_nB", 0, self.blocks) for record in self.partials]
         return (sum(parts[1:], start=parts[0]) / self.count).to(self.device)
 
-    def _file(self, record: Record) -> TensorFile:
-        return verified(record, FILE)
+    def _file(self, record: Record[PartialMoment]) -> TensorFile:
+        return verified(record)
 
 
-def stored(partials: Sequence[Record], device: torch.device) -> StoredMoment | None:
-    """What was collected for a layer; None for pruners that collect nothing."""
+def stored(partials: Sequence[Record[PartialMoment]], device: torch.device) -> StoredMoment | None:
+    """Returns the moments that were collected for a layer; None for pruners that collect nothing."""
     return StoredMoment(tuple(partials), device) if partials else None

@@ -1,4 +1,4 @@
-"""What the pipeline asks of a pruner of single weights: three map steps and what each of them reads."""
+"""The interface of a pruner of single weights, its target, and its results."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, ClassVar
 
 from kernels.patterns import Pattern, parse
-from workers.checks import require
+from workers.checks import Phrase, require
 from workers.collect.statistic import Statistic
 from workers.errors import ConfigError
 from workers.models.base import Layer
@@ -22,25 +23,25 @@ if TYPE_CHECKING:
 
 
 class Scope(Enum):
-    """Over what a target sparsity is reached."""
+    """The set of weights over which a target sparsity is reached."""
 
     GLOBAL = "global"  # one threshold over all layers
     UNIFORM = "uniform"  # the same sparsity in every layer
-    PER_LAYER = "per_layer"  # given by patterns
+    PER_LAYER = "per_layer"  # a sparsity for each pattern of layer names
 
 
 class Unfit(Enum):
-    """What becomes of layers whose inputs cannot be cut into the buckets or tiles of a pattern."""
+    """What happens to layers whose inputs cannot be cut into the buckets or tiles of a pattern."""
 
-    ERROR = "error"  # they are named, and nothing runs
-    DENSE = "dense"  # they are left as they are, as if ``model.exclude`` named them: targets are fractions of the other layers
+    ERROR = "error"  # the run ends with an error that names them
+    DENSE = "dense"  # they are not pruned, as if ``model.exclude`` named them: targets are fractions of the other layers
 
 
 @dataclass
 class Target:
-    """How much is pruned: a fraction of all prunable weights, zeros already there included; and which weights may go together.
+    """How much is pruned, as a fraction of all prunable weights, and the pattern that the zeros follow.
 
-    Weights of layers that are left dense by ``unfit`` are not prunable, so they do not count.
+    Weights that are zero already count as pruned. Layers that ``unfit`` keeps dense are not prunable and do not count.
     """
 
     sparsity: float
@@ -71,44 +72,112 @@ class Target:
             require(
                 self.sparsity == share,
                 "pruner.target.sparsity",
-                f"{share:g}, which is what {self.pattern} leaves no choice of",
+                f"{share:g}, the sparsity of {self.pattern}",
                 self.sparsity,
             )
+
+    def by_layer(self, layers: Sequence[Layer]) -> dict[str, float]:
+        """The sparsity of each layer for the scopes ``uniform`` and ``per_layer``; layers that no pattern matches stay dense.
+
+        Raises: ConfigError if a pattern matches no layer.
+        """
+        if self.scope is Scope.UNIFORM:
+            return {layer.name: self.sparsity for layer in layers}
+        for pattern in self.per_layer:
+            if not any(fnmatchcase(layer.name, pattern) for layer in layers):
+                names = ", ".join(layer.name for layer in layers[:3])
+                raise ConfigError(f"pruner.target.per_layer: {pattern!r} matches none of the {len(layers)} layers ({names}, …)")
+        return {layer.name: next((s for pattern, s in self.per_layer.items() if fnmatchcase(layer.name, pattern)), 0.0) for layer in layers}
+
+    def overall(self, layers: Sequence[Layer]) -> float:
+        """The fraction of the weights of all ``layers`` that becomes zero. Raises: ConfigError, see ``by_layer``."""
+        if self.scope is Scope.GLOBAL:
+            return self.sparsity
+        sparsities = self.by_layer(layers)
+        return sum(sparsities[layer.name] * layer.weights for layer in layers) / sum(layer.weights for layer in layers)
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What a layer loses against what it keeps.
+    """The order in which a layer's weights are pruned, and the cost of each.
 
-    A layer's entries lie in ``n`` blocks of ``G`` tiles (of ``pattern.tile`` weights each; see ``Pruner.layout``). Block ``i`` loses its
-    tiles in the order ``order_nG[i]`` (int16 positions in the block), the k-th at ``loss_nG[i, k]`` (float32, predicted increase of the
-    calibration loss when it goes, given the ones before; NaN when a method predicts none).
-    ``score_nG`` (float32) is compared across blocks and layers; what cannot be pruned (padding, already pruned) comes last with +inf.
-    Selecting any set of scores prunes, in each block, the prefix of the order with as many entries as were selected.
+    The weights lie in ``n`` blocks of ``G`` tiles (of ``pattern.tile`` weights each; see ``WeightPruner.layout``). Block ``i`` loses its
+    tiles in the order ``order_nG[i]`` (int16 positions in the block). ``loss_nG[i, k]`` (float32) is the predicted increase of the
+    calibration loss for the k-th removal, given the ones before it; NaN if the method predicts none.
+    ``score_nG`` (float32) is compared across blocks and layers. Tiles that cannot be pruned (padding, or zero already) come last with
+    +inf. If k scores of a block are selected, the first k tiles of its order are pruned.
     """
 
     order_nG: Tensor
     loss_nG: Tensor
     score_nG: Tensor
-    notes: dict[str, float] = field(default_factory=dict)  # numbers for the report, e.g. dampening that had to be raised
+    notes: dict[str, float] = field(default_factory=dict)  # numbers for the report, such as how many blocks needed more dampening
 
 
 @dataclass(frozen=True)
 class Solution:
-    """New weights of a layer, exactly zero where pruned. ``keep_RC`` is True where a weight survives."""
+    """The new weights of a layer, exactly zero where they are masked. ``keep_RC`` is True where a weight is kept."""
 
     weight_RC: Tensor
     keep_RC: Tensor
 
 
+@dataclass(frozen=True)
+class Goal:
+    """The ``fraction`` to prune, ``of`` the ``weights`` or of a cost of the dense model, and the ``setting`` that holds it."""
+
+    of: str
+    setting: str
+    fraction: float
+
+
 @dataclass
-class Pruner:
-    """One pruning method; its fields are its hyper-parameters. It masks weights (``WeightPruner``) or takes units out (``UnitPruner``)."""
+class Pruner(ABC):
+    """One pruning method; its fields are its hyper-parameters. It masks weights (``WeightPruner``) or removes units (``UnitPruner``)."""
+
+    needs_logits: ClassVar[bool] = False  # whether the model must be a classifier
+
+    @abstractmethod
+    def goal(self, layers: Sequence[Layer]) -> Goal:
+        """How much of a model with these layers is pruned. Raises: ConfigError if the target does not suit them."""
+
+    @property
+    def statistic(self) -> Statistic | None:
+        """The calibration statistic of each layer; None if the method reads none."""
+        return None
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether measured times decide about the result."""
+        return False
+
+    @property
+    def removes_streams(self) -> bool:
+        """Whether channels of residual streams may be removed."""
+        return False
+
+    @property
+    def needs_multiple(self) -> int:
+        """What the inputs of every layer must be multiples of."""
+        return 1
+
+    @property
+    def leaves_multiple(self) -> int | None:
+        """What the widths are multiples of afterwards; None if the method changes no width."""
+        return None
+
+    def flops(self, layer: Layer) -> tuple[float, float]:
+        """Flops of ``score`` and ``solve`` of a layer, leading terms, for the plan; zero if no matrix is factored."""
+        return 0.0, 0.0
+
+    def check_steps(self, where: str, steps: int) -> None:
+        """Raise ``ConfigError`` unless the target can be reached in so many steps; ``where`` is the setting that says how many."""
+        require(steps >= 1, where, "at least 1", steps)
 
 
 @dataclass
 class WeightPruner(Pruner, ABC):
-    """Masks single weights of each layer. Only the central allocation reads ``target``, but for its pattern."""
+    """A method that masks single weights. Only the allocation, in the driver, reads ``target``; the pruner reads its pattern."""
 
     target: Target
 
@@ -116,51 +185,63 @@ class WeightPruner(Pruner, ABC):
     def pattern(self) -> Pattern:
         return parse(self.target.pattern)
 
+    @property
+    def needs_multiple(self) -> int:
+        return self.pattern.length if self.target.unfit is Unfit.ERROR else 1
+
+    def goal(self, layers: Sequence[Layer]) -> Goal:
+        self.check(layers)
+        setting = "per_layer" if self.target.scope is Scope.PER_LAYER else "sparsity"
+        return Goal("weights", setting, self.target.overall(self.fitting(layers)))
+
+    def check_steps(self, where: str, steps: int) -> None:
+        super().check_steps(where, steps)
+        fixed = f"1, since a target of pattern {self.target.pattern} has no sparsity in between"
+        require(steps == 1 or not self.pattern.bucket, where, fixed, steps)
+
     def check(self, layers: Sequence[Layer]) -> None:
-        """Raise ``ConfigError`` naming all layers that cannot follow the pattern, or if none can."""
+        """Raises ``ConfigError`` that names the layers that cannot follow the pattern, or if no layer can."""
         unfit = self.unfit(layers)
-        multiple = f"layers whose inputs are a multiple of {self.pattern.length} for {self.target.pattern}"
-        found = ", ".join(f"{layer.name} with {layer.columns // layer.kernel}" for layer in unfit)
+        multiple = f"layers whose number of inputs is a multiple of {self.pattern.length}, for {self.target.pattern}"
+        named = ", ".join(f"{layer.name} has {layer.columns // layer.kernel}" for layer in unfit)
         require(
             not unfit or self.target.unfit is Unfit.DENSE,
             "pruner.target.pattern",
             multiple,
-            f"{len(unfit)} of {len(layers)} others: {found}",
-            "pruner.target.unfit=dense leaves them dense; so does model.exclude, layer by layer",
+            Phrase(f"{len(unfit)} of {len(layers)} layers with another number ({named})"),
+            "set pruner.target.unfit=dense to keep these layers dense, or exclude them with model.exclude",
         )
-        require(len(unfit) < len(layers), "pruner.target.pattern", multiple, f"none among {len(layers)}: {found}", "choose another pattern")
+        none = Phrase(f"another number in all {len(layers)} layers ({named})")
+        require(len(unfit) < len(layers), "pruner.target.pattern", multiple, none, "choose another pattern")
 
     def unfit(self, layers: Sequence[Layer]) -> list[Layer]:
-        """Those whose inputs cannot be cut into the tiles or buckets of the pattern."""
+        """Returns the layers whose inputs cannot be cut into the tiles or buckets of the pattern."""
         return [layer for layer in layers if layer.columns // layer.kernel % self.pattern.length]
 
     def fitting(self, layers: Sequence[Layer]) -> list[Layer]:
-        """Those that are pruned."""
+        """Returns the layers that are pruned."""
         unfit = {layer.name for layer in self.unfit(layers)}
         return [layer for layer in layers if layer.name not in unfit]
 
     @property
     @abstractmethod
     def statistic(self) -> Statistic | None:
-        """What is measured; None if weights are all this method looks at."""
+        """The statistic that is collected; None if the method reads nothing but the weights."""
 
     def layout(self, layer: Layer) -> Layout:
-        """The blocks of the statistic; without one, each tile or bucket by itself."""
+        """Returns the blocks of the statistic. Without a statistic, each tile or bucket is a block."""
         return self.statistic.layout(layer) if self.statistic else Layout(layer, self.pattern.length, self.pattern)
-
-    def flops(self, layer: Layer) -> tuple[float, float]:
-        """What ``score`` and ``solve`` of a layer compute, leading terms, for the plan's seconds: nothing if no matrix is factored."""
-        return 0.0, 0.0
 
     @abstractmethod
     def score(self, weight_RC: Tensor, layer: Layer, moments: Moments | None) -> Sensitivity:
-        """What each weight is worth. Entries that are exactly zero count as already pruned."""
+        """Returns the sensitivity of each weight of a layer. Weights that are exactly zero count as pruned."""
 
     @abstractmethod
     def solve(self, weight_RC: Tensor, layer: Layer, moments: Moments | None, keep_RC: Tensor) -> Solution:
-        """Re-fit the kept weights of a layer for a mask."""
+        """Returns the weights of a layer under the mask ``keep_RC``, the kept ones re-fitted."""
 
 
 def check_dampening(dampening: float) -> None:
-    """Raise ``ConfigError`` unless it is a number to divide by."""
-    require(dampening > 0, "pruner.dampening", "a positive number", dampening, "1e-8 absolute, or 1e-4 to 1e-2 relative, are usual")
+    """Raises ``ConfigError`` unless the dampening is positive."""
+    usual = "common values are 1e-8 (absolute), or 1e-4 to 1e-2 (relative)"
+    require(dampening > 0, "pruner.dampening", "a positive number", dampening, usual)

@@ -1,4 +1,4 @@
-"""What the pipeline asks of a pruner of whole units: a sum over the data, and the order in which units go."""
+"""The interface of a pruner of whole units, its target, and its results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, ClassVar
 from workers.checks import require
 from workers.errors import SecateurError
 from workers.losses import Loss
-from workers.pruners.base import Pruner
+from workers.models.base import Layer
+from workers.pruners.base import Goal, Pruner
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -21,59 +22,61 @@ if TYPE_CHECKING:
 
 
 class Of(Enum):
-    """What a target is a fraction of; all of the dense model."""
+    """The cost of the dense model that a target is a fraction of."""
 
-    STRUCTURES = "structures"  # units of the kinds that may go
+    STRUCTURES = "structures"  # units of the kinds that may be removed
     PARAMETERS = "parameters"
     MACS = "macs"  # multiply-adds of a forward pass
-    MEMORY = "memory"  # bytes of parameters and of all that a forward pass of one sample writes
-    LATENCY = "latency"  # measured milliseconds of a forward pass, as the settings of latency say
+    MEMORY = "memory"  # bytes of the parameters, and of everything that a forward pass of one sample writes
+    LATENCY = "latency"  # milliseconds of a forward pass, timed as the settings of latency say
 
 
 class Solver(Enum):
-    """How the units that stay are chosen."""
+    """How the units that are kept are chosen."""
 
-    RANKING = "ranking"  # down the ranking of all units, until the target is reached
-    EXACT = "exact"  # the widths that keep most importance at this cost: a knapsack, solved exactly where widths do not meet in a product
+    RANKING = "ranking"  # removes units in the order of the ranking until the target is reached
+    EXACT = "exact"  # the widths with the most importance within the budget: a knapsack, exact if no product has widths of two groups
     GREEDY = "greedy"  # the knapsack as the HALP paper solves it, item by item
-    UNIFORM = "uniform"  # the same fraction of every group: a narrower model, to compare with
-    JOINT = "joint"  # the knapsack with the products of widths in it, by constraint programming; for small models
+    UNIFORM = "uniform"  # the same fraction of every group: a narrower model, for comparison
+    JOINT = "joint"  # the knapsack with products of widths in its cost, by constraint programming; for small models
 
 
 @dataclass
 class UnitTarget:
-    """How much of the dense model is taken out, and what every group keeps."""
+    """How much of the dense model is removed, and how much every group keeps."""
 
     removed: float
     of: Of
     min_units: int
     min_fraction: float
-    round_to: int = 1  # widths (channels, neurons, heads times their channels) stay multiples of this, where the dense model's are
+    round_to: int = 1  # widths (channels, neurons, heads times their channels) remain multiples of this, where the dense model's are
     solver: Solver = Solver.RANKING
-    within: float | None = None  # of latency: measure the smaller model, and correct the budget until its time is met to this fraction
-    also: dict[str, float] = field(default_factory=dict)  # more budgets that hold at once: fractions by what they are of
+    within: float | None = None  # for latency: time the smaller model, and correct the budget until it is met to within this fraction
+    also: dict[str, float] = field(default_factory=dict)  # further budgets that hold at once: fraction to remove, by kind of cost
 
     def __post_init__(self) -> None:
-        require(0.0 <= self.removed < 1.0, "pruner.target.removed", "a fraction in [0, 1)", self.removed, "0.5 takes out half")
+        require(0.0 <= self.removed < 1.0, "pruner.target.removed", "a fraction in [0, 1)", self.removed, "0.5 removes half")
         require(self.min_units >= 0, "pruner.target.min_units", "0 or more units", self.min_units)
         require(0.0 <= self.min_fraction <= 1.0, "pruner.target.min_fraction", "a fraction in [0, 1]", self.min_fraction)
-        require(self.round_to >= 1, "pruner.target.round_to", "at least 1", self.round_to, "8 suits matrix units of GPUs")
-        least = "a fraction between 0 and 1, or null"
-        require(self.within is None or 0 < self.within < 1, "pruner.target.within", least, self.within, "0.03 corrects up to 3 %")
-        closed = f"null for of={self.of.value}, which is met as it is counted"
-        require(self.within is None or self.of is Of.LATENCY, "pruner.target.within", closed, self.within)
-        counted = [of.value for of in Of if of not in (Of.LATENCY, self.of)]
-        for of, removed in self.also.items():
-            require(of in counted, "pruner.target.also", f"fractions of {', '.join(counted)}", of, "of=latency with the others in also")
-            require(0.0 < removed < 1.0, f"pruner.target.also.{of}", "a fraction between 0 and 1", removed)
+        require(self.round_to >= 1, "pruner.target.round_to", "at least 1", self.round_to, "8 suits the matrix units of GPUs")
+        fraction = "a fraction between 0 and 1, or null"
+        remedy = "0.03 meets the budget to within 3 %"
+        require(self.within is None or 0 < self.within < 1, "pruner.target.within", fraction, self.within, remedy)
+        timed_only = f"null with pruner.target.of={self.of.value}, which needs no correction"
+        require(self.within is None or self.of is Of.LATENCY, "pruner.target.within", timed_only, self.within)
+        costs = [cost.value for cost in Of if cost not in (Of.LATENCY, self.of)]
+        remedy = "for a budget of latency set pruner.target.of=latency and list the others here"
+        for cost, removed in self.also.items():
+            require(cost in costs, "pruner.target.also", f"fractions of {', '.join(costs)}", cost, remedy)
+            require(0.0 < removed < 1.0, f"pruner.target.also.{cost}", "a fraction between 0 and 1", removed)
 
 
 @dataclass(frozen=True)
 class UnitSums:
-    """What was measured of all units over some batches: float64 tensors by name, which add up over shards of the data.
+    """Sums collected for all units over some batches: float64 tensors by name, which add up over shards of the data.
 
-    Units of all groups stand one after another, S in all, in the order of the groups. ``samples`` and ``batches`` went in; ``skipped``
-    batches were left out because something in them was not finite.
+    The S units of all groups are listed one after another, in the order of the groups. The sums are over ``samples`` in ``batches``;
+    ``skipped`` more batches were left out because a number in them was not finite.
     """
 
     sums: dict[str, Tensor]
@@ -86,17 +89,17 @@ class UnitSums:
         return UnitSums(sums, self.samples + other.samples, self.batches + other.batches, self.skipped + other.skipped)
 
     def check(self) -> None:
-        """Raises: SecateurError if nothing was measured."""
+        """Raises: SecateurError if no batch was used."""
         if self.batches == 0:
             raise SecateurError(
-                f"measure: expected at least one batch with finite outputs and gradients, got none ({self.skipped} skipped); look at the "
-                "weights of the model and the normalisation of its images, or, with loss=labels, whether there are labels"
+                f"collect: expected at least one batch with finite outputs and gradients, got none ({self.skipped} skipped); check the "
+                "weights of the model and the normalisation of its images, and with loss=labels that the images have labels"
             )
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """``order_S``: the units (int64) in the order in which they go. ``score_S``: what each is worth by itself (float64), for the report."""
+    """``order_S``: the units (int64) in the order of their removal. ``score_S``: the saliency of each unit (float64), for the report."""
 
     order_S: Tensor
     score_S: Tensor
@@ -105,29 +108,43 @@ class Ranking:
 
 @dataclass
 class UnitPruner(Pruner, ABC):
-    """Takes units out whole, so that the model is smaller and faster. Only the central choice reads ``target``."""
+    """A method that removes whole units, so that the model is smaller and faster. Only the allocation, in the driver, reads ``target``."""
 
     target: UnitTarget
-    streams: bool  # whether channels of residual streams may go too: each is tied over all blocks of a stage
+    streams: bool  # whether channels of residual streams may be removed too; each is tied over all blocks of a stage
 
     reads_data: ClassVar[bool] = True
-    needs_logits: ClassVar[bool] = False  # of a classifier
+
+    @property
+    def is_timed(self) -> bool:
+        return self.target.of is Of.LATENCY
+
+    @property
+    def removes_streams(self) -> bool:
+        return self.streams
+
+    @property
+    def leaves_multiple(self) -> int | None:
+        return self.target.round_to
+
+    def goal(self, layers: Sequence[Layer]) -> Goal:
+        return Goal(self.target.of.value, "removed", self.target.removed)
 
     @abstractmethod
     def passes(self, loss: Loss, outputs: int) -> tuple[int, int]:
-        """Forward and backward passes per calibration batch, for the plan, of a model with that many outputs a sample; (0, 0) without data.
+        """Returns the forward and backward passes for each calibration batch, for the plan; (0, 0) if the method reads no data.
 
-        Raises: ConfigError for a loss that says nothing to this method.
+        ``outputs`` is the number of outputs of the model for one sample. Raises: ConfigError for a loss that the method cannot use.
         """
 
     @abstractmethod
     def sum_bytes(self, units: int, structure_weights: int) -> int:
-        """Memory that ``measure`` takes beside the model and a pass: its sums, and copies of the weights of structures."""
+        """Returns the memory that ``collect`` takes beside the model and a pass: its sums, and copies of the weights of structures."""
 
     @abstractmethod
     def collect(self, model: nn.Module, groups: Sequence[Group], batches: Callable[[], Iterator[Batch]], loss: Loss, seed: int) -> UnitSums:
-        """Sums over the batches of one shard. ``model`` is in eval mode and is left as it was found."""
+        """Returns the sums over the batches of one shard. ``model`` is in eval mode and is not changed."""
 
     @abstractmethod
     def rank(self, groups: Sequence[Group], sums: UnitSums) -> Ranking:
-        """The order of all units from the sums of all shards."""
+        """Returns the order of all units, from the sums of all shards."""

@@ -9,13 +9,13 @@ from typing import Any
 from workers.errors import SecateurError
 from workers.files import read_record
 from workers.messages import TrainTask
-from workers.records import Record
+from workers.records import Record, TrainedModel
 
-ERROR_SECONDS = 5.0  # between the first failure of a gang and the end of those that are still at work
+ERROR_SECONDS = 5.0  # how long the other ranks may still run after the first failure
 
 
-def run_gang(task: TrainTask, ranks: int, threads: int, device: str | None = None) -> Record:
-    """Train on this machine: in this process if ``ranks`` is 1, else in as many new ones. Raises what a rank raised."""
+def run_gang(task: TrainTask, ranks: int, threads: int, device: str | None = None) -> Record[TrainedModel]:
+    """Trains on this machine: in this process if ``ranks`` is 1, else in ``ranks`` new processes. Raises the error of a rank."""
     arguments = (ranks, _free_port(), threads, task, device)
     if ranks == 1:
         before = dict(os.environ)
@@ -44,7 +44,7 @@ def _rank(rank: int, ranks: int, port: int, threads: int, task: TrainTask, devic
 
 
 def _spawn(ranks: int, threads: int, arguments: tuple[Any, ...]) -> None:
-    """Processes of their own, so that a failure of one ends all; its error arrives here as it was raised."""
+    """Runs the ranks in new processes. A failure of one ends all of them, and its error is raised here."""
     from concurrent.futures import ProcessPoolExecutor, wait
     from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import get_context
@@ -54,8 +54,8 @@ def _spawn(ranks: int, threads: int, arguments: tuple[Any, ...]) -> None:
         futures = [pool.submit(_rank, rank, *arguments) for rank in range(ranks)]
         processes = list(pool._processes.values())
         try:
-            _, left = wait(futures, return_when="FIRST_EXCEPTION")
-            wait(left, timeout=ERROR_SECONDS)  # the one that failed breaks the connections of the others: hear what each has to say
+            _, running = wait(futures, return_when="FIRST_EXCEPTION")
+            wait(running, timeout=ERROR_SECONDS)  # a failed rank breaks the connections of the others: collect all errors
         finally:
             if not all(future.done() for future in futures):
                 for process in processes:
@@ -67,14 +67,15 @@ def _spawn(ranks: int, threads: int, arguments: tuple[Any, ...]) -> None:
         raise (ours or errors)[0]
     if died:
         raise SecateurError(
-            "a process of the training gang died; run the same command again: it resumes after its last complete epoch"
+            "training: expected all ranks to finish, got a process that died; run the same command again to resume after the last complete "
+            "epoch"
         ) from died[0]
 
 
 def _begin(threads: int) -> None:
-    """Before anything is imported that starts threads of its own: it would start as many as there are cores, in each rank.
+    """Limits the threads of libraries before they are imported; each rank would start as many threads as there are cores otherwise.
 
-    And leave nothing behind that trains on, and writes, when the process that started this one was killed.
+    Also ends this process when its parent is killed, so that no orphan continues to train and to write.
     """
     import threading
     from multiprocessing import parent_process

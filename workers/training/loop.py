@@ -20,13 +20,12 @@ from workers.export import load_family, load_model, load_pruned, save_model
 from workers.files import finish, write_text
 from workers.messages import TrainTask
 from workers.numbers import derived_seed
-from workers.records import Record
+from workers.records import MODEL, Record, TrainedModel
 from workers.training.checkpoints import Checkpoints
 from workers.training.deepspeed import Steps, ZeroHold, end_process_group, full_state, quiet, start_engine
 from workers.training.losses import Tapped, freeze_unused, training_loss
 from workers.training.settings import check, learning_rate
 
-MODEL = "model.safetensors"
 REPORT_SECONDS = 1.0
 
 
@@ -41,7 +40,7 @@ class Counts:
     loss: float = float("nan")
 
 
-def train(task: TrainTask, asked: str | None = None) -> Record | None:
+def train(task: TrainTask, asked: str | None = None) -> Record[TrainedModel] | None:
     """One rank's part of a gang; rank 0 writes and returns the result. RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT are set.
 
     ``asked`` is ``cpu`` or ``cuda``. None takes the device of the launcher's process group; without one, a GPU if there is one.
@@ -168,19 +167,19 @@ def _teacher(task: TrainTask, device: torch.device) -> nn.Module | None:
 
 def _store(
     task: TrainTask, state: dict[str, Tensor], masks: dict[str, Tensor], counts: Counts, resumed_from: int, started: float
-) -> Record:
+) -> Record[TrainedModel]:
     written = save_model(task.to.directory / MODEL, load_family(task.model), state, masks)
-    numbers = {
-        "steps": counts.steps,
-        "skipped_steps": counts.skipped,
-        "final_loss": counts.loss,
-        "images_per_second": counts.samples / max(counts.seconds, 1e-9),
-        "seconds": counts.seconds,
-        "epochs_resumed_from": resumed_from,
-        "ranks": task.training.ranks,
-        "zero_stage": task.training.zero_stage,
-    }
-    record = finish(task.to, "train", {MODEL: written}, numbers, started)
+    numbers = TrainedModel(
+        steps=counts.steps,
+        skipped_steps=counts.skipped,
+        final_loss=counts.loss,
+        images_per_second=counts.samples / max(counts.seconds, 1e-9),
+        seconds=counts.seconds,
+        epochs_resumed_from=resumed_from,
+        ranks=task.training.ranks,
+        zero_stage=task.training.zero_stage,
+    )
+    record = finish(task.to, numbers, started, written)
     shutil.rmtree(task.to.directory / "checkpoints", ignore_errors=True)
     return record
 
