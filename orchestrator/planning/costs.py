@@ -1,4 +1,4 @@
-"""Predicted seconds of each piece of work: for the plan, and to start the longest tasks first."""
+"""Predicts the time of each task, for the plan and to start the longest tasks first."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from workers.pruners.base import Pruner
 from workers.pruners.units import UnitPruner
 from workers.training.settings import Precision, Training
 
-BUILD_PASSES = 2  # initial weights are drawn, then replaced
-SCORED_BYTES, SOLVED_BYTES = 10, 4.25  # of a weight's files: order, loss and score; new weight and mask
+BUILD_PASSES = 2  # a model's weights are initialised, then replaced
+SCORED_BYTES, SOLVED_BYTES = 10, 4.25  # stored for each weight: order, loss and score; new weight and mask
 
 
 @dataclass(frozen=True)
 class PlannedLayer:
-    """A layer, where it stands in the model, the matrices of its statistic (one shard), and the memory that collecting takes beside them.
+    """A layer, its position in the model, and the matrices of its statistic for one shard. These are zero without a statistic.
 
-    All zero without a statistic.
+    Collecting takes ``working_bytes`` of memory beside the matrices.
     """
 
     layer: Layer
@@ -34,23 +34,23 @@ class PlannedLayer:
 
     @property
     def entries(self) -> int:
-        """Weights with their padding; rows that share a matrix have none."""
+        """The number of weights with their padding; rows that share a matrix have none."""
         return max(self.blocks * self.block_size, self.layer.weights)
 
     @property
     def statistic_bytes(self) -> int:
-        """In memory."""
+        """The size of the statistic in memory."""
         return 4 * self.blocks * self.block_size**2
 
     @property
     def stored_bytes(self) -> int:
-        """In a file: lower triangles, and diagonals once more."""
+        """The size of the statistic in a file: lower triangles, and the diagonals again."""
         return 2 * self.blocks * self.block_size * (self.block_size + 3)
 
 
 @dataclass(frozen=True)
 class CostModel:
-    """Predicted seconds on one worker."""
+    """Predicts seconds on one worker."""
 
     profile: ModelProfile
     hardware: Hardware
@@ -62,7 +62,7 @@ class CostModel:
 
     @property
     def flops(self) -> float:
-        """Matrix-product rate of a worker, flop/s; ``hardware.matmul_gflops`` is per GPU or per CPU thread."""
+        """The matrix-product rate of a worker in flop/s; ``hardware.matmul_gflops`` is per GPU or per CPU thread."""
         return 1e9 * self.hardware.matmul_gflops * self.threads
 
     def write(self, size: float) -> float:
@@ -72,25 +72,26 @@ class CostModel:
         return size / (1e9 * self.hardware.read_gbs)
 
     def memory(self, size: float) -> float:
-        """Taking memory into use."""
+        """Returns the time to touch new memory."""
         return size / (1e9 * self.hardware.memory_gbs)
 
     def load(self) -> float:
-        """Build a model, and fill it from its file: each worker, once for each model."""
+        """Returns the time to build a model and to fill it from its file, once for each worker and model."""
         model = self.profile.model_bytes
         return BUILD_PASSES * self.memory(model) + self.read(model)
 
     def network(self, samples: float, backward: bool = False) -> float:
-        """Forward, and a backward that trains everything: twice that."""
+        """Returns the time of a forward pass; a backward pass with gradients of all weights takes twice as long."""
         return self._network(samples * self.profile.forward_flops * (3 if backward else 1))
 
     def _network(self, flops: float) -> float:
         return flops / (self.flops * self.hardware.model_efficiency)
 
     def backward_flops(self, layers: Sequence[PlannedLayer]) -> int:
-        """Of one sample, down to the earliest of ``layers``: gradients of the activations after it, and of the weights of ``layers``.
+        """Returns the flops of a backward pass of one sample that computes gradients of the weights of ``layers``.
 
-        A product with a weight has one operand that changes, a product of activations two.
+        It ends at the earliest of ``layers``, and needs gradients of all activations after that. A product with a weight has one operand
+        with a gradient, a product of activations has two.
         """
         first = min((planned.depth for planned in layers), key=lambda depth: depth.weighted_before)
         after = self.profile.weighted_flops - first.weighted_before - first.flops
@@ -98,17 +99,19 @@ class CostModel:
         return after + 2 * mixed + sum(planned.depth.flops for planned in layers)
 
     def collect(self, layers: Sequence[PlannedLayer]) -> float:
-        """One cell of the grid: passes of one shard down to the earliest layer, sums of outer products, and writing."""
+        """Returns the time of one cell of the grid: passes of one shard back to the earliest layer, sums of outer products, and writing."""
         samples = self.gradients_per_shard * self.samples_per_gradient
         flops = self.profile.forward_flops
         if layers[0].by_gradients:
             flops += self.backward_flops(layers)
         outer = sum(self.outer_flops(planned) for planned in layers) / (self.flops * self.hardware.collect_efficiency)
-        used = sum(planned.statistic_bytes + planned.working_bytes for planned in layers)
-        return self._network(samples * flops) + outer + self.memory(used) + self.write(sum(planned.stored_bytes for planned in layers))
+        used_bytes = sum(planned.statistic_bytes + planned.working_bytes for planned in layers)
+        return (
+            self._network(samples * flops) + outer + self.memory(used_bytes) + self.write(sum(planned.stored_bytes for planned in layers))
+        )
 
     def outer_flops(self, planned: PlannedLayer) -> float:
-        """``N d (B + 1)`` where symmetry is used, else ``2 N d B``; of a layer Hessian, with all of its input vectors for N."""
+        """Returns ``N d (B + 1)`` flops where symmetry is used, else ``2 N d B``. For a layer Hessian, N counts all input vectors."""
         squares = planned.blocks * planned.block_size**2
         if not planned.by_gradients:
             vectors = planned.depth.flops / (2 * planned.layer.weights)
@@ -116,21 +119,24 @@ class CostModel:
         return self.gradients_per_shard * (2.0 * squares if self.gpu else squares + planned.blocks * planned.block_size)
 
     def score(self, planned: PlannedLayer, shards: int) -> float:
-        """Read and merge the shards; factor, invert and eliminate."""
+        """Returns the time to read and merge the shards, and to factor, invert and eliminate."""
         computing = self._pruning(planned)[0] / (self.flops * self.hardware.score_efficiency)
         return computing + self._on_statistic(planned, shards, SCORED_BYTES)
 
     def solve(self, planned: PlannedLayer, shards: int) -> float:
-        """Read and merge the shards; factor and re-fit."""
+        """Returns the time to read and merge the shards, and to factor and re-fit."""
         computing = self._pruning(planned)[1] / (self.flops * self.hardware.solve_efficiency)
         return computing + self._on_statistic(planned, shards, SOLVED_BYTES)
 
     def _pruning(self, planned: PlannedLayer) -> tuple[float, float]:
-        """Flops of ``score`` and ``solve``."""
+        """Returns the flops of ``score`` and ``solve``."""
         return self.pruner.flops(planned.layer)
 
     def collect_units(self, pruner: UnitPruner, loss: Loss) -> float:
-        """Passes over one shard, forward and (twice the flops) backward. Raises: ConfigError for a loss that the pruner has no use for."""
+        """Returns the time of the passes over one shard; a backward pass has twice the flops of a forward pass.
+
+        Raises: ConfigError for a loss that the pruner cannot use.
+        """
         forward, backward = pruner.passes(loss, self.profile.outputs)
         return (forward + 2 * backward) * self.network(self.gradients_per_shard * self.samples_per_gradient)
 
@@ -138,14 +144,14 @@ class CostModel:
         reading = self.read(shards * planned.stored_bytes) + self.memory(planned.statistic_bytes)
         return reading + self.write(written_bytes * planned.layer.weights)
 
-    def training(self, recovery: Training, samples: int, taught: bool) -> float:
-        """Wall seconds of a gang: passes of student and teacher, and in each step the exchange of all gradients (a ring, both ways)."""
-        compute = self.network(samples, backward=True) + (self.network(samples) if taught else 0.0)
-        if recovery.precision is Precision.BF16:
+    def training(self, recipe: Training, samples: int, has_teacher: bool) -> float:
+        """Returns the wall time of a gang: passes of student and teacher, and a ring all-reduce of all gradients in each step."""
+        compute = self.network(samples, backward=True) + (self.network(samples) if has_teacher else 0.0)
+        if recipe.precision is Precision.BF16:
             compute /= self.hardware.bf16_speedup
-        exchanged = 2 * self.profile.model_bytes * (recovery.ranks - 1) / recovery.ranks
-        steps = samples // recovery.batch_size
-        return recovery.epochs * (compute / recovery.ranks + steps * exchanged / (1e9 * self.hardware.link_gbs))
+        exchanged_bytes = 2 * self.profile.model_bytes * (recipe.ranks - 1) / recipe.ranks
+        steps = samples // recipe.batch_size
+        return recipe.epochs * (compute / recipe.ranks + steps * exchanged_bytes / (1e9 * self.hardware.link_gbs))
 
 
 def cost_model(experiment: Experiment, profile: ModelProfile, resources: Resources) -> CostModel:

@@ -1,4 +1,4 @@
-"""Cutting the layers into portions that are collected together, and who works when."""
+"""Cuts the layers into portions that are collected together, and schedules tasks on workers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from orchestrator.planning.costs import CostModel, PlannedLayer
 from orchestrator.planning.footprint import Footprint
 from workers.errors import ConfigError
 
-WAVES = 3  # how many waves beyond the fewest are tried
+WAVES = 3  # numbers of waves that are tried, from the fewest on
 
 
 @dataclass(frozen=True)
 class Span:
-    """A task on the time line."""
+    """A task on the timeline."""
 
     task: int
     worker: int
@@ -26,44 +26,44 @@ class Span:
 
 
 def schedule(seconds: Sequence[float], workers: int) -> list[Span]:
-    """Independent tasks, started longest first on whichever worker is free: what a run's ``map`` does."""
-    free = [(0.0, worker) for worker in range(workers)]
+    """Schedules independent tasks as ``Run.map`` does: the longest first, each on the first worker that is free."""
+    free_at = [(0.0, worker) for worker in range(workers)]
     spans = []
     for task in sorted(range(len(seconds)), key=lambda task: -seconds[task]):
-        start, worker = heapq.heappop(free)
+        start, worker = heapq.heappop(free_at)
         spans.append(Span(task, worker, start, start + seconds[task]))
-        heapq.heappush(free, (spans[-1].end, worker))
+        heapq.heappush(free_at, (spans[-1].end, worker))
     return spans
 
 
 def makespan(seconds: Sequence[float], workers: int) -> float:
-    """Wall seconds of ``schedule``."""
+    """Returns the wall time of ``schedule`` in seconds."""
     return max((span.end for span in schedule(seconds, workers)), default=0.0)
 
 
 def portions(
     layers: Sequence[PlannedLayer], costs: CostModel, footprint: Footprint, memory_bytes: int, workers: int, shards: int
 ) -> list[list[PlannedLayer]]:
-    """Cut layers (in the order of the forward pass) into runs that fit a worker's memory and are done soonest on all workers.
+    """Cuts layers (in the order of the forward pass) into portions that fit a worker's memory and take the least wall time on all workers.
 
-    A backward pass ends at the earliest layer of a portion, so a portion is a run of neighbours, and late ones are cheap. For a number of
-    portions, the cut is the one whose longest takes least (every part of a run that fits also fits, and takes no longer). The number is the
-    fewest that fit, or as many as fill the waves that these take, or one or two waves more. A cut never changes a byte of a statistic.
-    Raises: ConfigError if one layer does not fit, with what to change.
+    A backward pass ends at the earliest layer of a portion, so portions are runs of neighbours, and late portions are cheap. For a given
+    number of portions, the longest takes as little time as possible (any part of a run that fits also fits, and takes no longer). The
+    number is the fewest that fit, or as many as fill the waves that these take, or one or two waves more. Cuts do not change statistics.
+    Raises: ConfigError, with a remedy, if a layer does not fit.
     """
     for planned in layers:
         needed = max(footprint.collect([planned]), footprint.score(planned), footprint.solve(planned))
         if needed > memory_bytes:
             raise ConfigError(
-                f"{planned.layer.name}: to collect and prune it takes {needed / 1e9:.1f} GB (the model and the worker itself "
-                f"{footprint.held / 1e9:.1f} GB of these), a worker has {memory_bytes / 1e9:.1f} GB; lower pruner.block_size (memory grows "
-                "with it) or data.calibration_batch_size, or raise cluster.memory_gb"
+                f"{planned.layer.name}: this layer needs {needed / 1e9:.1f} GB ({footprint.held / 1e9:.1f} GB of it for the model and the "
+                f"process), a worker has {memory_bytes / 1e9:.1f} GB; lower pruner.block_size or data.calibration_batch_size, or raise "
+                "cluster.memory_gb"
             )
 
     @cache
     def seconds(start: int, stop: int) -> float:
-        part = layers[start:stop]
-        return costs.collect(part) if footprint.collect(part) <= memory_bytes else inf
+        portion = layers[start:stop]
+        return costs.collect(portion) if footprint.collect(portion) <= memory_bytes else inf
 
     fewest = len(runs(len(layers), seconds, inf))
     waves = -(-fewest * shards // workers)
@@ -74,11 +74,11 @@ def portions(
 
 
 def runs(length: int, cost: Callable[[int, int], float], limit: float) -> list[tuple[int, int]]:
-    """The fewest runs (start, stop) that cover ``length`` things, each of finite cost up to ``limit``: as long as possible, one by one.
+    """Returns the fewest runs (start, stop) that cover ``length`` items, each at a finite cost of at most ``limit``.
 
-    ``cost`` must not fall when a run grows at either end. A single thing is a run at any cost.
+    Each run is as long as possible. ``cost`` must not fall when a run grows at either end. A single item is a run at any cost.
     """
-    found, start = [], 0
+    spans, start = [], 0
     while start < length:
         low, high = start + 1, length
         while low < high:
@@ -87,13 +87,13 @@ def runs(length: int, cost: Callable[[int, int], float], limit: float) -> list[t
                 low = middle
             else:
                 high = middle - 1
-        found.append((start, low))
+        spans.append((start, low))
         start = low
-    return found
+    return spans
 
 
 def best_cut(length: int, cost: Callable[[int, int], float], count: int) -> list[tuple[int, int]]:
-    """At most ``count`` runs whose costliest costs least, to one part in a million; ``count`` must suffice."""
+    """Returns at most ``count`` runs whose largest cost is minimal, to one part in a million. ``count`` runs must suffice."""
     low = max(cost(index, index + 1) for index in range(length))
     high = max(cost(*run) for run in runs(length, cost, inf))
     while high - low > 1e-6 * high:

@@ -1,4 +1,4 @@
-"""What will be computed where, how long it takes and what it weighs. Pure: no GPU, no data, no weights."""
+"""Plans a run: its tasks, their time and their memory. Needs no GPU, no data and no weights."""
 
 from __future__ import annotations
 
@@ -28,39 +28,39 @@ from workers.pruners.units import UnitPruner
 from workers.timing import FEWEST, WARM_UPS
 from workers.training.settings import Distill, Training
 
-HOST_FLOPS = 2e11  # of the CPU beside a GPU, where metrics are computed
-# of an operation at one size, until the runtime can be called, about
+HOST_FLOPS = 2e11  # assumed rate of the CPU beside a GPU, where metrics are computed
+# About how long each runtime takes to prepare an operation at one size.
 PREPARE_SECONDS = {Runtime.EAGER: 0.003, Runtime.ONNXRUNTIME: 0.45, Runtime.COMPILE: 1.2}
-GRAPH_SECONDS = 5.0  # of writing a model as ONNX and making 8 bits of its graph, about
-RANGE_PASSES = 4  # what it takes to make 8 bits, in forward passes over the images that the ranges are taken from, about
-HISTOGRAM_READS = 2  # of all scores, to find one threshold exactly
+GRAPH_SECONDS = 5.0  # to write a model as ONNX and to quantise its graph, about
+RANGE_PASSES = 4  # to find the ranges of 8 bits, in forward passes over the images that they come from, about
+HISTOGRAM_READS = 2  # passes over all scores to find one threshold exactly
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """One stage: its tasks, wall seconds on all workers, and seconds of one device in all."""
+    """One stage: its tasks, the wall time on all workers, and the sum of the time on each device."""
 
     tasks: int
     seconds: float
     device_seconds: float
-    durations: tuple[float, ...] = ()  # of the tasks; of a gang, the same for each rank
+    durations: tuple[float, ...] = ()  # of each task; the ranks of a gang have the same
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The whole run before it starts."""
+    """A run before it starts."""
 
     layers: tuple[PlannedLayer, ...]
-    portions: tuple[tuple[str, ...], ...]  # layers that are collected together; the grid is portions x shards
+    portions: tuple[tuple[str, ...], ...]  # names of the layers that are collected together; the grid is portions x shards
     shards: int
     resources: Resources
     hardware: Hardware
     profile: ModelProfile
     stages: dict[str, Estimate]
-    stage_bytes: dict[str, int]  # of a worker, at its worst
+    stage_bytes: dict[str, int]  # peak memory of a worker
     store_bytes: int
-    family: ModelFamily  # that the run leaves; for removed units as far as it can be known before
-    unfit: tuple[Layer, ...] = ()  # layers that stay dense because they cannot follow the pattern
+    family: ModelFamily  # of the pruned model, as far as it is known before the data is read
+    unfit: tuple[Layer, ...] = ()  # layers that are kept dense because they cannot follow the pattern
     after: ModelProfile | None = None  # of ``family``, if units are removed
 
     @property
@@ -69,7 +69,7 @@ class Plan:
 
     @property
     def waves(self) -> int:
-        """Rounds of collecting: grid cells over workers."""
+        """How many times each worker collects a cell of the grid, at most."""
         return -(-len(self.portions) * self.shards // self.resources.workers)
 
     @property
@@ -82,7 +82,7 @@ class Plan:
 
 
 def plan_layers(pruner: WeightPruner, profile: ModelProfile) -> tuple[PlannedLayer, ...]:
-    """The layers that are pruned, without those that are left dense because they cannot follow the pattern."""
+    """Returns the layers to prune: all but those that are kept dense because they cannot follow the pattern."""
     statistic, dense = pruner.statistic, {layer.name for layer in pruner.unfit(profile.layers)}
     layers = [(layer, depth) for layer, depth in zip(profile.layers, profile.depths, strict=True) if layer.name not in dense]
     if statistic is None:
@@ -94,17 +94,20 @@ def plan_layers(pruner: WeightPruner, profile: ModelProfile) -> tuple[PlannedLay
 
 
 def on_unfit(unfit: Sequence[Layer], profile: ModelProfile) -> str:
-    """A sentence on the layers that stay dense because they cannot follow the pattern, and their share of the model."""
+    """Returns a sentence on the layers that are kept dense because they cannot follow the pattern, and on their share of the model."""
     share = percent(sum(layer.weights for layer in unfit) / profile.prunable_weights)
     names = ", ".join(layer.name for layer in unfit)
     what = f"{len(unfit)} of {count(len(profile.layers), 'layer')}, {share} of their weights, cannot follow the pattern"
-    return f"{what} and stay dense (pruner.target.unfit=dense), so the target applies to the others: {names}"
+    return f"{what} and are kept dense (pruner.target.unfit=dense), so the target applies to the other layers: {names}"
 
 
 def cut_grid(
     experiment: Experiment, profile: ModelProfile, resources: Resources, layers: Sequence[PlannedLayer]
 ) -> list[list[PlannedLayer]]:
-    """Portions of ``layers`` (all, or those whose statistics are missing). Raises: ConfigError if one does not fit a worker's memory."""
+    """Cuts ``layers`` (all, or those whose statistics are missing) into portions.
+
+    Raises: ConfigError if a layer does not fit a worker's memory.
+    """
     if not layers or experiment.pruner.statistic is None:
         return []
     costs, bytes_of = cost_model(experiment, profile, resources), footprint(experiment, profile, resources)
@@ -112,7 +115,10 @@ def cut_grid(
 
 
 def make_plan(experiment: Experiment, profile: ModelProfile, resources: Resources) -> Plan:
-    """The plan of one round. Raises: ConfigError if the model, a layer, or the sums over units cannot fit a worker's memory."""
+    """Returns the plan of one round.
+
+    Raises: ConfigError if the model, a layer, or the sums over units do not fit a worker's memory.
+    """
     match experiment.pruner:
         case WeightPruner() as pruner:
             return plan_masking(experiment, pruner, profile, resources)
@@ -123,7 +129,7 @@ def make_plan(experiment: Experiment, profile: ModelProfile, resources: Resource
 
 
 def plan_masking(experiment: Experiment, pruner: WeightPruner, profile: ModelProfile, resources: Resources) -> Plan:
-    """The plan of a round that masks weights."""
+    """Returns the plan of a round that masks weights."""
     layers = plan_layers(pruner, profile)
     pruned = replace(profile, layers=tuple(planned.layer for planned in layers), depths=tuple(planned.depth for planned in layers))
     bytes_of = footprint(experiment, pruned, resources)
@@ -153,7 +159,7 @@ def plan_masking(experiment: Experiment, pruner: WeightPruner, profile: ModelPro
 
 
 def plan_removal(experiment: Experiment, pruner: UnitPruner, profile: ModelProfile, resources: Resources) -> Plan:
-    """The plan of a round that removes units. Which ones depends on the data; the plan removes them in a random order."""
+    """Returns the plan of a round that removes units. Which units depends on the data; the plan removes them in a random order."""
     family = with_random_units_removed(experiment.model, pruner, experiment.data.input_shape)
     after = model_profile(family, experiment.data.input_shape)
     bytes_of = footprint(experiment, profile, resources)
@@ -178,7 +184,7 @@ def plan_removal(experiment: Experiment, pruner: UnitPruner, profile: ModelProfi
 
 
 def with_random_units_removed(family: ModelFamily, pruner: UnitPruner, input_shape: tuple[int, int, int]) -> ModelFamily:
-    """The family that a round leaves, as far as it can be known before the data is read: units are removed in a random order."""
+    """Returns the family of the pruned model as far as it is known before the data is read: units are removed in a random order."""
     import torch
 
     groups = find_groups(family, input_shape, pruner.streams)
@@ -191,7 +197,7 @@ def with_random_units_removed(family: ModelFamily, pruner: UnitPruner, input_sha
 
 
 def _needs(experiment: Experiment, bytes_of: Footprint) -> list[tuple[str, int, str]]:
-    """What has to fit whatever the cut: work, bytes, remedy."""
+    """Returns what has to fit in memory however the grid is cut: the work, its bytes, and the remedy."""
     data = experiment.data
     fewer = "lower {0}, or use workers with more memory"
     needs = [
@@ -215,13 +221,13 @@ def _needs(experiment: Experiment, bytes_of: Footprint) -> list[tuple[str, int, 
 
 
 def _stored_statistics(experiment: Experiment, layers: Sequence[PlannedLayer]) -> int:
-    """Statistics of all shards, scores and solutions."""
+    """Returns the bytes of the statistics of all shards, scores and solutions."""
     statistics = sum(experiment.data.shards * planned.stored_bytes for planned in layers)
     return statistics + int((SCORED_BYTES + SOLVED_BYTES) * sum(planned.layer.weights for planned in layers))
 
 
 def _stored_models(experiment: Experiment, profile: ModelProfile) -> int:
-    """Three models, and a training's checkpoints while it lasts."""
+    """Returns the bytes of three models, and of a training's checkpoints while it runs."""
     return 3 * profile.model_bytes + (2 * 3 * profile.model_bytes if experiment.recovery is not None else 0)
 
 
@@ -236,7 +242,7 @@ def _masking(
     layers: Sequence[PlannedLayer],
     cut: Sequence[Sequence[PlannedLayer]],
 ) -> dict[str, Estimate]:
-    """Stages from a model to one with masked weights."""
+    """Returns the stages that mask weights."""
     shards, costs, model = experiment.data.shards, cost_model(experiment, profile, resources), profile.model_bytes
     collected = [costs.collect(portion) for portion in cut for _ in range(shards)]
     joined = costs.read(model + SOLVED_BYTES * profile.prunable_weights) + costs.write(model)
@@ -247,22 +253,22 @@ def _masking(
         "solve": [costs.solve(planned, shards) for planned in layers],
         "join": [joined],
     }
-    return {stage: _mapped(found, resources) for stage, found in seconds.items()}
+    return {stage: _mapped(durations, resources) for stage, durations in seconds.items()}
 
 
 def _removal(experiment: Experiment, pruner: UnitPruner, profile: ModelProfile, resources: Resources) -> dict[str, Estimate]:
-    """Stages from a model to one without some of its units."""
+    """Returns the stages that remove units."""
     costs, model = cost_model(experiment, profile, resources), profile.model_bytes
     shards = experiment.data.shards if pruner.reads_data else 1
     collected = [costs.load() + costs.collect_units(pruner, experiment.loss) for _ in range(shards)]
     seconds = {"collect": collected, "rank": [0.0], "choose": [0.0], "shrink": [costs.read(model) + costs.write(model)]}
-    return {stage: _mapped(found, resources) for stage, found in seconds.items()} | _timing(experiment, pruner, costs)
+    return {stage: _mapped(durations, resources) for stage, durations in seconds.items()} | _timing(experiment, pruner, costs)
 
 
 def _timing(experiment: Experiment, pruner: UnitPruner, costs: CostModel) -> dict[str, Estimate]:
-    """Stages that measure time, if no plateau is found and nothing is in the store. One task at a time, on one machine.
+    """Returns the stages that measure latency, if no plateau is found and nothing is stored: one task at a time, on one machine.
 
-    An operation is taken for an equal share of the dense model's forward pass, at all of its widths.
+    Each operation is assumed to take an equal share of the dense model's forward pass at all of its widths.
     """
     if not pruner.is_timed:
         return {}
@@ -272,20 +278,20 @@ def _timing(experiment: Experiment, pruner: UnitPruner, costs: CostModel) -> dic
     forward, runs = costs.network(latency.batch_size), WARM_UPS + FEWEST
     operation = PREPARE_SECONDS[latency.runtime] + runs * forward / len(operations)
     model = max(runs * forward, MODEL_PATIENCE * latency.seconds)
-    found = {"time operations": [operation] * sizes(operations, latency.widths), "time model": [model] * 2}
-    return {stage: Estimate(len(seconds), sum(seconds), sum(seconds), tuple(seconds)) for stage, seconds in found.items()}
+    seconds = {"time operations": [operation] * sizes(operations, latency.widths), "time model": [model] * 2}
+    return {stage: Estimate(len(tasks), sum(tasks), sum(tasks), tuple(tasks)) for stage, tasks in seconds.items()}
 
 
 def _stages(
     experiment: Experiment, profile: ModelProfile, after: ModelProfile, resources: Resources, pruning: dict[str, Estimate]
 ) -> dict[str, Estimate]:
-    """Predicted seconds of each stage, in the order of the pipeline. ``after`` is the model once it is pruned."""
+    """Returns the predicted time of each stage, in the order of the pipeline. ``after`` is the profile of the pruned model."""
     data, hardware, training, recovery = experiment.data, experiment.cluster.hardware, experiment.training, experiment.recovery
-    costs, then = cost_model(experiment, profile, resources), cost_model(experiment, after, resources)
+    costs, costs_after = cost_model(experiment, profile, resources), cost_model(experiment, after, resources)
 
     def gang(recipe: Training, costs: CostModel) -> Estimate:
-        taught = recipe.distill is not Distill.NONE
-        wall = costs.training(recipe, data.size("train"), taught) + hardware.gang_seconds
+        has_teacher = recipe.distill is not Distill.NONE
+        wall = costs.training(recipe, data.size("train"), has_teacher) + hardware.gang_seconds
         return Estimate(recipe.ranks, wall, wall * recipe.ranks, (wall,) * recipe.ranks)
 
     bank = data.size("bank") if experiment.model.output is Output.FEATURES else 0
@@ -304,13 +310,13 @@ def _stages(
     stages["start workers"] = Estimate(resources.workers, hardware.start_seconds, resources.workers * hardware.start_seconds)
     stages |= {"evaluate dense": evaluation(costs), "assess dense": metrics} | pruning
     if experiment.compare:
-        stages["compare"] = _mapped([costs.network(compared / parts) + then.network(compared / parts)] * parts, resources)
-    stages |= {"evaluate one-shot": evaluation(then), "assess one_shot": metrics}
+        stages["compare"] = _mapped([costs.network(compared / parts) + costs_after.network(compared / parts)] * parts, resources)
+    stages |= {"evaluate one-shot": evaluation(costs_after), "assess one_shot": metrics}
     if recovery is not None:
-        stages["recover"] = gang(recovery, then)
-        stages |= {"evaluate recovered": evaluation(then), "assess recovered": metrics}
+        stages["recover"] = gang(recovery, costs_after)
+        stages |= {"evaluate recovered": evaluation(costs_after), "assess recovered": metrics}
     if experiment.int8:
         fixed = GRAPH_SECONDS + 2 * MODEL_PATIENCE * experiment.latency.seconds
-        ranges = RANGE_PASSES * then.network(min(compared, RANGE_IMAGES))
-        stages["quantise"] = _mapped([fixed + ranges + then.network(data.size("test"))], resources)
-    return stages | {"export": _mapped([then.write(after.model_bytes)], resources)}
+        ranges = RANGE_PASSES * costs_after.network(min(compared, RANGE_IMAGES))
+        stages["quantise"] = _mapped([fixed + ranges + costs_after.network(data.size("test"))], resources)
+    return stages | {"export": _mapped([costs_after.write(after.model_bytes)], resources)}

@@ -1,4 +1,4 @@
-"""A plan as people read it."""
+"""Prints a plan."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from orchestrator.stages import kind
 
 
 def plan_table(plan: Plan) -> RenderableType:
-    """Layers, the grid, bytes against memory, seconds per stage, and the rates they were predicted with."""
+    """Returns what to print: layers, stages, the grid, memory, and the rates that the predictions assume."""
     return Group(*([_layers(plan)] if plan.layers else []), _stages(plan), *_sentences(plan))
 
 
 def _layers(plan: Plan) -> Table:
-    table = Table(title="Prunable layers (equal neighbours in one line)", title_justify="left")
+    table = Table(title="Prunable layers (equal ones in one row)", title_justify="left")
     for column in ("first", "layers", "rows x columns", "block", "weights", "statistic"):
         table.add_column(column, justify="left" if column == "first" else "right")
     kinds: dict[tuple, list[PlannedLayer]] = {}
@@ -32,7 +32,7 @@ def _layers(plan: Plan) -> Table:
 
 
 def _stages(plan: Plan) -> Table:
-    """A line for each kind of stage, all rounds and steps added up."""
+    """Returns a row for each kind of stage, summed over all rounds and steps."""
     table = Table(title="Stages (predicted)", title_justify="left")
     for column in ("stage", "times", "tasks", "wall time", "device-hours"):
         table.add_column(column, justify="left" if column == "stage" else "right")
@@ -55,18 +55,18 @@ def _sentences(plan: Plan) -> list[str]:
     grid = f"{len(portions)} x {plan.shards}{cut}" if portions else "none (this pruner reads no data)"
     cells = f"Grid of layer portions x shards: {grid}; {count(plan.waves, 'wave')} on {count(resources.workers, kind)}."
     return [
-        f"{len(plan.profile.layers)} layers, {plan.profile.prunable_weights:,} prunable of {plan.profile.parameters:,} weights; "
-        f"forward {plan.profile.forward_flops / 1e9:,.3g} GFLOP per sample.",
+        f"{plan.profile.prunable_weights:,} of {plan.profile.parameters:,} weights are prunable, in {len(plan.profile.layers)} layers; a "
+        f"forward pass takes {plan.profile.forward_flops / 1e9:,.3g} GFLOP per sample.",
         *([f"{on_unfit(plan.unfit, plan.profile)}."] if plan.unfit else []),
         *([cells] if plan.layers else []),
         *_on_units(plan),
-        f"A worker needs up to {size(plan.worker_bytes)} of its {size(resources.memory_bytes)}; "
+        f"A worker needs up to {size(plan.worker_bytes)} of its {size(resources.memory_bytes)} of memory; "
         f"the store grows by up to {size(plan.store_bytes)}.",
-        f"Assumed rates per {'GPU' if gpu else 'thread'} ({rates.name}): {rates.matmul_gflops:,.0f} GFLOP/s in float32 matrix products, "
-        f"of which the network reaches {rates.model_efficiency:.0%}, collecting {rates.collect_efficiency:.0%}, "
-        f"scoring {rates.score_efficiency:.1%}, solving {rates.solve_efficiency:.1%}; "
-        f"disk {rates.disk_gbs:g} GB/s to write and {rates.read_gbs:g} to read.",
-        f"In all about {duration(plan.seconds)}, {plan.device_hours:,.2f} {'GPU' if gpu else 'worker'}-hours.",
+        f"Assumed rates per {'GPU' if gpu else 'thread'} ({rates.name}): {rates.matmul_gflops:,.0f} GFLOP/s for float32 matrix products, "
+        f"of which the model reaches {rates.model_efficiency:.0%}, collecting {rates.collect_efficiency:.0%}, "
+        f"scoring {rates.score_efficiency:.1%} and solving {rates.solve_efficiency:.1%}; "
+        f"the disk writes {rates.disk_gbs:g} GB/s and reads {rates.read_gbs:g} GB/s.",
+        f"The run takes about {duration(plan.seconds)}, {plan.device_hours:,.2f} {'GPU' if gpu else 'worker'}-hours.",
     ]
 
 
@@ -74,6 +74,6 @@ def _on_units(plan: Plan) -> list[str]:
     if plan.after is None:
         return []
     return [
-        f"Where units go, this plan takes them in a random order: {plan.after.parameters:,} weights and "
-        f"{plan.after.forward_flops / 1e9:,.3g} GFLOP per sample are left then. The data will choose others."
+        f"The plan removes units in a random order, the run by the data. In the plan {plan.after.parameters:,} weights and "
+        f"{plan.after.forward_flops / 1e9:,.3g} GFLOP per sample remain."
     ]

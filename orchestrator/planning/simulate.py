@@ -1,4 +1,4 @@
-"""A planned run on the time line: who works when, by the scheduler that also cuts the grid, with predicted durations."""
+"""Simulates a planned run: which worker works when, by the scheduler that also cuts the grid, with predicted durations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from orchestrator.planning.plan import Estimate, Plan
 
 @dataclass(frozen=True)
 class StageRun:
-    """One stage: its tasks on the workers (spans in seconds since the start of the run), and when all of them are done."""
+    """One stage: its tasks on the workers, as spans in seconds since the start of the run, and its own start and end."""
 
     name: str
     start: float
@@ -24,7 +24,7 @@ class StageRun:
 
 @dataclass(frozen=True)
 class Simulation:
-    """A run from its first to its last stage."""
+    """The stages of a run on a number of workers."""
 
     workers: int
     stages: tuple[StageRun, ...]
@@ -35,7 +35,7 @@ class Simulation:
 
     @property
     def utilisation(self) -> float:
-        """The part of all workers' time in which they compute."""
+        """The fraction of the time of all workers in which they compute."""
         available = self.workers * self.seconds
         return sum(stage.busy_seconds for stage in self.stages) / available if available else 1.0
 
@@ -45,7 +45,7 @@ class Simulation:
 
 
 def simulate(plan: Plan) -> Simulation:
-    """Stages one after the other, since each reads all of what the one before it wrote; the tasks of a stage by ``grid.schedule``."""
+    """Runs the stages one after another, since each reads all results of the one before; ``grid.schedule`` places the tasks of a stage."""
     now, stages = 0.0, []
     for name, estimate in plan.stages.items():
         spans = tuple(
@@ -59,5 +59,5 @@ def simulate(plan: Plan) -> Simulation:
 
 
 def _durations(estimate: Estimate) -> tuple[float, ...]:
-    """Of the tasks; of those that all take as long, like starting workers, the plan keeps only the number."""
+    """Returns the duration of each task. For tasks of equal length, such as starting a worker, the plan has only their number."""
     return estimate.durations or (estimate.seconds,) * estimate.tasks

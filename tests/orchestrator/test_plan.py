@@ -23,7 +23,7 @@ from workers.models.profile import Depth, ModelProfile
 
 
 def chain(sizes: list[int], block_size: int = 16) -> list[PlannedLayer]:
-    """Layers of ``sizes`` rows, each a block wide, one after the other."""
+    """Layers of ``sizes`` rows, each a block wide, one after another."""
     layers, before = [], 0
     for index, rows in enumerate(sizes):
         after = sum(sizes[index:])
@@ -49,7 +49,7 @@ def models_of(layers: list[PlannedLayer], gradients: int = 100) -> tuple[CostMod
 
 @dataclass
 class Sums:
-    """Cost of a run: a part that grows with it, and a part that grows with what lies behind its start, as a backward pass does."""
+    """Cost of a run: a part that grows with its length, and a part that grows with the distance to the end, like a backward pass."""
 
     values: list[float]
 
@@ -58,20 +58,20 @@ class Sums:
 
 
 def cuts(length: int, count: int) -> list[list[tuple[int, int]]]:
-    found = []
+    all_cuts = []
     for size in range(1, min(count, length) + 1):
         for inner in itertools.combinations(range(1, length), size - 1):
-            found.append(list(itertools.pairwise([0, *inner, length])))
-    return found
+            all_cuts.append(list(itertools.pairwise([0, *inner, length])))
+    return all_cuts
 
 
 @given(values=st.lists(st.floats(0.1, 10), min_size=1, max_size=8), count=st.integers(1, 8))
 def test_no_contiguous_cut_has_a_cheaper_worst_run(values: list[float], count: int) -> None:
     cost = Sums(values)
     best = min(max(cost(*run) for run in cut) for cut in cuts(len(values), count))
-    found = best_cut(len(values), cost, count)
-    assert len(found) <= count and [run[0] for run in found] == [0, *[run[1] for run in found[:-1]]] and found[-1][1] == len(values)
-    assert max(cost(*run) for run in found) <= best * (1 + 1e-5)
+    cut = best_cut(len(values), cost, count)
+    assert len(cut) <= count and [run[0] for run in cut] == [0, *[run[1] for run in cut[:-1]]] and cut[-1][1] == len(values)
+    assert max(cost(*run) for run in cut) <= best * (1 + 1e-5)
 
 
 @given(values=st.lists(st.floats(0.1, 10), min_size=1, max_size=8), limit=st.floats(0.1, 40))
@@ -96,15 +96,15 @@ def test_portions_are_runs_of_neighbours_that_fit_the_memory(sizes: list[int], w
 
 @given(sizes=st.lists(st.integers(1, 50), min_size=1, max_size=7), workers=st.integers(1, 4))
 def test_one_shard_on_free_memory_takes_hardly_longer_than_the_best_of_all_cuts(sizes: list[int], workers: int) -> None:
-    """The number of portions is chosen among few, and the longest portion is made short, not the schedule: 15 % is what that may cost."""
+    """Few numbers of portions are tried, and the longest portion is minimised instead of the wall time: this may cost 15 %."""
     layers = chain(sizes)
     costs, footprint = models_of(layers, gradients=1000)
-    found = makespan([costs.collect(portion) for portion in portions(layers, costs, footprint, 10**12, workers, 1)], workers)
+    planned_seconds = makespan([costs.collect(portion) for portion in portions(layers, costs, footprint, 10**12, workers, 1)], workers)
     best = min(makespan([costs.collect(layers[a:b]) for a, b in cut], workers) for cut in cuts(len(layers), len(layers)))
-    assert best <= found * (1 + 1e-9) and found <= 1.15 * best
+    assert best <= planned_seconds * (1 + 1e-9) and planned_seconds <= 1.15 * best
 
 
-def test_a_late_portion_costs_less_and_a_layer_is_never_cheaper_with_company() -> None:
+def test_a_late_portion_costs_less_and_a_larger_portion_is_never_cheaper() -> None:
     layers = chain([10] * 6)
     costs, footprint = models_of(layers)
     assert costs.collect(layers[4:]) < costs.collect(layers[:2])
@@ -153,32 +153,33 @@ def test_a_worker_does_one_task_at_a_time_and_each_task_is_done_once(seconds: li
 
 
 @pytest.mark.parametrize(("free", "warnings"), [(10, 0), (9, 1)])
-def test_a_disk_too_small_for_the_store_is_said_before_work_starts(
+def test_a_disk_that_is_too_small_for_the_store_is_reported_before_work_starts(
     free: int, warnings: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
+    warned: list[str] = []
     monkeypatch.setattr(launch.shutil, "disk_usage", lambda _: SimpleNamespace(free=free * 10**9))
-    launch.warn_of_a_full_disk(cast(Any, SimpleNamespace(store_bytes=10 * 10**9)), tmp_path, cast(Any, SimpleNamespace(warn=said.append)))
-    assert len(said) == warnings and all("9 GB free" in line and "10 GB" in line for line in said)
+    launch.warn_of_full_disk(cast(Any, SimpleNamespace(store_bytes=10 * 10**9)), tmp_path, cast(Any, SimpleNamespace(warn=warned.append)))
+    assert len(warned) == warnings and all("9 GB" in line and "10 GB" in line for line in warned)
 
 
 def test_a_depthwise_layer_with_a_hessian_per_row_needs_no_backward_pass_either() -> None:
-    """It has as many matrices as rows, just as a block Fisher has: the statistic says what it is made of."""
+    """It has as many matrices as a block Fisher: one for each row. The statistic tells the two apart."""
     model, layer = chain([64]), Layer("conv_dw", 64, 9, kernel=9, groups=64)
     depth = model[0].depth
     hessian, fisher = LayerHessian(FREE), BlockFisher(16, FREE)
     assert hessian.shape(layer) == fisher.shape(layer) == (64, 9)
     costs, footprint = models_of(model)
-    found = [PlannedLayer(layer, depth, *each.shape(layer), 0, each.by_gradients) for each in (hessian, fisher)]
-    assert footprint.collect(found[:1]) < footprint.collect(found[1:])
+    statistics = (hessian, fisher)
+    planned = [PlannedLayer(layer, depth, *statistic.shape(layer), 0, statistic.by_gradients) for statistic in statistics]
+    assert footprint.collect(planned[:1]) < footprint.collect(planned[1:])
     forward = costs.network(costs.gradients_per_shard * costs.samples_per_gradient)
     vectors = 400 * depth.flops / (2 * layer.weights)
-    outer, bytes_used = 2 * vectors * 64 * 9**2 / 1e9, found[0].statistic_bytes + found[0].stored_bytes
-    assert costs.collect(found[:1]) == pytest.approx(forward + outer + bytes_used / 1e9)
+    outer, bytes_used = 2 * vectors * 64 * 9**2 / 1e9, planned[0].statistic_bytes + planned[0].stored_bytes
+    assert costs.collect(planned[:1]) == pytest.approx(forward + outer + bytes_used / 1e9)
 
 
-def test_evaluation_and_comparison_are_planned_in_the_parts_that_they_are_carried_out_in() -> None:
-    """Whatever the shards; a comparison is cut between batches, so that large ones are not cut finer than they are."""
+def test_evaluation_and_comparison_are_planned_in_the_parts_that_run() -> None:
+    """Whatever the number of shards. A comparison is cut between batches, so it has at most as many parts as batches."""
     settings = ["data.shards=1", "data.calibration_batches=3", "data.calibration_batch_size=1000"]
     experiment = experiment_of(["cluster=local", *settings])
     stages = launch.plan_experiment(experiment).stages
@@ -188,7 +189,10 @@ def test_evaluation_and_comparison_are_planned_in_the_parts_that_they_are_carrie
     assert launch.plan_experiment(headless).stages["evaluate dense"].tasks == parts == 98 + 196
 
 
-def test_without_comparing_nothing_is_planned_for_it():
-    """One stage less, and all others as they were."""
-    with_it, without = (launch.plan_experiment(experiment_of([f"compare={value}", "cluster=local"])).stages for value in ("true", "false"))
-    assert set(with_it) - set(without) == {"compare"} and all(with_it[stage] == found for stage, found in without.items())
+def test_without_a_comparison_its_stage_is_not_planned():
+    """One stage less, and all others are unchanged."""
+    compared, not_compared = (
+        launch.plan_experiment(experiment_of([f"compare={value}", "cluster=local"])).stages for value in ("true", "false")
+    )
+    assert set(compared) - set(not_compared) == {"compare"}
+    assert all(compared[stage] == estimate for stage, estimate in not_compared.items())

@@ -21,7 +21,7 @@ def simulated(stages: list[list[float]], workers: int) -> Simulation:
 
 
 def literal(stages: list[list[float]], workers: int) -> float:
-    """A clock that stops at every end of a task; whoever is free takes the longest that waits; a stage waits for the one before."""
+    """A clock that stops whenever a task ends. A free worker starts the longest waiting task; a stage waits for the one before."""
     now = 0.0
     for tasks in stages:
         waiting, running = sorted(tasks), []
@@ -39,30 +39,30 @@ def test_the_wall_time_is_that_of_a_clock_that_follows_every_task(stages: list[l
 
 
 @given(stages=STAGES, workers=st.integers(1, 5))
-def test_no_speed_up_is_beyond_the_workers_and_utilisation_is_the_work_over_the_time_they_have(
+def test_the_speed_up_is_at_most_the_number_of_workers_and_utilisation_is_work_over_available_time(
     stages: list[list[float]], workers: int
 ) -> None:
-    found, alone = simulated(stages, workers), simulated(stages, 1)
+    several, alone = simulated(stages, workers), simulated(stages, 1)
     work = sum(map(sum, stages))
     assert alone.seconds == pytest.approx(work) and alone.utilisation == pytest.approx(1)
-    assert alone.seconds / found.seconds <= workers * (1 + 1e-9)
-    assert found.utilisation == pytest.approx(work / (workers * found.seconds)) and found.utilisation <= 1 + 1e-9
+    assert alone.seconds / several.seconds <= workers * (1 + 1e-9)
+    assert several.utilisation == pytest.approx(work / (workers * several.seconds)) and several.utilisation <= 1 + 1e-9
 
 
 @given(stages=STAGES)
-def test_with_a_worker_for_each_task_a_run_lasts_as_long_as_the_longest_task_of_each_stage(stages: list[list[float]]) -> None:
+def test_with_a_worker_for_each_task_a_run_takes_as_long_as_the_longest_task_of_each_stage(stages: list[list[float]]) -> None:
     assert simulated(stages, 12).seconds == pytest.approx(sum(map(max, stages)))
 
 
 def test_a_planned_run_takes_the_seconds_of_its_plan_and_eight_gpus_evaluate_at_once() -> None:
     plan = plan_experiment(experiment_of(["+experiment=dino_vitg_50pct"]))
-    found = simulate(plan)
-    assert found.seconds == pytest.approx(plan.seconds)
-    (evaluation,) = (stage for stage in found.stages if stage.name == "evaluate dense")
+    simulation = simulate(plan)
+    assert simulation.seconds == pytest.approx(plan.seconds)
+    (evaluation,) = (stage for stage in simulation.stages if stage.name == "evaluate dense")
     assert {span.worker for span in evaluation.spans} == set(range(8)), "though calibration is one shard"
 
 
 def test_stages_without_single_durations_keep_all_their_workers_busy() -> None:
     estimates: Any = {"start workers": Estimate(4, 30.0, 120.0)}
-    found = simulate(cast(Plan, SimpleNamespace(stages=estimates, resources=SimpleNamespace(workers=4))))
-    assert found.seconds == 30 and found.utilisation == 1
+    simulation = simulate(cast(Plan, SimpleNamespace(stages=estimates, resources=SimpleNamespace(workers=4))))
+    assert simulation.seconds == 30 and simulation.utilisation == 1
