@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly import graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from orchestrator.quantities import COSTS, NOT_MEASURED, count, duration, number, percent, size
+from orchestrator.quantities import COSTS, count, duration, number, percent, size
 from orchestrator.report import figures, layer_figures, tables
 from orchestrator.report.result import FASTER, Report
 from orchestrator.report.terms import ACCURACIES, model_name
@@ -107,10 +107,4 @@ def tiles(report: Report) -> list[Tile]:
 def _facts(report: Report) -> list[tuple[str, str]]:
     facts = {"command": report.command, "fingerprint": report.fingerprint} | report.environment
     facts |= {f"file: {name}": value for name, value in report.files.items()}
-    return [(str(name), _flat(value)) for name, value in facts.items()]
-
-
-def _flat(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name}: {_flat(item)}" for name, item in value.items())
-    return NOT_MEASURED if value is None else str(value)
+    return [(str(name), tables.flat(value)) for name, value in facts.items()]

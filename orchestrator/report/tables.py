@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator.quantities import COSTS, duration, macs, milliseconds, number, percent, size
+from orchestrator.quantities import COSTS, NOT_MEASURED, duration, macs, milliseconds, number, percent, size
 from orchestrator.report.result import GroupResult, Report, StageResult
 from orchestrator.report.terms import METRICS, UNITS, measured_metrics, metric_text, model_name
 from orchestrator.stages import over_rounds
@@ -50,7 +50,16 @@ def targets(report: Report) -> Table:
     if report.sizes is not None:
         rows.append(["exported file", "–", size(report.sizes.file_bytes), f"{size(report.sizes.dense_bytes)} dense"])
     settings = {name: value for name, value in report.asked.items() if name not in ("sparsity", "removed", "of", "also")}
-    return Table(["", "asked", "reached", ""], rows + [[name.replace("_", " "), str(value), "", ""] for name, value in settings.items()])
+    return Table(["", "asked", "reached", ""], rows + [[name.replace("_", " "), "", "", flat(value)] for name, value in settings.items()])
+
+
+def flat(value: object) -> str:
+    """A setting, or a fact about the run, on one line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {flat(item)}" for name, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(flat(item) for item in value)
+    return NOT_MEASURED if value is None else str(value)
 
 
 def _removals(report: Report) -> list[list[str]]:

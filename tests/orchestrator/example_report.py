@@ -1,9 +1,10 @@
-"""Reports of small runs, for tests: one that masks weights, one that takes units out, one that does both in rounds; 360 test images.
+"""Reports of small runs, for tests: one that masks weights, one that removes units, one that does both in rounds; 360 test images.
 
 The model has 2 blocks of width 32, with 4 heads and 128 hidden neurons each: 25,576 parameters, 24,576 of them in prunable layers.
 """
 
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from orchestrator.report.result import (
     StageResult,
     TaskRun,
 )
-from orchestrator.report.words import sentences
+from orchestrator.report.words import sentences, verdict
 
 KINDS = {"attn.qkv": (96, 32), "attn.proj": (32, 32), "mlp.fc1": (128, 32), "mlp.fc2": (32, 128)}
 
@@ -39,7 +40,7 @@ def metrics(top1: float, **others: float | None) -> dict[str, float | None]:
 
 def example(blocks: int = 2, **changes: Any) -> Report:
     layers = [layer(block, kind) for block in range(blocks) for kind in KINDS]
-    prunable = sum(found.weights for found in layers)
+    prunable = sum(shown.weights for shown in layers)
     progress = [{"epoch": 0, "step": step, "steps": 40, "loss": 1 / step, "lr": 1e-3, "images_per_second": 800.0} for step in range(1, 41)]
     report = Report(
         name="digits",
@@ -54,7 +55,7 @@ def example(blocks: int = 2, **changes: Any) -> Report:
         ],
         layers=layers,
         prunable_weights=prunable,
-        pruned_weights=sum(found.zeros for found in layers),
+        pruned_weights=sum(shown.zeros for shown in layers),
         model_weights=prunable + 1000,
         loss_increase=LossIncrease(0.2, 0.3, "cross-entropy"),
         sizes=FileSizes(dense_bytes=4 * prunable, file_bytes=prunable + prunable // 8),
@@ -93,7 +94,7 @@ LEFT = {"0.attn.qkv": (96, 32), "0.attn.proj": (32, 32), "0.mlp.fc1": (64, 32), 
 
 
 def structured(**changes: Any) -> Report:
-    """Half of the multiply-adds taken out: 2 of 8 heads, 160 of 256 neurons."""
+    """Half of the multiply-adds removed: 2 of 8 heads, 160 of 256 neurons."""
     without_layers = {"layers": [], "prunable_weights": 0, "pruned_weights": 0}
     sizes = {"groups": GROUPS, "dense_size": DENSE, "final_size": SMALL, "sizes": FileSizes(dense_bytes=102_304, file_bytes=52_320)}
     asked = {"asked": {"removed": 0.5, "of": "macs", "min_units": 1, "min_fraction": 0.0}}
@@ -106,7 +107,7 @@ def structured(**changes: Any) -> Report:
 
 def part(name: str, asked: float, pruned: float, recovered: float | None, **changes: Any) -> RoundResult:
     """A round that masks weights."""
-    found = RoundResult(
+    made = RoundResult(
         name=name,
         pruner="CAP",
         steps=1,
@@ -118,32 +119,42 @@ def part(name: str, asked: float, pruned: float, recovered: float | None, **chan
         loss_increase=LossIncrease(0.1, 0.2, "cross-entropy"),
         seconds=75.0,
     )
-    return replace(found, **changes)
+    return replace(made, **changes)
 
 
 def unit_part(name: str, asked: float, pruned: float, recovered: float | None, **changes: Any) -> RoundResult:
-    """A round that takes units out, to what ``GROUPS`` are left with."""
-    taken = {"pruner": "SOSP", "sparsity": 0.0, "asked_of": "macs", "removed": REMOVED, "size": SMALL}
-    return part(name, asked, pruned, recovered, **taken | changes)
+    """A round that removes units, to what ``GROUPS`` are left with."""
+    removed = {"pruner": "SOSP", "sparsity": 0.0, "asked_of": "macs", "removed": REMOVED, "size": SMALL}
+    return part(name, asked, pruned, recovered, **removed | changes)
 
 
 def mixed(*rounds: RoundResult, **changes: Any) -> Report:
-    """Half of the multiply-adds taken out, then three of four weights of what is left masked."""
+    """Half of the multiply-adds removed, then three of four of the remaining weights masked."""
     rounds = rounds or (unit_part("small", 0.5, 0.93, 0.96), part("sparse", 0.75, 0.90, 0.965, removed=REMOVED, size=SMALL))
     layers = [layer_of(f"blocks.{name}", *shape, 0.75) for name, shape in LEFT.items()]
     weights = {"layers": layers, "prunable_weights": 12_288, "pruned_weights": 9_216}
-    ended = [found for found in (rounds[-1].after_pruning, rounds[-1].after_recovery) if found is not None]
-    last = [replace(found, metrics=found.metrics | {"images_per_second": 1260.0}) for found in ended]
+    ended = [stage for stage in (rounds[-1].after_pruning, rounds[-1].after_recovery) if stage is not None]
+    last = [replace(stage, metrics=stage.metrics | {"images_per_second": 1260.0}) for stage in ended]
     asked = {"sparsity": 0.75, "scope": "global"} if rounds[-1].masks else structured().asked
-    curves = {f"{found.name}/recovery": example().curves["recovery"] for found in rounds if found.after_recovery}
+    curves = {f"{done.name}/recovery": example().curves["recovery"] for done in rounds if done.after_recovery}
     told = {"rounds": list(rounds), "stages": [example().stages[0], *last], "asked": asked, "curves": curves}
     return structured(**weights | told | changes)
 
 
 def said(report, *words: str) -> str:
     """The only sentence with all these words."""
-    (found,) = [sentence for sentence in sentences(report) if all(word in sentence for word in words)]
-    return found
+    (sentence,) = [sentence for sentence in sentences(report) if all(word in sentence for word in words)]
+    return sentence
+
+
+def says(report, *words: str) -> bool:
+    """Whether a sentence, or the verdict, has one of these words."""
+    return any(word in sentence for word in words for sentence in [*sentences(report), verdict(report)])
+
+
+def numbers(text: str) -> list[str]:
+    """The numbers in a text, in their order: ``["1,250", "3.6"]``; those inside names (``top-1``, ``blocks.0``) do not count."""
+    return re.findall(r"(?<![\w.-])-?\d[\d,]*(?:\.\d+)?(?:e[+-]\d+)?", text)
 
 
 def stages(dense: dict, one_shot: dict, recovered: dict | None = None) -> list[StageResult]:
@@ -183,8 +194,8 @@ MISSING = {
     "units, no stages": structured(stages=[]),
     "units, no file": structured(sizes=None),
     "units, asked for nothing known": structured(asked={}),
-    "units, nothing went": structured(groups=[replace(group, kept=group.units) for group in GROUPS], final_size=DENSE),
-    "units, a group went": structured(groups=[replace(GROUPS[0], kept=0, least=0), *GROUPS[1:]]),
+    "units, nothing removed": structured(groups=[replace(group, kept=group.units) for group in GROUPS], final_size=DENSE),
+    "units, a group removed": structured(groups=[replace(GROUPS[0], kept=0, least=0), *GROUPS[1:]]),
     "units in rounds": structured(rounds=[unit_part("a", 0.25, 0.9, 0.95, removed={}, size=None), unit_part("b", 0.5, 0.9, 0.95)]),
     "mixed": mixed(),
     "mixed, sizes not counted": mixed(dense_size=None, final_size=None),

@@ -1,4 +1,4 @@
-"""Every sentence of the report follows from its numbers: which numbers it gives, and when it speaks of noise, misses and what is unknown."""
+"""Sentences of the report follow from its numbers: which numbers they give, and when they speak of noise, misses and unknowns."""
 
 import io
 import math
@@ -50,7 +50,7 @@ def test_noise_is_said_exactly_within_one_standard_error(before: float, after: f
 
 def test_without_a_number_of_test_images_nothing_is_said_about_noise_but_that():
     sentence = said(example(stages=stages(metrics(0.97), metrics(0.9, test_samples=None))), "one-shot", "accuracy")
-    assert numbers(sentence)[1:] == ["7.0"] and "not known" in sentence and "standard error" not in sentence
+    assert numbers(sentence) == ["7.0"] and "not known" in sentence and "standard error" not in sentence
 
 
 def test_equal_accuracies_are_called_equal():
@@ -72,20 +72,20 @@ def test_a_run_without_recovery_says_so_and_one_with_recovery_does_not():
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "unsaid"),
+    ("name", "given"),
     [
-        ("everything", ["75.0", "1", "97.0", "90.0", "96.5"], ["no recovery", "not measured"]),
-        ("no recovery", ["75.0", "1", "90.0", "80.0"], ["recovered", "not measured"]),
-        ("headless", ["75.0", "90.0", "80.0"], ["top-1", "recovered", "not measured"]),
-        ("no metrics", ["75.0"], ["accuracy 9", "recovery"]),
+        ("everything", ["75.0", "97.0", "90.0", "96.5"]),
+        ("no recovery", ["75.0", "90.0", "80.0"]),
+        ("headless", ["75.0", "90.0", "80.0"]),
+        ("no metrics", ["75.0"]),
     ],
 )
-def test_the_verdict_gives_what_was_masked_and_every_accuracy_in_order_and_nothing_else(name, given, unsaid):
+def test_the_verdict_gives_what_was_masked_and_the_accuracies_in_order(name, given):
     text = verdict(MISSING[name])
-    assert numbers(text) == given and not any(words in text for words in unsaid)
+    assert numbers(text) == given
+    assert ("recovered" in text) == (name == "everything") and ("no recovery" in text) == (name in ("no recovery", "headless"))
+    assert ("not measured" in text) == (name == "no metrics") and ("k-NN" in text) == (name == "headless")
     assert "faster" not in text and "per second" not in text, "masked weights make no model faster"
-    assert ("not measured" in text) == (name == "no metrics") and ("no recovery" in text) == (name in ("no recovery", "headless"))
-    assert ("k-NN" in text) == (name == "headless")
 
 
 # --------------------------------------------------------------------------------------------------------- weights, speed, file
