@@ -1,4 +1,4 @@
-"""From settings to a finished run: check everything that can be checked, plan, carry out, report."""
+"""From an experiment to a finished run: check, plan, carry out, export and report."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.checks import check_together, class_count
 from orchestrator.config import Experiment, check_request
 from orchestrator.identity.fingerprints import latency_fingerprint, run_fingerprint
 from orchestrator.planning.plan import Plan
@@ -19,11 +20,8 @@ from orchestrator.rounds import check_targets, plan_rounds
 from orchestrator.store import Store
 from workers.checks import require
 from workers.errors import DamagedResult, SecateurError
-from workers.losses import Loss
-from workers.models.base import Output
 from workers.onnx_export import ONE_FILE_BYTES, check_packages, export_onnx, first_images
 from workers.records import MODEL, Int8Model
-from workers.training.settings import check
 
 if TYPE_CHECKING:
     from orchestrator.allocation.latency_table import LatencyTable
@@ -33,60 +31,17 @@ if TYPE_CHECKING:
     from workers.models.profile import ModelProfile
 
 ONNX = "model.onnx"
-DAMAGED_RESULTS = 20  # after that many in one run, the disk is the problem
+DAMAGED_RESULTS = 20  # a run with more of them ends: the disk is damaged
 
 
 def plan_experiment(experiment: Experiment) -> Plan:
-    """What the run would take. Needs no weights, no data and no device. Raises: ConfigError."""
+    """Predict the seconds and bytes of a run. Needs no weights, no data and no device. Raises: ConfigError."""
     from workers.models.profile import profile
 
-    found = profile(experiment.model, experiment.data.input_shape)
-    check_together(experiment, found)
-    check_targets(experiment, found.layers)
-    return plan_rounds(experiment, found, experiment.cluster.resources())
-
-
-def check_together(experiment: Experiment, profile: ModelProfile) -> None:
-    """Settings that are fine alone and not together. Raises: ConfigError."""
-    output, loss, labelled = experiment.model.output, experiment.loss, experiment.data.classes > 0
-    headless = output is Output.FEATURES
-    require(not headless or loss is Loss.FEATURES, "loss", "features, since the model has no classifier", loss.value, "loss=features")
-    require(labelled or loss is not Loss.LABELS, "loss", "sampled or features, since the data has no labels", loss.value, "loss=sampled")
-    if output is Output.BOXES:
-        check_detector(experiment, profile)
-    else:
-        boxes = "images with classes: its labels are objects in boxes, which only a detector learns from"
-        require(not experiment.data.has_boxes, "data", boxes, type(experiment.data).__name__, "choose model=ssdlite")
-    require(
-        experiment.model.has_features or loss is not Loss.FEATURES,
-        "loss",
-        "labels or sampled, since models of this family do not tell their features (forward_features)",
-        loss.value,
-        "loss=sampled needs no labels",
-    )
-    if output is Output.LOGITS:
-        experiment.data.check_outputs(profile.outputs)
-    if experiment.training is not None and experiment.model.checkpoint is None:
-        check(experiment.training, experiment.data, output, taught=False, where="training")
-    for name, part in experiment.schedule.items():
-        if part.recovery is not None:
-            where = f"rounds.{name}.recovery" if name else "recovery"
-            check(part.recovery, experiment.data, output, taught=True, where=where, features=experiment.model.has_features)
-
-
-def check_detector(experiment: Experiment, profile: ModelProfile) -> None:
-    """That images are as large as the default boxes are made for, labels are boxes of classes that the model knows, and losses and pruners
-    are of what a detector says."""
-    loss, data, shape, size = experiment.loss, experiment.data, experiment.data.input_shape, experiment.model.fixed_size
-    require(shape == (3, size, size), "data.image_size", f"{size}, which the model's default boxes are made for, and 3 channels", shape)
-    require(loss is not Loss.SAMPLED, "loss", "labels or features, since a detector's output is no distribution", loss.value)
-    with_boxes, instead = data.has_boxes or data.classes == 0, "choose data=coco, or a folder of images without classes and loss=features"
-    require(with_boxes, "data", "images with objects in boxes, or without labels", type(data).__name__, instead)
-    classes = f"at least {data.classes + 1}: the classes of the data and the background"
-    require(data.classes + 5 <= profile.outputs, "model.arguments.num_classes", classes, profile.outputs - 4)
-    for name, part in experiment.schedule.items():
-        where = f"rounds.{name}.pruner" if name else "pruner"
-        require(not part.pruner.needs_logits, where, "one that suits detectors", type(part.pruner).__name__, "sosp_h and taylor do")
+    dense = profile(experiment.model, experiment.data.input_shape)
+    check_together(experiment, dense)
+    check_targets(experiment, dense.layers)
+    return plan_rounds(experiment, dense, experiment.cluster.resources())
 
 
 def run_experiment(experiment: Experiment, config: dict[str, Any], command: str) -> tuple[Report, Path]:
@@ -100,18 +55,21 @@ def run_experiment(experiment: Experiment, config: dict[str, Any], command: str)
     if experiment.onnx or experiment.int8:
         check_packages()
     plan = plan_experiment(experiment)
-    bytes_ = plan.profile.model_bytes
-    require(not experiment.int8 or bytes_ < ONE_FILE_BYTES, "int8", f"false for a model of {size(bytes_)}, whose ONNX is no one file", True)
+    if experiment.int8:
+        model_bytes = plan.profile.model_bytes
+        require(
+            model_bytes < ONE_FILE_BYTES, "int8", f"false, since a model of {size(model_bytes)} needs several ONNX files", True
+        )
     identity = run_fingerprint(experiment)
     directory = Path(experiment.output).resolve() / f"{experiment.name}-{identity[:8]}"
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     with Progress() as progress:
-        warn_of_a_full_disk(plan, directory, progress)
+        warn_of_full_disk(plan, directory, progress)
         experiment = settle_data(experiment, plan.profile, progress)
         tracker = experiment.tracking.start(experiment.name, identity[:8], config, directory, progress.warn)
         run = Run(experiment, plan, Store(Path(experiment.output) / "store"), directory, progress, tracker, plan.profile)
-        for remark in experiment.data.remarks(told_apart(experiment, plan.profile)):
+        for remark in experiment.data.remarks(class_count(experiment, plan.profile)):
             run.warn(remark)
         try:
             outcome = _carry_out(run)
@@ -130,9 +88,10 @@ def run_experiment(experiment: Experiment, config: dict[str, Any], command: str)
 
 
 def measure_latency(experiment: Experiment) -> tuple[LatencyTable, dict[str, Any], Path]:
-    """Time the model and its operations at all widths; returns the table, what it was measured with, and the directory that it is in.
+    """Time the model and its operations at all widths.
 
-    Needs no weights and no data. What an earlier call measured is read from the store. Raises: SecateurError.
+    Returns: the table, the conditions of the measurement, and the directory of the table. Needs no weights and no data. What an earlier
+    call measured is read from the store. Raises: SecateurError.
     """
     from orchestrator.progress import Progress
     from orchestrator.run import Run
@@ -156,35 +115,24 @@ def measure_latency(experiment: Experiment) -> tuple[LatencyTable, dict[str, Any
 
 
 def settle_data(experiment: Experiment, profile: ModelProfile, progress: Progress) -> Experiment:
-    """The experiment with everything decided that the settings of its data leave to the files and to the model. Raises: ConfigError."""
+    """The experiment once its data has decided what the settings leave to the files and to the model. Raises: ConfigError."""
     data, cache = experiment.data, Path(experiment.output).resolve() / "store" / "examined"
-    outputs, files = told_apart(experiment, profile), data.to_examine
+    outputs, files = class_count(experiment, profile), data.to_examine
     if not files:
         return replace(experiment, data=data.settled(outputs, cache, lambda count: None))
     with progress.stage("examine images", files) as bar:
         return replace(experiment, data=data.settled(outputs, cache, bar.advance))
 
 
-def told_apart(experiment: Experiment, profile: ModelProfile) -> int | None:
-    """How many classes the model tells apart; None where it has no classifier."""
-    match experiment.model.output:
-        case Output.LOGITS:
-            return profile.outputs
-        case Output.BOXES:
-            return profile.outputs - 5  # four offsets and the background
-        case Output.FEATURES:
-            return None
-
-
-def warn_of_a_full_disk(plan: Plan, directory: Path, progress: Progress) -> None:
-    """What is stored already, and quotas, are not known here: so this is no error."""
+def warn_of_full_disk(plan: Plan, directory: Path, progress: Progress) -> None:
+    """Warn if the disk may be too small. No error, since results that are stored already and quotas are not known here."""
     free = shutil.disk_usage(directory).free
     if free < plan.store_bytes:
-        progress.warn(f"{directory.parent} has {size(free)} free, a run from the beginning may store {size(plan.store_bytes)}")
+        progress.warn(f"{directory.parent} has {size(free)} free; a run from the beginning may store {size(plan.store_bytes)}")
 
 
 def _carry_out(run: Run) -> Outcome:
-    """Import here, start the cluster, and go through the pipeline until nothing that it reads is damaged."""
+    """Import the model, start the cluster, and repeat the pipeline until none of the stored results that it reads is damaged."""
     from orchestrator.pipeline import import_model, prune
 
     experiment = run.experiment
@@ -205,17 +153,17 @@ def _carry_out(run: Run) -> Outcome:
 
 
 def export(outcome: Outcome, directory: Path, experiment: Experiment) -> dict[str, Any]:
-    """Copy the final model into the run's directory, and its spec and, if asked for, the same as ONNX beside it."""
+    """Copy the final model and its spec into the run's directory, and write the model as ONNX if the experiment asks for it."""
     from workers.export import read_spec
     from workers.files import write_text
 
-    target = directory / MODEL
-    shutil.copyfile(outcome.model.file, target)
-    write_text(directory / "model.json", json.dumps(read_spec(target), indent=1))
-    for former in (*directory.glob(f"{ONNX}*"), *directory.glob(Int8Model.file)):
-        former.unlink()
+    model = directory / MODEL
+    shutil.copyfile(outcome.model.file, model)
+    write_text(directory / "model.json", json.dumps(read_spec(model), indent=1))
+    for stale in (*directory.glob(f"{ONNX}*"), *directory.glob(Int8Model.file)):
+        stale.unlink()
     files: dict[str, Any] = {"model": MODEL, "spec": "model.json"}
     if outcome.quantised is not None:
         shutil.copyfile(outcome.quantised.file, directory / Int8Model.file)
         files["int8"] = Int8Model.file
-    return files | ({"onnx": export_onnx(target, directory / ONNX, first_images(experiment.data))} if experiment.onnx else {})
+    return files | ({"onnx": export_onnx(model, directory / ONNX, first_images(experiment.data))} if experiment.onnx else {})

@@ -1,4 +1,4 @@
-"""What a run is called by: everything that was asked for, but for what no result depends on."""
+"""Computes the fingerprint of a run from all settings except those that no result depends on."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from orchestrator.times import identity as timing_identity
 if TYPE_CHECKING:
     from orchestrator.cluster.base import Resources
 
-# Fields of an experiment that change no result: with another value it is the same run, which continues in the same directory.
+# Fields of an experiment that change no result. A run continues in the same directory when they change.
 NO_RESULT = {
-    "mode": "what is done with an experiment, not what it is; each mode leaves files of its own",
-    "output": "where results go",
-    "cluster": "where they are computed; device and threads, which may change last bits, are left to the user, but for what is timed",
-    "tracking": "where numbers go",
-    "onnx": "the same model in one more file",
-    "latency": "counts only where something is timed",
-    "rounds": "how the schedule is written; what it amounts to counts",
-    "pruner": "as part of the schedule",
-    "steps": "as part of the schedule",
-    "recovery": "as part of the schedule",
+    "mode": "It says what to do with an experiment, and each mode writes files of its own.",
+    "output": "It says where results are written.",
+    "cluster": "It says where results are computed. Device and threads may change their last bits and count where something is timed.",
+    "tracking": "It says where numbers are sent.",
+    "onnx": "It writes the same model to one more file.",
+    "latency": "It counts only where something is timed.",
+    "rounds": "The schedule that they describe counts instead.",
+    "pruner": "It counts as part of the schedule.",
+    "steps": "They count as part of the schedule.",
+    "recovery": "It counts as part of the schedule.",
 }
 
 
 def run_fingerprint(experiment: Experiment) -> str:
-    """Names the run's directory: the same request continues there, another one gets another."""
-    asked = {name: value for name, value in vars(experiment).items() if name not in NO_RESULT}
+    """Returns the fingerprint in the name of the run's directory, so that the same settings continue an earlier run."""
+    settings = {name: value for name, value in vars(experiment).items() if name not in NO_RESULT}
     if is_timed(experiment):
-        asked |= {"latency": experiment.latency, "here": conditions(experiment.latency, experiment.cluster.resources())}
-    return fingerprint(asked, [[name, *vars(part).values()] for name, part in experiment.schedule.items()])
+        settings |= {"latency": experiment.latency, "here": conditions(experiment.latency, experiment.cluster.resources())}
+    return fingerprint(settings, [[name, *vars(part).values()] for name, part in experiment.schedule.items()])
 
 
 def is_timed(experiment: Experiment) -> bool:
-    """Whether measured times are among the results, or decide about them."""
+    """Returns whether measured times are among the results, or change them."""
     return experiment.int8 or any(part.pruner.is_timed for part in experiment.schedule.values())
 
 
 def latency_fingerprint(experiment: Experiment, streams: bool, here: Resources) -> str:
-    """Names the directory of a table of latencies."""
+    """Returns the fingerprint in the name of the directory of a latency table."""
     latency = experiment.latency
     return fingerprint(experiment.model, experiment.data.input_shape, streams, latency.widths, timing_identity(latency, here))

@@ -1,4 +1,4 @@
-"""What the names in the project's source files stand for: definitions, imports and uses, read with ``ast``; nothing is imported."""
+"""Resolves the names in the project's source files: definitions, imports and uses. Reads them with ``ast`` and imports nothing."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Chain = tuple[str, ...]  # a dotted name, in parts
 
 
 class UnknownSource(Exception):
-    """A name that nothing in the project is called, or an import that does not say what it imports."""
+    """A name that the project does not define, or an import that does not name what it imports."""
 
 
 @dataclass
 class Uses:
-    """What a piece of code refers to: dotted names as they stand, names of attributes, and what its own imports give names to."""
+    """What a piece of code refers to: dotted names as written, names of attributes, and the names that its own imports define."""
 
     chains: set[Chain] = field(default_factory=set)
     attributes: set[str] = field(default_factory=set)
@@ -28,10 +28,10 @@ class Uses:
 
 @dataclass
 class Definition:
-    """A function, class or value at the top of a module. Methods of a class are apart from ``nodes``."""
+    """A function, class or value at the top level of a module. ``nodes`` do not contain the methods of a class."""
 
     nodes: list[ast.AST]
-    methods: dict[str, ast.AST] | None = None  # None: no class
+    methods: dict[str, ast.AST] | None = None  # None unless this is a class
     bases: tuple[Chain, ...] = ()
 
     @cached_property
@@ -45,13 +45,13 @@ class Definition:
 
 @dataclass
 class Module:
-    """The names of a source file. ``always`` is what runs when it is imported; ``path`` is below the root, "" for a folder without file."""
+    """The names of a source file. ``always`` runs when it is imported. ``path`` is relative to the root, "" for a folder without a file."""
 
     name: str
     path: str
     definitions: dict[str, Definition] = field(default_factory=dict)
-    imports: dict[str, str] = field(default_factory=dict)  # dotted names by the names that they are given
-    types: dict[str, str] = field(default_factory=dict)  # likewise, if TYPE_CHECKING
+    imports: dict[str, str] = field(default_factory=dict)  # dotted names by local name
+    types: dict[str, str] = field(default_factory=dict)  # the same for imports under TYPE_CHECKING
     always: Definition = field(default_factory=lambda: Definition([]))
 
     def add(self, statement: ast.stmt) -> None:
@@ -72,7 +72,7 @@ class Module:
             case ast.Assign() | ast.AnnAssign() if names := list(_assigned(statement)):
                 for name in names:
                     self.definitions.setdefault(name, Definition([])).nodes.append(statement)
-            case _:  # runs whoever imports the module, and all that it defines stands for the whole of it
+            case _:  # runs on import, and each name that it defines refers to the whole statement
                 self.always.nodes.append(statement)
                 for node in ast.walk(statement):
                     if isinstance(node, ast.Import | ast.ImportFrom):
@@ -83,20 +83,20 @@ class Module:
                         self.definitions |= {name: Definition([statement]) for name in _assigned(node)}
 
     def _is_registered_by(self, decorator: ast.expr) -> bool:
-        """Whether a decorator is a call of the project's own, which may put the function into a table."""
+        """Returns whether a decorator is a call of a function of the project, which may put the decorated function into a table."""
         if not isinstance(decorator, ast.Call) or not isinstance(decorator.func, ast.Name):
             return False
         name = decorator.func.id
         return name in self.definitions or self.imports.get(name, "").split(".")[0] in PACKAGES
 
     def add_idle_imports(self, tree: ast.Module) -> None:
-        """An import that nothing in the file uses is there for what it does, so it counts for whoever imports the file."""
+        """Adds imports that nothing in the file uses: they are there for their effects, so they count whenever the file is imported."""
         used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
         idle = [name for name, dotted in self.imports.items() if name not in used and dotted.split(".")[0] in PACKAGES]
         self.always.nodes += [ast.Name(name) for name in idle]
 
     def resolved(self, chain: Chain) -> str | None:
-        """The dotted name that a name in this module stands for; None if it is neither defined nor imported at its top."""
+        """Returns the dotted name that a name in this module refers to, or None if its top level neither defines nor imports it."""
         if chain[0] in self.definitions:
             return ".".join([self.name, *chain])
         return ".".join([self.imports[chain[0]], *chain[1:]]) if chain[0] in self.imports else None
@@ -104,62 +104,70 @@ class Module:
 
 @cache
 def module(name: str) -> Module | None:
-    """The module of that name, if the project has one."""
-    place = ROOT / name.replace(".", "/")
+    """Returns the module called ``name``, or None if the project has none."""
+    base = ROOT / name.replace(".", "/")
     if name.split(".")[0] not in PACKAGES:
         return None
-    for path in (place.with_suffix(".py"), place / "__init__.py"):
+    for path in (base.with_suffix(".py"), base / "__init__.py"):
         if path.is_file():
-            found = Module(name, path.relative_to(ROOT).as_posix())
+            source = Module(name, path.relative_to(ROOT).as_posix())
             tree = ast.parse(path.read_bytes())
             for statement in tree.body:
-                found.add(statement)
-            found.add_idle_imports(tree)
-            return found
-    return Module(name, "") if place.is_dir() else None
+                source.add(statement)
+            source.add_idle_imports(tree)
+            return source
+    return Module(name, "") if base.is_dir() else None
 
 
 def imported(statement: ast.Import | ast.ImportFrom) -> dict[str, str]:
-    """Dotted names by the names that they are given. Raises: UnknownSource for imports that are relative or of everything."""
+    """Returns the dotted names that an import defines, by local name.
+
+    Raises: UnknownSource for relative imports and ``import *``.
+    """
     if isinstance(statement, ast.Import):
         tops = {alias.name.split(".")[0]: alias.name.split(".")[0] for alias in statement.names if not alias.asname}
         return tops | {alias.asname: alias.name for alias in statement.names if alias.asname}
     if statement.level or any(alias.name == "*" for alias in statement.names):
-        raise UnknownSource(f"expected an import of names from a module in full, got {ast.unparse(statement)}")
+        raise UnknownSource(f"expected an absolute import of names, got {ast.unparse(statement)}")
     return {alias.asname or alias.name: f"{statement.module}.{alias.name}" for alias in statement.names}
 
 
 def uses_of(node: ast.AST) -> Uses:
-    """What a piece of code refers to, without the annotations in functions."""
-    found = Uses()
+    """Returns what a piece of code refers to. Annotations in functions do not count."""
+    uses = Uses()
     waiting: list[ast.AST] = [node]
     while waiting:
-        at = waiting.pop()
-        match at:
+        current = waiting.pop()
+        match current:
             case ast.Import() | ast.ImportFrom():
-                found.imports |= imported(at)
+                uses.imports |= imported(current)
             case ast.Name():
-                found.chains.add((at.id,))
+                uses.chains.add((current.id,))
             case ast.Attribute():
-                chain, inner = [at.attr], at.value
+                chain, inner = [current.attr], current.value
                 while isinstance(inner, ast.Attribute):
                     chain, inner = [inner.attr, *chain], inner.value
-                found.attributes |= set(chain)
+                uses.attributes |= set(chain)
                 if isinstance(inner, ast.Name):
-                    found.chains.add((inner.id, *chain))
+                    uses.chains.add((inner.id, *chain))
                 else:
                     waiting.append(inner)
             case ast.FunctionDef():
-                waiting += [*at.decorator_list, *at.args.defaults, *(default for default in at.args.kw_defaults if default), *at.body]
-            case ast.AnnAssign() if at is not node:
-                waiting += [at.target, *([at.value] if at.value else [])]
+                waiting += [
+                    *current.decorator_list,
+                    *current.args.defaults,
+                    *(default for default in current.args.kw_defaults if default),
+                    *current.body,
+                ]
+            case ast.AnnAssign() if current is not node:
+                waiting += [current.target, *([current.value] if current.value else [])]
             case _:
-                if isinstance(at, ast.Call) and isinstance(at.func, ast.Name) and at.func.id == "getattr":
-                    found.attributes |= {
-                        value.value for value in at.args if isinstance(value, ast.Constant) and isinstance(value.value, str)
+                if isinstance(current, ast.Call) and isinstance(current.func, ast.Name) and current.func.id == "getattr":
+                    uses.attributes |= {
+                        value.value for value in current.args if isinstance(value, ast.Constant) and isinstance(value.value, str)
                     }
-                waiting += ast.iter_child_nodes(at)
-    return found
+                waiting += ast.iter_child_nodes(current)
+    return uses
 
 
 def _class(statement: ast.ClassDef) -> Definition:

@@ -1,9 +1,9 @@
-"""The source files and packages that a verb's results come from, found in the code itself, so that nobody keeps a list.
+"""Finds the source files and packages that the results of a verb come from, by reading the code.
 
-From the function that carries a verb out every name is followed to where it is defined, through imports at the top of files and inside
-functions, and on from there. What comes into that function has the types of its parameters, and what a class holds those of its fields; no
-other annotation is a use. Of a class those methods count that something else that counts calls by their name; all of them if it derives
-from a class of a library, which calls them itself.
+The search starts at the function that carries out a verb, and follows every name to its definition, through imports at the top of files and
+inside functions, and so on. The parameters of that first function have their annotated types, as have the fields of classes; no other
+annotation counts. A method of a class counts if something that counts calls a method of that name; if the class derives from a class of a
+library, all of its methods count, since the library calls them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from orchestrator.identity.names import PACKAGES, ROOT, Module, UnknownSource, U
 WORKER = "workers.worker.Worker"
 MESSAGES = "workers/messages.py"
 
-# What carries out each verb. Of a class, the method counts and no other but those that it calls on itself.
+# The functions that carry out each verb. Of a class, only the method counts, with the methods that it calls on ``self``.
 VERBS = {
     "import": (f"{WORKER}.import_model",),
     "evaluate": (f"{WORKER}.evaluate",),
@@ -45,43 +45,43 @@ VERBS = {
     "quantise": (f"{WORKER}.quantise",),
     "train": ("workers.training.loop.train",),
 }
-# Files and folders that take part in carrying out verbs and cannot change what they yield. Nothing is looked for behind them.
+# Files and folders that verbs use and that cannot change results, with the reasons. The search does not look behind them.
 CANNOT_MATTER = {
-    MESSAGES: "computes nothing; looked into for what a task holds, all of which is in its result's name",
-    "workers/records.py": "how a result is kept; what it tells is computed elsewhere",
-    "workers/checks.py": "refuses settings, and hands nothing on",
-    "workers/errors.py": "words",
-    "workers/memory.py": "how much memory a worker holds, not what is in it",
-    "orchestrator/run.py": "looks up what is there and has the rest computed",
-    "orchestrator/store.py": "what a result is called: another name is another result",
-    "orchestrator/identity/names.py": "likewise",
-    "orchestrator/identity/sources.py": "likewise",
-    "orchestrator/stages.py": "what stages are called",
-    "orchestrator/config.py": "typed settings, which are in a result's name",
-    "orchestrator/progress.py": "what people see",
-    "orchestrator/track.py": "what people see",
-    "orchestrator/report/": "what people see",
-    "orchestrator/quantities.py": "numbers as people read them",
-    "orchestrator/planning/": "what a run will take; which layers are collected together, which changes no byte",
-    "orchestrator/cluster/": "where tasks run; device and threads are left to the user (docs/how-to/sweeps.md)",
+    MESSAGES: "It computes nothing. The search follows the fields of tasks, all of which are in the names of results.",
+    "workers/records.py": "It describes how results are stored. Their content is computed elsewhere.",
+    "workers/checks.py": "It refuses settings and returns nothing.",
+    "workers/errors.py": "It defines exceptions.",
+    "workers/memory.py": "It measures how much memory a worker holds, not what is in it.",
+    "orchestrator/run.py": "It looks up stored results and has the others computed.",
+    "orchestrator/store.py": "It names results. A result with another name is another result.",
+    "orchestrator/identity/names.py": "It contributes to the names of results, as the store does.",
+    "orchestrator/identity/sources.py": "It contributes to the names of results, as the store does.",
+    "orchestrator/stages.py": "It names stages.",
+    "orchestrator/config.py": "It reads settings, which are in the names of results.",
+    "orchestrator/progress.py": "It shows progress.",
+    "orchestrator/track.py": "It sends numbers to a tracker.",
+    "orchestrator/report/": "It shows results.",
+    "orchestrator/quantities.py": "It formats numbers for people.",
+    "orchestrator/planning/": "It predicts time and memory. Which layers are collected together changes no byte of a result.",
+    "orchestrator/cluster/": "It decides where tasks run. Device and threads are left to the user (docs/how-to/sweeps.md).",
 }
-# Packages whose version is no part of a result's identity.
+# Packages whose version does not count, with the reasons.
 NO_VERSION = {
-    "safetensors": "keeps bytes as they are, and their digests are checked",
-    "psutil": "looks at memory",
-    "sklearn": "has the images of digits, whose content is in the data's fingerprint",
-    "onnx": "reads checkpoints of packages, whose content is in their fingerprint",
-    "onnxruntime": "is in the identity of what is timed with it",
-    "ortools": "finds the optimum, whichever it is",
+    "safetensors": "It stores bytes unchanged, and their digests are checked.",
+    "psutil": "It measures memory.",
+    "sklearn": "It contains the images of digits, whose content is in the fingerprint of the data.",
+    "onnx": "It reads checkpoints, whose content is in the fingerprint of the weights.",
+    "onnxruntime": "Its version is in the names of the results that are timed with it.",
+    "ortools": "It finds the optimum, whatever its version.",
 }
-DISTRIBUTIONS = {"PIL": "pillow"}  # where a module is called otherwise than its package
-# Classes of Python that do not call methods of those who derive from them, unlike a torch module.
+DISTRIBUTIONS = {"PIL": "pillow"}  # modules whose package has another name
+# Classes of Python that do not call the methods of derived classes, unlike a torch module.
 INERT = {"ABC", "Enum", "IntEnum", "NamedTuple", "Protocol", "Exception", "RuntimeError", "ValueError", "ArithmeticError"}
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Paths of files below the root, and top-level names of packages."""
+    """Paths of files relative to the root, and top-level names of packages."""
 
     files: tuple[str, ...]
     packages: tuple[str, ...]
@@ -89,23 +89,24 @@ class Sources:
 
 @cache
 def code_version(verb: str, components: tuple[str, ...] = ()) -> str:
-    """Changes with the text of every file that the results of ``verb`` come from, and with the version of every package."""
-    found, total = sources(verb, components), hashlib.sha256()
-    for path in found.files:
+    """Returns a digest of the text of every file, and the version of every package, that the results of ``verb`` come from."""
+    origin, total = sources(verb, components), hashlib.sha256()
+    for path in origin.files:
         total.update(f"{path} {_digest(path)}\n".encode())
-    for package in found.packages:
+    for package in origin.packages:
         total.update(f"{package} {package_version(package)}\n".encode())
     return total.hexdigest()[:16]
 
 
 @cache
 def sources(verb: str, components: tuple[str, ...] = ()) -> Sources:
-    """Of a verb as it works with ``components``, dotted names of classes that settings chose: those count whose interface the verb knows.
+    """Returns the sources of a verb. ``components`` are dotted names of the classes that settings chose; those count whose base class is a
+    source of the verb.
 
-    Raises: UnknownSource if anything that is named here or in an import is not there.
+    Raises: UnknownSource if a name in this module or in an import does not exist.
     """
     search, collects = Search(), gc.isenabled()
-    gc.disable()  # syntax trees stay, and looking through them for what can go would take as long as all else
+    gc.disable()  # syntax trees are kept, and collecting garbage among them would take as long as everything else
     try:
         for entry in VERBS[verb]:
             search.enter(entry)
@@ -121,7 +122,7 @@ def sources(verb: str, components: tuple[str, ...] = ()) -> Sources:
 
 
 def classes_of(component: Any) -> Iterator[str]:
-    """Dotted names of a component's class, and of those that its settings name (the family of a shrunk model)."""
+    """Yields the dotted names of a component's class, and of classes that its settings name, such as the family of a shrunk model."""
     yield f"{type(component).__module__}.{type(component).__qualname__}"
     yield from _named(vars(component))
 
@@ -136,7 +137,7 @@ def _named(value: Any) -> Iterator[str]:
 
 @cache
 def package_version(name: str) -> str:
-    """Of the package that has a module of that name, which is not imported; "" where there is none."""
+    """Returns the version of the package that has a module called ``name``, or "" if there is none. Does not import it."""
     try:
         return version(DISTRIBUTIONS.get(name, name))
     except PackageNotFoundError:
@@ -151,15 +152,15 @@ def _digest(path: str) -> str:
 
 @cache
 def exempt() -> tuple[str, ...]:
-    """The paths that cannot matter. Raises: UnknownSource if one is not there."""
+    """Returns the paths that cannot matter. Raises: UnknownSource if one does not exist."""
     for path in CANNOT_MATTER:
         if not (ROOT / path).exists():
-            raise UnknownSource(f"CANNOT_MATTER names {path}, and there is none")
+            raise UnknownSource(f"CANNOT_MATTER names {path}, which does not exist")
     return tuple(CANNOT_MATTER)
 
 
 class Search:
-    """What has been reached so far: files, packages, and dotted names of classes."""
+    """The files, packages, and dotted names of classes that the search has reached so far."""
 
     def __init__(self) -> None:
         self.files: set[str] = set()
@@ -167,123 +168,123 @@ class Search:
         self.classes: set[str] = set()
         self._modules: set[str] = set()
         self._done: set[tuple[str, ...]] = set()
-        self._called: set[str] = set()  # names of attributes
-        self._waiting: dict[str, list[tuple[Module, str]]] = {}  # by a method's name: classes that have it, until something calls it
+        self._called: set[str] = set()  # names of attributes that were called
+        self._waiting: dict[str, list[tuple[Module, str]]] = {}  # by the name of a method, the classes that have it and wait for a call
 
     def enter(self, entry: str) -> None:
-        """Begin at a function, or a method, with the types of its parameters."""
+        """Starts at a function or a method, with the types of its parameters."""
         self.reach(entry)
         place, _, name = entry.rpartition(".")
-        at = module(place)
-        if at is None:  # of a class
+        source = module(place)
+        if source is None:  # a method of a class
             place, _, kind = place.rpartition(".")
-            at = module(place)
-            assert at is not None
-            node = (at.definitions[kind].methods or {})[name]
+            source = module(place)
+            assert source is not None
+            node = (source.definitions[kind].methods or {})[name]
         else:
-            node = at.definitions[name].nodes[0]
+            node = source.definitions[name].nodes[0]
         assert isinstance(node, ast.FunctionDef)
         for argument in node.args.args:
             if argument.annotation is not None:
-                self._follow(at, uses_of(argument.annotation), types=True)
+                self._follow(source, uses_of(argument.annotation), types=True)
 
     def reach(self, dotted: str) -> None:
-        """Follow a dotted name: of a module, of something in it, or of a method. Raises: UnknownSource."""
+        """Follows the dotted name of a module, of a definition in it, or of a method. Raises: UnknownSource if it does not exist."""
         parts = dotted.split(".")
         if parts[0] not in PACKAGES:
             self.packages |= {parts[0]} - sys.stdlib_module_names
             return
-        found = [(at, parts[n:]) for n in range(len(parts), 0, -1) if (at := module(".".join(parts[:n]))) is not None]
-        if not found:
+        modules = [(source, parts[n:]) for n in range(len(parts), 0, -1) if (source := module(".".join(parts[:n]))) is not None]
+        if not modules:
             raise UnknownSource(f"there is no {dotted}")
-        at, rest = found[0]
-        if at.path.startswith(exempt()) and at.path != MESSAGES:
+        source, rest = modules[0]
+        if source.path.startswith(exempt()) and source.path != MESSAGES:
             return
-        self._import(at)
+        self._import(source)
         if not rest:
-            for name in at.definitions:
-                self._define(at, name, None)
-        elif rest[0] in at.definitions:
-            method = rest[1] if len(rest) > 1 and rest[1] in (at.definitions[rest[0]].methods or {}) else None
-            self._define(at, rest[0], method)
-        elif rest[0] in at.imports:
-            self.reach(".".join([at.imports[rest[0]], *rest[1:]]))
+            for name in source.definitions:
+                self._define(source, name, None)
+        elif rest[0] in source.definitions:
+            method = rest[1] if len(rest) > 1 and rest[1] in (source.definitions[rest[0]].methods or {}) else None
+            self._define(source, rest[0], method)
+        elif rest[0] in source.imports:
+            self.reach(".".join([source.imports[rest[0]], *rest[1:]]))
         elif not rest[0].startswith("__"):
-            raise UnknownSource(f"{at.path or at.name}: there is no {rest[0]} in it, which {dotted} asks for")
+            raise UnknownSource(f"{source.path or source.name} does not define {rest[0]}, which {dotted} refers to")
 
-    def _import(self, at: Module) -> None:
-        """A file counts, and so do those of the packages that it is in, which run before it."""
-        parts = at.name.split(".")
+    def _import(self, source: Module) -> None:
+        """Adds a file, and those of the packages that it is in, which run before it."""
+        parts = source.name.split(".")
         for length in range(1, len(parts) + 1):
-            each = module(".".join(parts[:length]))
-            if each is not None and each.name not in self._modules:
-                self._modules.add(each.name)
-                if each.path and each.path != MESSAGES:
-                    self.files.add(each.path)
-                for uses in each.always.uses:
-                    self._follow(each, uses)
+            package = module(".".join(parts[:length]))
+            if package is not None and package.name not in self._modules:
+                self._modules.add(package.name)
+                if package.path and package.path != MESSAGES:
+                    self.files.add(package.path)
+                for uses in package.always.uses:
+                    self._follow(package, uses)
 
-    def _define(self, at: Module, name: str, method: str | None) -> None:
-        """Something that a module defines; of a class, with ``method``, that one and what it calls on itself."""
-        key, definition = (at.name, name, method or ""), at.definitions[name]
+    def _define(self, source: Module, name: str, method: str | None) -> None:
+        """Follows a definition of a module. Of a class with ``method``, only this method counts, with those that it calls on ``self``."""
+        key, definition = (source.name, name, method or ""), source.definitions[name]
         if key in self._done:
             return
         self._done.add(key)
         if definition.methods is None:
             for uses in definition.uses:
-                self._follow(at, uses)
+                self._follow(source, uses)
             return
-        self.classes.add(f"{at.name}.{name}")
+        self.classes.add(f"{source.name}.{name}")
         for uses in definition.uses:
-            self._follow(at, uses, types=True)
-        for own in definition.methods:
-            if own == method or (own.startswith("__") and own.endswith("__")):
-                self._call(at, name, own, alone=method is not None)
-            elif method is None and (own in self._called or _called_from_outside(at, name)):
-                self._call(at, name, own, alone=False)
+            self._follow(source, uses, types=True)
+        for candidate in definition.methods:
+            if candidate == method or (candidate.startswith("__") and candidate.endswith("__")):
+                self._call(source, name, candidate, alone=method is not None)
+            elif method is None and (candidate in self._called or _called_from_outside(source, name)):
+                self._call(source, name, candidate, alone=False)
             elif method is None:
-                self._waiting.setdefault(own, []).append((at, name))
+                self._waiting.setdefault(candidate, []).append((source, name))
 
-    def _call(self, at: Module, name: str, method: str, alone: bool) -> None:
-        if (at.name, name, method, "called") in self._done:
+    def _call(self, source: Module, name: str, method: str, alone: bool) -> None:
+        if (source.name, name, method, "called") in self._done:
             return
-        self._done.add((at.name, name, method, "called"))
-        own = at.definitions[name].method_uses
-        self._follow(at, own[method])
-        for chain in own[method].chains if alone else ():
-            if chain[0] == "self" and len(chain) > 1 and chain[1] in own:
-                self._call(at, name, chain[1], alone)
+        self._done.add((source.name, name, method, "called"))
+        methods = source.definitions[name].method_uses
+        self._follow(source, methods[method])
+        for chain in methods[method].chains if alone else ():
+            if chain[0] == "self" and len(chain) > 1 and chain[1] in methods:
+                self._call(source, name, chain[1], alone)
 
-    def _follow(self, at: Module, uses: Uses, types: bool = False) -> None:
+    def _follow(self, source: Module, uses: Uses, types: bool = False) -> None:
         for called in uses.attributes - self._called:
             self._called.add(called)
             for owner, name in self._waiting.pop(called, []):
                 self._call(owner, name, called, alone=False)
-        known = at.imports | uses.imports | (at.types if types else {})
+        known = source.imports | uses.imports | (source.types if types else {})
         for chain in uses.chains:
-            if chain[0] in uses.imports or chain[0] not in at.definitions:
+            if chain[0] in uses.imports or chain[0] not in source.definitions:
                 if chain[0] in known:
                     self.reach(".".join([known[chain[0]], *chain[1:]]))
             else:
-                self.reach(".".join([at.name, *chain]))
+                self.reach(".".join([source.name, *chain]))
 
 
 def ancestors(dotted: str) -> Iterator[str]:
-    """Dotted names of a class and of those of the project that it derives from. Raises: UnknownSource if there is no such class."""
+    """Yields the dotted names of a class and of its base classes in the project. Raises: UnknownSource if there is no such class."""
     place, _, name = dotted.rpartition(".")
-    at = module(place)
-    if at is None or name not in at.definitions:
+    source = module(place)
+    if source is None or name not in source.definitions:
         raise UnknownSource(f"there is no class {dotted}")
     yield dotted
-    for chain in at.definitions[name].bases:
-        base = at.resolved(chain)
+    for chain in source.definitions[name].bases:
+        base = source.resolved(chain)
         if base is not None and base.split(".")[0] in PACKAGES:
             yield from ancestors(base)
 
 
-def _called_from_outside(at: Module, name: str) -> bool:
-    """Whether a class derives, over others if need be, from one of a library that calls its methods."""
-    for dotted in ancestors(f"{at.name}.{name}"):
+def _called_from_outside(source: Module, name: str) -> bool:
+    """Returns whether a class derives, directly or not, from a class of a library, which calls its methods."""
+    for dotted in ancestors(f"{source.name}.{name}"):
         place, _, kind = dotted.rpartition(".")
         owner = module(place)
         assert owner is not None

@@ -6,7 +6,7 @@ import pytest
 from data_cases import PLAIN, folder, joined, numbers, picture, settled
 from test_data_boxes import coco, photos  # noqa: F401
 
-from orchestrator.launch import told_apart
+from orchestrator.checks import class_count
 from workers.errors import ConfigError, SecateurError
 
 # --- classes
@@ -184,6 +184,6 @@ def test_detectors_tell_apart_one_class_less_than_they_have_scores(photos):  # n
     from workers.models.base import Output
 
     experiment = SimpleNamespace(model=SimpleNamespace(output=Output.BOXES))
-    assert told_apart(experiment, SimpleNamespace(outputs=4 + 91)) == 90
+    assert class_count(experiment, SimpleNamespace(outputs=4 + 91)) == 90
     data = coco(photos)
     assert "list all categories of the model" in " ".join(data.remarks(90)) and data.remarks(4) == []

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from workers.errors import ConfigError, SecateurError
-from workers.export import load_model, load_pruned, load_state, save_model
+from workers.export import load_model, load_pruned, load_state, load_weight, save_model
 from workers.files import read_metadata, read_tensors, write_tensors
 from workers.memory import give_back, peak_bytes
+from workers.models.base import Layer
 from workers.models.timm import TimmModel
 from workers.worker import KEPT_MODELS, Worker
 
@@ -41,6 +42,28 @@ def test_a_model_comes_back_bit_for_bit_with_its_masks(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     assert all(torch.equal(keep, state[f"{name}.weight"] != 0) for name, keep in masks.items()) and len(masks) == 24
     assert all(torch.equal(tensor, state[name]) for name, tensor in load_state(tmp_path / "model")[0].items())
+
+
+def test_one_layer_is_read_alone_and_bit_for_bit(tmp_path: Path) -> None:
+    """Masked and dense layers, against what the whole model has; memory holds one layer of the twelve blocks, not the file."""
+    state = written(tmp_path / "model")
+    for name in ("blocks.3.mlp.fc1", "blocks.3.attn.qkv", "head"):
+        assert torch.equal(load_weight(tmp_path / "model", name), state[f"{name}.weight"])
+    give_back()
+    with peak_bytes() as peak:
+        before = peak.bytes
+        load_weight(tmp_path / "model", "blocks.3.mlp.fc1")
+    size = (tmp_path / "model").stat().st_size
+    assert before is None or peak.bytes - before < size / 4, "the whole file is not read into memory"
+
+
+def test_a_worker_that_scores_a_layer_loads_no_model(tmp_path: Path) -> None:
+    written(tmp_path / "model")
+    worker = Worker("cpu", 1)
+    weight_RC = worker._weight(tmp_path / "model", Layer("blocks.0.mlp.fc1", 2048, 512))
+    assert weight_RC.shape == (2048, 512) and not worker._models
+    worker._model(tmp_path / "model")
+    assert torch.equal(worker._weight(tmp_path / "model", Layer("blocks.0.mlp.fc1", 2048, 512)), weight_RC)
 
 
 def test_layers_that_are_used_twice_are_stored_once_and_pruned_in_all_their_places(tmp_path: Path) -> None:
