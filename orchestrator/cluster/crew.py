@@ -142,7 +142,7 @@ class Crew:
             if seat.answer is None or seat.answer not in answers:
                 continue
             try:
-                seat.host = self.actors.result(seat.answer)["host"]
+                seat.host = self.actors.result(seat.answer).host
             except WorkerDied as death:
                 seat.failures += 1
                 if seat.failures > self.retries:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -82,7 +83,7 @@ class Nodes(Actors):
             if self.boot(found.value) < 0:
                 found.actor.dead = True
                 raise WorkerDied("it could not be made")
-            return {"host": found.actor.node}
+            return SimpleNamespace(host=found.actor.node)
         self.done_by.setdefault(found.value, []).append(found.actor.index)
         return found.value * 2
 
