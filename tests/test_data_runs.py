@@ -65,7 +65,7 @@ def computed(folder: Path) -> int:
 
 def test_debris_beside_classes_changes_no_result_and_a_class_without_images_no_result_unseen(pets: Path) -> None:
     before = imported(pets)
-    assert top1(before) == 1.0 and "3 classes apart, the data have 2" in before["warnings"][0] and "(cat is 0, dog is 1)" in before["said"]
+    assert top1(before) == 1.0 and "3 classes and the data have 2" in before["warnings"][0] and "(cat is 0, dog is 1)" in before["said"]
     done = computed(pets)
     for split in ("train", "val"):
         for name in ("__MACOSX", "empty", ".ipynb_checkpoints"):

@@ -83,7 +83,7 @@ def test_scenes_are_the_same_everywhere_and_their_boxes_overlap_little(garments)
 
 
 def test_settings_of_scenes_that_cannot_be_are_refused(garments, tmp_path):
-    with pytest.raises(ConfigError, match=r"data.largest: expected 16 \(data.smallest\) to 64"):
+    with pytest.raises(ConfigError, match=r"data.largest: expected .*16 \(data.smallest\) to 64"):
         fashion_scenes(garments, largest=65)
     with pytest.raises(ConfigError, match=r"data.objects: expected at least 1"):
         fashion_scenes(garments, objects=0)
@@ -151,20 +151,20 @@ def test_what_is_not_in_cocos_layout_is_named(photos):
     with pytest.raises(ConfigError, match=r"data.train_annotations: expected a JSON file .*nowhere.json"):
         coco(photos, train_annotations="nowhere.json").check()
     (photos / "bad.json").write_text('{"images": []}')
-    with pytest.raises(ConfigError, match=r"data.test_annotations: .*bad.json is not in COCO's layout \(KeyError: 'categories'\)"):
+    with pytest.raises(ConfigError, match=r"data.test_annotations: expected COCO's layout, .*bad.json \(KeyError: 'categories'\)"):
         coco(photos, test_annotations="bad.json").check()
     (photos / "torn.json").write_text('{"images": [')
     twice = json.loads((photos / "train.json").read_text())
     twice["images"][1]["id"] = twice["images"][0]["id"]
     (photos / "twice.json").write_text(json.dumps(twice | {"annotations": []}))
-    with pytest.raises(ConfigError, match=r"images with ids of their own, got '2 ids of 3 images'"):
+    with pytest.raises(ConfigError, match=r"got 2 ids for 3 images"):
         coco(photos, train_annotations="twice.json").check()
-    with pytest.raises(ConfigError, match=r"torn.json is not in COCO's layout"):
+    with pytest.raises(ConfigError, match=r"data.test_annotations: expected COCO's layout, .*torn.json"):
         coco(photos, train_annotations="torn.json").check()
     with pytest.raises(ConfigError, match=r"data.root \(train\): expected 118287 \(data.expected_train\), got 3"):
         coco(photos, expected_train=118287).check()
     (photos / "test" / "1.png").unlink()
-    with pytest.raises(ConfigError, match=r"data.test_images: expected every image of the annotations, got .no .*1.png"):
+    with pytest.raises(ConfigError, match=r"data.test_images: .*without 1.png"):
         coco(photos).check()
 
 
@@ -191,10 +191,10 @@ def test_boxes_in_arrays_are_read_and_those_that_cannot_be_are_named(tmp_path):
     assert next(data.evaluation("test", 0, 1)).labels[0].tolist() == [[1, 4, 8, 20, 32], [-1, -2, -2, -2, -2]]
     for changes, said in (
         ({"train_boxes": boxes[:4]}, r"train_boxes\): expected 8 x T x 5 numbers"),
-        ({"test_boxes": np.where(boxes == 10, 17, boxes)}, r"test_boxes\): expected 0 <= x1 < x2 <= 16"),
-        ({"test_boxes": np.where(boxes == 10, 2, boxes)}, r"test_boxes\): expected 0 <= x1 < x2 <= 16"),
-        ({"test_boxes": None}, r"labels or boxes for both splits"),
-        ({"test_boxes": np.where(boxes == 1, 5, boxes)}, r"test labels below 2, as in training, got 5"),
+        ({"test_boxes": np.where(boxes == 10, 17, boxes)}, r"test_boxes\): expected boxes with 0 <= x1 < x2 <= 16"),
+        ({"test_boxes": np.where(boxes == 10, 2, boxes)}, r"test_boxes\): expected boxes with 0 <= x1 < x2 <= 16"),
+        ({"test_boxes": None}, r"labels for both splits, boxes for both"),
+        ({"test_boxes": np.where(boxes == 1, 5, boxes)}, r"test labels of at most 1, .* got 5"),
     ):
         with pytest.raises(ConfigError, match=said):
             written(**changes).check()

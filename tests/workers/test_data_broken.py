@@ -26,7 +26,7 @@ def test_what_no_loader_reads_is_skipped_counted_and_said(pets):
     data = settled(pets)
     train, test = data.remarks(None)
     assert train.startswith(str(pets / "train")) and test.startswith(str(pets / "val"))
-    for part in ("3 .gif files", "2 folders that are named like images", "1 hidden file skipped"):
+    for part in ("3 .gif files", "2 folders that are named like images", "1 hidden file"):
         assert part in train
     assert "1 file without an ending" in test
     assert data.fingerprint() == before.fingerprint() and numbers(data) == [0, 1]
@@ -48,14 +48,14 @@ def break_(pets):
     (dog / "huge.png").write_bytes(with_checksum(png, header))
     return {
         "dangling.png": "a link to nothing",
-        "empty.jpg": "no image",
-        "page.jpg": "no image",
+        "empty.jpg": "not an image",
+        "page.jpg": "not an image",
         "torn.jpg": "truncated",
         "torn.png": "",
         "torn.webp": "",
         "torn.bmp": "truncated",
         "torn.tif": "",
-        "pipe.png": "no regular file",
+        "pipe.png": "not a regular file",
         "huge.png": "more pixels than Pillow's limit of 178956970",
     }
 
@@ -79,7 +79,7 @@ def test_all_files_that_cannot_be_read_are_listed_at_once(pets):
 def test_many_broken_files_are_all_in_a_file(pets):
     for number in range(30):
         (pets / "train" / "cat" / f"bad{number}.jpg").write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"got 30 that cannot: .* and 10 more, all of them in .*broken.txt"):
+    with pytest.raises(ConfigError, match=r"got 30 that cannot: .* and 10 more, .*broken.txt"):
         settled(pets)
     assert len((pets.parent / "examined" / "broken.txt").read_text().splitlines()) == 30
 
@@ -107,7 +107,7 @@ def test_a_class_whose_files_are_all_left_out_is_told(pets):
     assert "left out 3 files" in said and "1 of 2 classes have no training images (dog)" in said
     for number in range(3):
         (pets / "train" / "cat" / f"{number}.png").write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"data.train_folder: expected an image that can be read"):
+    with pytest.raises(ConfigError, match=r"data.train_folder: expected at least one image"):
         settled(pets, broken=Broken.SKIP)
 
 
@@ -161,7 +161,7 @@ def test_names_that_are_no_utf_8_are_read_and_shown(pets):
     assert data.size("train") == 7 and len(data.fingerprint()) == 64 and len(joined(data.evaluation("bank", 0, 1))[1]) == 7
     with open(name, "wb"):
         pass
-    with pytest.raises(ConfigError, match=r"cat/\\xff.png: no image"):
+    with pytest.raises(ConfigError, match=r"cat/\\xff.png: not an image"):
         settled(pets)
 
 
@@ -179,9 +179,9 @@ def test_photos_with_boxes_that_cannot_be_read_are_left_out_with_their_objects(p
     (photos / "train" / "1.png").write_bytes(b"")
     (photos / "test" / "0.png").unlink()
     settle = lambda **changes: coco(photos, **changes).settled(None, photos / "examined", lambda count: None)  # noqa: E731
-    with pytest.raises(ConfigError, match=r"got 2 that cannot: .*train/1.png: no image, .*test/0.png: no such file"):
+    with pytest.raises(ConfigError, match=r"got 2 that cannot: .*train/1.png: not an image, .*test/0.png: no such file"):
         settle()
-    with pytest.raises(ConfigError, match=r"data.test_images: expected every image of the annotations"):
+    with pytest.raises(ConfigError, match=r"data.test_images: expected all images"):
         coco(photos).check()
     data = coco(photos, broken=Broken.SKIP)
     data.check()
@@ -197,5 +197,5 @@ def test_categories_that_the_two_files_count_from_different_ids_are_refused(phot
     described["categories"] = [{"id": 4, "name": "dog"}, {"id": 7, "name": "cow"}]
     described["annotations"] = [entry for entry in described["annotations"] if entry["category_id"] == 4]
     (photos / "test.json").write_text(json.dumps(described))
-    with pytest.raises(ConfigError, match=r"data.test_annotations: expected the categories of train.json, got 'other names or ids'"):
+    with pytest.raises(ConfigError, match=r"data.test_annotations: expected the categories of train.json"):
         coco(photos).check()

@@ -45,20 +45,18 @@ def test_classes_without_images_are_told_and_all_of_them_refused(pets):
     (pets / "train" / "bee" / "notes.txt").write_text("bees")
     said = " ".join(settled(pets).remarks(None))
     assert "2 of 4 classes have no training images (ape, bee)" in said and "2 of 4 classes have no test images (ape, bee)" in said
-    assert "not looked into (ape/more)" in said and "1 .txt file" in said
+    assert "(ape/more)" in said and "1 .txt file" in said
     for name in ("cat", "dog"):
         (pets / "train" / name).rename(pets / "train" / f"{name}s")
         (pets / "train" / name).mkdir()
         (pets / "train" / f"{name}s").rename(pets / "train" / name / "more")
-    with pytest.raises(ConfigError, match=r"holds no images, nor do its subfolders.*not in ape/more, cat/more, dog/more"):
+    with pytest.raises(ConfigError, match=r"data.root: .*ape/more, cat/more, dog/more"):
         settled(pets)
 
 
 def test_a_classifier_with_too_few_outputs_is_told_which_classes_have_no_images(pets):
     picture(pets / "train" / "ape" / "more" / "0.png")
-    with pytest.raises(
-        ConfigError, match=r"num_classes: expected at least the 3 classes of the data; of these ape have no training images, got 2"
-    ):
+    with pytest.raises(ConfigError, match=r"num_classes: expected at least 3\b.*ape without training images.*got 2"):
         folder(pets).check_outputs(2)
 
 
@@ -80,7 +78,7 @@ def test_a_folder_that_changed_since_the_run_began_is_refused_where_it_is_read(p
     (pets / "train" / "cat" / "0.png").unlink()
     for remembered in (listing.listed, imagefolder._used):
         remembered.cache_clear()
-    with pytest.raises(SecateurError, match=r"does not hold the images that the run began with"):
+    with pytest.raises(SecateurError, match=r"data.root: expected the images that the run started with"):
         list(pickle.loads(pickle.dumps(data)).calibration(0, 1))
 
 
@@ -92,7 +90,7 @@ def test_a_class_map_gives_classes_their_outputs_in_every_batch_and_in_the_ident
     assert numbers(plain) == [0, 1] and numbers(mapped) == [7, 2]
     assert plain.fingerprint() != mapped.fingerprint()
     assert settled(pets, 10, class_map={"cat": 0, "dog": 1}).fingerprint() == plain.fingerprint()
-    assert "10 classes apart" in " ".join(plain.remarks(10)) and mapped.remarks(10) == []
+    assert "10 classes" in " ".join(plain.remarks(10)) and mapped.remarks(10) == []
 
 
 def test_names_of_folders_that_are_numbers_may_be_mapped(pets):
@@ -105,12 +103,12 @@ def test_names_of_folders_that_are_numbers_may_be_mapped(pets):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"cat": 3}, r"data.class_map: expected a number for each of the 2 class folders, got 'none for dog'"),
-        ({"cat": -1, "dog": 0}, r"data.class_map: expected a number from 0 up"),
-        ({"cat": "1", "dog": 0}, r"data.class_map: expected a number from 0 up"),
-        ({"cat": True, "dog": 0}, r"data.class_map: expected a number from 0 up"),
-        ([0, 1], r"data.class_map: expected a number from 0 up"),
-        ({}, r"data.class_map: expected a number from 0 up"),
+        ({"cat": 3}, r"data.class_map: expected a number for each of the 2 class folders, got none for dog"),
+        ({"cat": -1, "dog": 0}, r"data.class_map: expected a number of at least 0"),
+        ({"cat": "1", "dog": 0}, r"data.class_map: expected a number of at least 0"),
+        ({"cat": True, "dog": 0}, r"data.class_map: expected a number of at least 0"),
+        ([0, 1], r"data.class_map: expected a number of at least 0"),
+        ({}, r"data.class_map: expected a number of at least 0"),
     ],
 )
 def test_a_class_map_that_cannot_be_is_refused(pets, given, message):
@@ -119,24 +117,20 @@ def test_a_class_map_that_cannot_be_is_refused(pets, given, message):
 
 
 def test_numbers_beyond_the_models_outputs_are_refused(pets):
-    with pytest.raises(
-        ConfigError, match=r"data.class_map: expected numbers below 10, as many outputs as the model has, got \{'dog': 10\}"
-    ):
+    with pytest.raises(ConfigError, match=r"data.class_map: expected numbers below 10\b.*got \{'dog': 10\}"):
         folder(pets, class_map={"cat": 9, "dog": 10}).check_outputs(10)
     folder(pets, class_map={"cat": 9, "dog": 8}).check_outputs(10)
 
 
 def test_images_without_classes_have_no_class_map(pets):
-    with pytest.raises(ConfigError, match=r"data.class_map: expected null for images without classes"):
+    with pytest.raises(ConfigError, match=r"data.class_map: expected null"):
         settled(pets / "train" / "cat", train_folder=".", test_folder=".", class_map={"cat": 1})
 
 
 def test_more_outputs_than_classes_are_told_with_the_numbers_that_classes_have(pets):
-    said = settled(pets, 10).remarks(10)
-    assert said == [
-        "the model tells 10 classes apart, the data have 2: a label is taken for the number of an output as it is, in the order of the "
-        "folders' names (cat is 0, dog is 1); set data.class_map if the model has other numbers"
-    ]
+    (remark,) = settled(pets, 10).remarks(10)
+    for part in ("10 classes", "data have 2", "(cat is 0, dog is 1)", "data.class_map"):
+        assert part in remark
     assert settled(pets, 2).remarks(2) == [] == settled(pets).remarks(None)
 
 
@@ -152,7 +146,7 @@ def test_folders_named_by_wordnet_ids_get_the_outputs_of_imagenet(pets):
     data = settled(pets, 1000)
     assert numbers(data) == [281, 207]
     assert "WordNet ids" in " ".join(data.remarks(1000)) and "n02099601 is 207" in " ".join(data.remarks(1000))
-    assert not any("classes apart" in said for said in data.remarks(1000))
+    assert not any("is used as output" in remark for remark in data.remarks(1000))
     assert (
         data.fingerprint() == settled(pets, class_map={"n02123045": 281, "n02099601": 207}).fingerprint() != settled(pets, 10).fingerprint()
     )

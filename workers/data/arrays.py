@@ -1,4 +1,4 @@
-"""Data sets that fit in memory: decoded once per process, resized and normalised batch by batch."""
+"""Data sets that fit in memory: decoded once in each process, resized and normalised batch by batch."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class ImageArrays:
-    """Decoded images (N x H x W x C with C = 1 or 3, values 0..full_scale) and their labels, as in ``Batch``; corners of boxes are those in
-    the decoded images."""
+    """Decoded images (N x H x W x C with C = 1 or 3, values 0..full_scale) and their labels.
+
+    Labels are as in ``Batch``; the corners of boxes are in pixels of the decoded images.
+    """
 
     train_NHWC: NDArray[np.generic]
     train_labels: NDArray[np.generic]
@@ -43,7 +45,7 @@ class ImageArrays:
 
 @dataclass
 class ArrayDataset(IndexedDataset):
-    """Images in memory. The augmentation is what helps at small sizes: shifts, and mirroring where left and right mean the same."""
+    """Images in memory. The augmentation suits small images: random shifts, and mirroring if left and right are equivalent."""
 
     image_size: int  # pixels; images are resized to it bilinearly
     channels: int  # 1 or 3; grey images are repeated
@@ -63,11 +65,11 @@ class ArrayDataset(IndexedDataset):
 
     @abstractmethod
     def arrays(self) -> ImageArrays:
-        """The decoded images, remembered per process. Raises: ConfigError with a remedy if they are missing or damaged."""
+        """Returns the decoded images, cached in each process. Raises: ConfigError with a remedy if they are missing or damaged."""
 
     def check(self) -> None:
         stored = self.arrays().train_NHWC.shape[-1]
-        require(stored in (1, self.channels), "data.channels", f"{stored}, as many as the images have", self.channels)
+        require(stored in (1, self.channels), "data.channels", f"{stored}, the number of channels of the images", self.channels)
         super().check()
 
     @property
@@ -85,11 +87,11 @@ class ArrayDataset(IndexedDataset):
 
         from workers.data.pixels import moved, normalise, scale_boxes, to_input
 
-        arrays, every = self.arrays(), self.labels(split)
+        arrays, all_labels = self.arrays(), self.labels(split)
         stored = arrays.train_NHWC if split == "train" else arrays.test_NHWC
         for indices_N, draws_ND in picks:
             images_NCHW = to_input(stored[indices_N], arrays.full_scale, self.channels, self.image_size)
-            labels = torch.from_numpy(every[indices_N])
+            labels = torch.from_numpy(all_labels[indices_N])
             if labels.ndim == 3:
                 labels = scale_boxes(labels, stored.shape[1:3], self.image_size)
             images_NCHW, labels = moved(images_NCHW, labels, draws_ND, self.max_shift, self.flip)

@@ -1,4 +1,4 @@
-"""Photographs with objects in boxes, described as COCO describes them."""
+"""Photographs with objects in boxes, in COCO's layout."""
 
 from __future__ import annotations
 
@@ -10,13 +10,23 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from workers.checks import require
+from workers.checks import Phrase, require
 from workers.data.arrays import check_normalisation
 from workers.data.base import Batch
-from workers.data.examine import Broken, Examine, Examined, broken_files, check_same, digest_of_names, digest_of_states, refuse, told
+from workers.data.examine import (
+    Broken,
+    Examine,
+    Examined,
+    broken_files,
+    check_same,
+    digest_of_names,
+    digest_of_states,
+    left_out_remarks,
+    refuse_broken,
+)
 from workers.data.imagefiles import check_background, in_bytes
 from workers.data.indexed import IndexedDataset
-from workers.data.listing import shown, some
+from workers.data.listing import first_few, printable
 from workers.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,21 +40,20 @@ SPLITS = ("train", "test")
 
 @dataclass
 class Coco(IndexedDataset):
-    """A folder of images and a JSON file of ``images``, ``annotations`` and ``categories`` for each of two splits (COCO's layout, to which
-    others are converted easily).
+    """For each of two splits, a folder of images and a JSON file with ``images``, ``annotations`` and ``categories`` (COCO's layout).
 
-    Images are stretched to squares, as SSD does it, and boxes with them. A class is its category's number less the smallest one, so that
-    torchvision's checkpoints of COCO (91 outputs, category 1 to 90 and the background) fit. Crowds and boxes without extent are left out;
-    images without objects stay. The ``expected_*`` numbers are checked, and let a plan be made where the data is not there.
+    Images are stretched to squares, as for SSD, and boxes with them. The number of a class is its category id minus the smallest id, so
+    that torchvision's checkpoints for COCO (91 outputs: categories 1 to 90 and the background) fit. Crowds and boxes without extent are
+    left out; images without objects are kept. The ``expected_*`` numbers are checked, and are used for a plan if the data is missing.
     """
 
     image_size: int  # pixels
-    mean: list[float]  # of pixels in [0, 1]; one number per channel, or one for all
+    mean: list[float]  # of pixels in [0, 1]; one number for each channel, or one for all
     std: list[float]
-    background: list[float]  # behind transparent pixels, in [0, 1]; one number per channel, or one for all
+    background: list[float]  # behind transparent pixels, in [0, 1]; one number for each channel, or one for all
     max_shift: int  # training only: pixels, in each direction; 0: none
-    flip: bool  # training only: mirror every other image
-    decoders: int  # processes that decode ahead, per worker; 0: the worker itself does. Does not change a byte
+    flip: bool  # training only: mirror each image with probability 1/2
+    decoders: int  # processes of each worker that decode ahead; 0: the worker itself decodes. Does not change any result
     root: str
     train_images: str  # folder under root
     train_annotations: str  # file under root
@@ -75,7 +84,7 @@ class Coco(IndexedDataset):
         super().__post_init__()
         self._examined: Examined | None = None
         require(self.image_size >= 1, "data.image_size", "at least 1 pixel", self.image_size)
-        require(0 <= self.max_shift < self.image_size, "data.max_shift", "0 to data.image_size - 1 pixels", self.max_shift)
+        require(0 <= self.max_shift < self.image_size, "data.max_shift", "at least 0 and less than data.image_size", self.max_shift)
         require(self.decoders >= 0, "data.decoders", "at least 0", self.decoders)
         check_normalisation(self.mean, self.std, 3)
         check_background(self.background)
@@ -100,17 +109,17 @@ class Coco(IndexedDataset):
         train, test = self._described("train"), self._described("test")
         for split, described in (("train", train), ("test", test)):
             missing = [name for name in described.files if not (self._images(split) / name).is_file()]
-            every, found = "every image of the annotations", f"no {self._images(split)}/{some(missing)}"
-            require(not missing or self.broken is Broken.SKIP, f"data.{split}_images", every, found)
-        known, alike = f"the categories of {self.train_annotations}", train.categories == test.categories
-        found = "other names or ids" if len(train.categories) == len(test.categories) else f"{len(test.categories)} categories"
-        require(
-            alike, "data.test_annotations", known, found, "labels are counted from the smallest id: give both files the same categories"
-        )
+            got = Phrase(f"a folder {self._images(split)} without {first_few(missing)}")
+            require(not missing or self.broken is Broken.SKIP, f"data.{split}_images", "all images of the annotations", got)
+        same_number = len(train.categories) == len(test.categories)
+        got = Phrase("other names or ids" if same_number else f"{len(test.categories)} categories")
+        expected = f"the categories of {self.train_annotations}"
+        remedy = "list the same categories in both files, since classes are numbered from the smallest id"
+        require(train.categories == test.categories, "data.test_annotations", expected, got, remedy)
         for name, number in {"train": len(train.files), "test": len(test.files), "classes": train.classes}.items():
-            expected = getattr(self, f"expected_{name}")
-            right = f"{expected} (data.expected_{name})"
-            require(expected in (None, number), f"data.root ({name})", right, number, f"is {self.root} complete?")
+            expected_number = getattr(self, f"expected_{name}")
+            expected = f"{expected_number} (data.expected_{name})"
+            require(expected_number in (None, number), f"data.root ({name})", expected, number, f"check that {self.root} is complete")
         super().check()
 
     def labels(self, split: str) -> NDArray[np.generic]:
@@ -125,18 +134,21 @@ class Coco(IndexedDataset):
     def settled(self, outputs: int | None, cache: Path, advance: Callable[[int], None]) -> Coco:
         """Examines the files."""
         broken = {split: broken_files(self._images(split), self._described(split).files, self.examine, cache, advance) for split in SPLITS}
-        by_folder = {self._images(split): found for split, found in broken.items()}
+        by_folder = {self._images(split): reasons for split, reasons in broken.items()}
         if self.broken is Broken.ERROR:
-            refuse("data.root", by_folder, cache)
+            refuse_broken("data.root", by_folder, cache)
         data = replace(self)
-        left = {split: frozenset(found) for split, found in broken.items()}
-        used = {split: self._described(split).without(left[split]) for split in SPLITS}
+        left_out = {split: frozenset(reasons) for split, reasons in broken.items()}
+        used = {split: self._described(split).without(left_out[split]) for split in SPLITS}
         for split, described in used.items():
-            require(bool(described.files), f"data.{split}_images", "an image that can be read", f"none in {self._images(split)}")
-        remarks = told({shown(folder / name): why for name, why in found.items()} for folder, found in by_folder.items())
+            none = Phrase(f"none in {self._images(split)}")
+            require(bool(described.files), f"data.{split}_images", "at least one image that can be read", none)
+        remarks = left_out_remarks(
+            {printable(folder / name): why for name, why in reasons.items()} for folder, reasons in by_folder.items()
+        )
         names = {split: digest_of_names(described.files) for split, described in used.items()}
-        data._examined = Examined(left, names, self._content(used), remarks)
-        super(Coco, data).check()  # the sizes asked for, now that files are left out
+        data._examined = Examined(left_out, names, self._content(used), remarks)
+        super(Coco, data).check()  # again, now that files are left out
         return data
 
     def remarks(self, outputs: int | None) -> list[str]:
@@ -144,10 +156,13 @@ class Coco(IndexedDataset):
 
     @property
     def numbering(self) -> str:
-        return ", counted from the smallest category id; list all categories of the model in the annotation files if it has others"
+        return (
+            "; labels are numbered from the smallest category id, so list all categories of the model in the annotation files if it has "
+            "others"
+        )
 
     def content(self) -> str:
-        """Digest of the annotations, and of names, sizes and times of the images: reading all of these would take long."""
+        """Digest of the annotations, and of names, sizes and times of the images. Reading all images would take too long."""
         return self._examined.content if self._examined else self._content({split: self._described(split) for split in SPLITS})
 
     def _content(self, used: dict[str, _Described]) -> str:
@@ -163,10 +178,10 @@ class Coco(IndexedDataset):
         from workers.data.rgb import Reading
 
         files = [str(self._images(split) / name) for name in self._described(split).files]
-        plain = [pick._replace(draws_ND=None) for pick in picks]
+        unaugmented = [pick._replace(draws_ND=None) for pick in picks]
         square = squared(self.image_size)
-        reading = Reading(in_bytes(self.background), upright=False)  # boxes are of the image as it is stored
-        read = batches(files, self.labels(split), plain, square, square, reading, self.decoders)
+        reading = Reading(in_bytes(self.background), upright=False)  # the corners of boxes are in the image as stored
+        read = batches(files, self.labels(split), unaugmented, square, square, reading, self.decoders)
         for (_, draws_ND), batch in zip(picks, read, strict=True):
             images_NCHW, labels_NT5 = moved(*batch, draws_ND, self.max_shift, self.flip)
             yield Batch(normalise(images_NCHW, self.mean, self.std), labels_NT5)
@@ -179,7 +194,7 @@ class Coco(IndexedDataset):
 
     def _described(self, split: str) -> _Described:
         path, where = self._annotations(split), f"data.{split}_annotations"
-        require(path.is_file(), where, "a JSON file in COCO's layout", str(path), "set data.root, or the file's name under it")
+        require(path.is_file(), where, "a JSON file in COCO's layout", str(path), f"set data.root and {where}, a name under it")
         described = _read(path, path.stat().st_mtime_ns, where)
         if self._examined is None:
             return described
@@ -204,7 +219,7 @@ class _Described:
 
 @lru_cache(maxsize=4)
 def _used(described: _Described, images: Path, left_out: frozenset[str], names: str) -> _Described:
-    """Raises: SecateurError if these are not the files that the run began with."""
+    """Raises: SecateurError if these are not the files that the run started with."""
     used = described.without(left_out)
     check_same(images, used.files, names)
     return used
@@ -212,7 +227,7 @@ def _used(described: _Described, images: Path, left_out: frozenset[str], names: 
 
 @lru_cache(maxsize=4)
 def _read(path: Path, modified_ns: int, where: str) -> _Described:
-    """In the order of the file. Raises: ConfigError if it is not in COCO's layout."""
+    """Returns images and objects in the order of the file. Raises: ConfigError if it is not in COCO's layout."""
     import numpy as np
 
     try:
@@ -228,12 +243,13 @@ def _read(path: Path, modified_ns: int, where: str) -> _Described:
                 objects[entry["image_id"]].append([entry["category_id"] - first, x1, y1, x2, y2])
         files = [image["file_name"] for image in images]
     except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
-        raise ConfigError(f"{where}: {path} is not in COCO's layout ({type(error).__name__}: {error})") from error
-    require(len(objects) == len(files), where, "images with ids of their own", f"{len(objects)} ids of {len(files)} images", str(path))
+        raise ConfigError(f"{where}: expected COCO's layout, got {path} ({type(error).__name__}: {error})") from error
+    ids = Phrase(f"{len(objects)} ids for {len(files)} images in {path}")
+    require(len(objects) == len(files), where, "a different id for each image", ids)
     most = max(map(len, objects.values()), default=0)
-    require(most > 0, where, "at least one object", 0, str(path))
+    require(most > 0, where, "at least one object", Phrase(f"none in {path}"))
     objects_NT5 = np.full((len(files), most, 5), -1, np.float32)
-    for row_T5, found in zip(objects_NT5, objects.values(), strict=True):
-        if found:
-            row_T5[: len(found)] = found
+    for row_T5, boxes in zip(objects_NT5, objects.values(), strict=True):
+        if boxes:
+            row_T5[: len(boxes)] = boxes
     return _Described(files, categories, objects_NT5)

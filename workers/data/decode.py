@@ -31,7 +31,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 def transforms(
     size: int, crop_fraction: float, interpolation: str, mean: list[float], std: list[float], recipe: str
 ) -> tuple[Transform, Transform]:
-    """How an image is prepared for testing, and for training by ``recipe`` (none, light or deit)."""
+    """Returns the transform for testing, and the one for training by ``recipe`` (none, light or deit)."""
     wide_mean, wide_std = tuple(mean) * (3 // len(mean)), tuple(std) * (3 // len(std))
     common: dict[str, Any] = {"input_size": (3, size, size), "interpolation": interpolation, "mean": wide_mean, "std": wide_std}
     testing = create_transform(**common, is_training=False, crop_pct=crop_fraction)
@@ -39,7 +39,7 @@ def transforms(
 
 
 def squared(size: int) -> Transform:
-    """Stretched to ``size`` x ``size`` bilinearly, float32 in [0, 1], not normalised."""
+    """Returns the transform that stretches an image bilinearly to ``size`` x ``size``, float32 in [0, 1], not normalised."""
     return v2.Compose([v2.Resize((size, size), antialias=True), v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()])
 
 
@@ -52,12 +52,15 @@ def batches(
     reading: Reading,
     decoders: int,
 ) -> Iterator[Batch]:
-    """One batch for each pick, in order. ``decoders`` processes work ahead, each on whole batches, so the bytes do not depend on how many
-    there are. Raises: SecateurError naming a file that cannot be decoded."""
+    """Yields one batch for each pick, in order.
+
+    ``decoders`` processes decode ahead, each on whole batches, so the result does not depend on their number.
+    Raises: SecateurError that names a file that cannot be decoded.
+    """
     reader = _Reader(files, labels, testing, training, reading)
     if decoders == 0:
         return (reader[pick] for pick in picks)
-    generator = torch.Generator().manual_seed(0)  # else the loader would draw from the caller's global generator
+    generator = torch.Generator().manual_seed(0)  # otherwise the loader draws from torch's global generator
     loader = data.DataLoader(reader, batch_size=None, sampler=picks, num_workers=decoders, generator=generator)
     return iter(loader)
 
@@ -81,7 +84,7 @@ class _Reader(data.Dataset[Batch]):
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """timm's transforms draw from three global generators: seed them for one image, and put them back."""
+    """Seeds the three global generators that timm's transforms draw from, and restores them on exit."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         random.seed(seed)

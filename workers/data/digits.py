@@ -1,4 +1,4 @@
-"""1,797 real handwritten digits that come with scikit-learn."""
+"""The 1,797 handwritten digits of scikit-learn."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ TEST = 360
 
 @dataclass
 class Digits(ArrayDataset):
-    """8 x 8 grey images in 17 levels, split 1437/360 by the seed with equal shares of the ten digits.
+    """8 x 8 grey images with 17 levels, split 1437/360 by the seed with equal shares of the ten digits.
 
-    Source: Alpaydin & Kaynak, Optical Recognition of Handwritten Digits, in scikit-learn (BSD). With 360 test images, differences under
-    2 points are noise: use several seeds.
+    With 360 test images, differences below 2 points are noise: use several seeds.
+    Source: Alpaydin & Kaynak, Optical Recognition of Handwritten Digits, in scikit-learn (BSD).
     """
 
     @property

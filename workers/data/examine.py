@@ -1,4 +1,4 @@
-"""Looking at image files before a run begins: those that cannot be read are found all at once, and each file is looked at once."""
+"""Examination of image files before a run starts. It finds all broken files at once, and examines an unchanged file only once."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
-from workers.data.listing import DANGLING, SPECIAL, shown, some
+from workers.data.listing import DANGLING, SPECIAL, first_few, printable
 from workers.errors import ConfigError, SecateurError
 
-BUCKETS = 1024  # parts of a folder, by the hash of names, that are examined anew if a file in them changes
-THREADS = 16  # reading the ends of files is mostly waiting
-LISTED = 20  # broken files that an error names; a file beside the run's results names all
+BUCKETS = 1024  # parts of a folder, by the hash of names; a part is examined again if a file in it changes
+THREADS = 16  # reading the ends of files is mostly waiting for the disk
+LISTED = 20  # broken files that a message names; if there are more, a file lists all of them
 TAIL = 64  # bytes
 ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
 
 
 class Broken(Enum):
-    """What is done with image files that cannot be read."""
+    """What happens to image files that cannot be read."""
 
-    ERROR = "error"  # the run does not start; all of them are listed
-    SKIP = "skip"  # they are left out, which the report tells
+    ERROR = "error"  # the run ends with an error that lists all of them
+    SKIP = "skip"  # they are left out, and the report says so
 
 
 class Examine(Enum):
-    """How much of each file is read before a run begins."""
+    """How much of each file is read before a run starts."""
 
-    ENDS = "ends"  # the header, and whether it ends as JPEG and PNG files do; of other types, and where there is doubt, all
-    DECODE = "decode"  # all of it
+    ENDS = "ends"  # the header, and the end of a JPEG or PNG file; a file of another type, or with an unusual end, is decoded
+    DECODE = "decode"  # the whole file is decoded
 
 
 @dataclass(frozen=True)
 class Examined:
-    """What a run knows of its files once it has begun."""
+    """The result of the examination, which is fixed for the whole run."""
 
     left_out: dict[str, frozenset[str]]  # by split: names of broken files
     names: dict[str, str]  # by split: a digest of the classes and of the files that are used
@@ -51,24 +51,26 @@ class Examined:
 def broken_files(
     folder: Path, names: list[str], examine: Examine, cache: Path, advance: Callable[[int], None] = lambda count: None
 ) -> dict[str, str]:
-    """Which files of ``folder`` cannot be read, by name, with the reason. Files that were examined before and have the size and time that
-    they had then are not opened again: what was found lies in ``cache``."""
+    """Returns the files of ``folder`` that cannot be read, by name, with the reason.
+
+    Results are kept in the folder ``cache``: files that were examined before, and have the same size and time, are not opened again.
+    """
     members: dict[int, list[str]] = defaultdict(list)
     for name in names:
         members[zlib.crc32(os.fsencode(name)) % BUCKETS].append(name)
     path = cache / f"{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]}-{examine.value}.json"
-    by, known = _code(), _read(path)
+    code, known = _code(), _read(path)
     lasting: dict[str, dict[str, str]] = {}
     broken: dict[str, str] = {}
     with ThreadPoolExecutor(THREADS) as pool:
         for bucket in members.values():
-            key = _state(folder, bucket, by)
+            key = _state(folder, bucket, code)
             if key in known:
                 lasting[key] = known[key]
             else:
-                looked = dict(zip(bucket, pool.map(lambda name: _fault(folder / name, examine), bucket), strict=True))
-                known[key] = {name: fault.why for name, fault in looked.items() if fault}
-                if all(fault is None or fault.lasting for fault in looked.values()):
+                faults = dict(zip(bucket, pool.map(lambda name: _fault(folder / name, examine), bucket), strict=True))
+                known[key] = {name: fault.why for name, fault in faults.items() if fault}
+                if all(fault is None or fault.lasting for fault in faults.values()):
                     lasting[key] = known[key]
             broken |= known[key]
             advance(len(bucket))
@@ -78,32 +80,33 @@ def broken_files(
 
 class _Fault(NamedTuple):
     why: str
-    lasting: bool  # of the file itself, not of the system that reads it
+    lasting: bool  # a fault of the file itself, not of the system that reads it
 
 
-def refuse(where: str, folders: dict[Path, dict[str, str]], cache: Path) -> None:
-    """Raise ``ConfigError`` that names the broken files, if there are any. All of them, a line for each, are also written to a file."""
-    every = {os.path.join(folder, name): why for folder, broken in folders.items() for name, why in broken.items()}
-    if not every:
+def refuse_broken(where: str, folders: dict[Path, dict[str, str]], cache: Path) -> None:
+    """Raises ``ConfigError`` that names the broken files, if there are any. A long list is also written to a file in ``cache``."""
+    reasons = {os.path.join(folder, name): why for folder, broken in folders.items() for name, why in broken.items()}
+    if not reasons:
         return
-    lines = [f"{shown(path)}: {why}" for path, why in every.items()]
+    lines = [f"{printable(path)}: {why}" for path, why in reasons.items()]
     more = ""
     if len(lines) > LISTED:
         cache.mkdir(parents=True, exist_ok=True)
         (cache / "broken.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        more = f" and {len(lines) - LISTED} more, all of them in {cache / 'broken.txt'}"
+        more = f" and {len(lines) - LISTED} more, all listed in {cache / 'broken.txt'}"
     raise ConfigError(
         f"{where}: expected images that can be read, got {len(lines)} that cannot: {', '.join(lines[:LISTED])}{more}; "
         "remove or replace them, or set data.broken=skip to leave them out"
     )
 
 
-def told(broken: Iterable[dict[str, str]]) -> list[str]:
-    """A sentence for the report on files that were left out."""
-    every = {name: why for part in broken for name, why in part.items()}
-    if not every:
+def left_out_remarks(broken: Iterable[dict[str, str]]) -> list[str]:
+    """Returns a sentence for the report about files that were left out; nothing if there are none."""
+    reasons = {name: why for part in broken for name, why in part.items()}
+    if not reasons:
         return []
-    return [f"data.broken=skip left out {len(every)} files that cannot be read: {some([f'{n} ({w})' for n, w in every.items()], LISTED)}"]
+    files = first_few([f"{name} ({why})" for name, why in reasons.items()], LISTED)
+    return [f"data.broken=skip left out {len(reasons)} files that cannot be read: {files}"]
 
 
 def digest_of_names(names: Iterable[str]) -> str:
@@ -114,44 +117,45 @@ def digest_of_names(names: Iterable[str]) -> str:
 
 
 def digest_of_states(folder: Path, names: Iterable[str]) -> str:
-    """Of names, sizes and modification times. Raises: ConfigError if a file is gone."""
+    """Returns a digest of names, sizes and modification times. Raises: ConfigError if a file is missing."""
     total = hashlib.sha256()
     for name in names:
         try:
             status = os.stat(folder / name)
         except OSError as error:
-            raise ConfigError(f"data.root: {shown(folder / name)} cannot be read: {error.strerror}; did the folder change?") from error
+            path = printable(folder / name)
+            raise ConfigError(f"data.root: cannot read {path}: {error.strerror}; check that the folder does not change") from error
         total.update(os.fsencode(name) + f" {status.st_size} {status.st_mtime_ns}\n".encode())
     return total.hexdigest()
 
 
 def check_same(where: Path, names: Iterable[str], before: str) -> None:
-    """Raise ``SecateurError`` if ``names`` are not those that the run began with: the folder changed, or is another one on this machine."""
+    """Raises ``SecateurError`` if ``names`` are not those that the run started with: the folder changed, or another machine has another."""
     if digest_of_names(names) != before:
         raise SecateurError(
-            f"data.root: {shown(where)} does not hold the images that the run began with; keep it as it is while a run lasts, and equal on "
-            "all machines"
+            f"data.root: expected the images that the run started with, got others in {printable(where)}; do not change the folder during "
+            "a run, and keep it the same on all machines"
         )
 
 
 def _code() -> str:
-    """What decides beside the files themselves."""
+    """Returns a digest of the code that examines files."""
     import PIL
 
     sources = [Path(__file__).read_bytes(), Path(__file__).with_name("rgb.py").read_bytes()]
     return hashlib.sha256(b"".join([*sources, PIL.__version__.encode()])).hexdigest()
 
 
-def _state(folder: Path, names: list[str], by: str) -> str:
+def _state(folder: Path, names: list[str], code: str) -> str:
     try:
         states = digest_of_states(folder, names)
     except ConfigError:
-        states = os.urandom(8).hex()  # known by nothing
-    return hashlib.sha256(f"{by} {states}".encode()).hexdigest()
+        states = os.urandom(8).hex()  # matches no known state
+    return hashlib.sha256(f"{code} {states}".encode()).hexdigest()
 
 
 def _fault(path: Path, examine: Examine) -> _Fault | None:
-    """Why a file cannot be read."""
+    """Returns why a file cannot be read; None if it can."""
     from PIL import Image
 
     from workers.data.rgb import Reading, read_rgb, reason
@@ -179,8 +183,8 @@ def _read(path: Path) -> dict[str, dict[str, str]]:
         return {}
 
 
-def _write(path: Path, found: dict[str, dict[str, str]]) -> None:
+def _write(path: Path, broken_by_state: dict[str, dict[str, str]]) -> None:
     from workers.files import write_text
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(found))
+    write_text(path, json.dumps(broken_by_state))

@@ -1,4 +1,4 @@
-"""Fashion-MNIST from its four idx files."""
+"""Fashion-MNIST, read from its four idx files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from workers.checks import require
+from workers.checks import Phrase, require
 from workers.data.arrays import ArrayDataset, ImageArrays
 from workers.errors import ConfigError
 
@@ -19,20 +19,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-REMEDY = (
-    "install Debian's package dataset-fashion-mnist, run scripts/fetch_cases.sh (needs no root), or set data.root to a folder with them"
-)
+REMEDY = "install Debian's package dataset-fashion-mnist, run scripts/fetch_cases.sh (needs no root), or set data.root to their folder"
 
 
 @dataclass
 class FashionMnist(ArrayDataset):
     """60,000 training and 10,000 test images of clothes, 28 x 28 grey, ten classes.
 
-    Source: Xiao, Rasul & Vollgraf 2017 (arXiv 1708.07747; MIT). Any folder with the four idx files will do, compressed or not, also
-    torchvision's layout (``FashionMNIST/raw``).
+    Any folder with the four idx files, compressed or not, is accepted, including torchvision's layout (``FashionMNIST/raw``).
+    Source: Xiao, Rasul & Vollgraf 2017 (arXiv 1708.07747; MIT).
     """
 
-    root: str | None  # folder of the idx files; null: where Debian's package or scripts/fetch_cases.sh puts them
+    root: str | None  # folder with the idx files; null: where Debian's package or scripts/fetch_cases.sh puts them
 
     elsewhere: ClassVar[tuple[str, ...]] = ("root",)
 
@@ -41,7 +39,7 @@ class FashionMnist(ArrayDataset):
         return 10
 
     def count(self, split: str) -> int:
-        """As many as there are or, where the files are missing, as the original set has."""
+        """Returns the number of samples. If the files are missing, it is that of the original set."""
         try:
             return super().count(split)
         except ConfigError:
@@ -52,21 +50,21 @@ class FashionMnist(ArrayDataset):
 
 
 def read(root: str | None) -> ImageArrays:
-    """The whole set. Raises: ConfigError with a remedy if it is missing or damaged."""
+    """Returns the whole set. Raises: ConfigError with a remedy if it is missing or damaged."""
     folder = find(root)
     return _read(folder, tuple(_modified_ns(folder, name) for name in FILES))
 
 
 def find(root: str | None) -> Path:
-    """The folder with all four idx files. Raises: ConfigError naming the folders looked at and the remedy."""
+    """Returns the folder with all four idx files. Raises: ConfigError with the folders that were searched and the remedy."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    given = [Path(root).expanduser()] if root else [Path("/usr/share/datasets/fashion-mnist"), cache / "secateur" / "fashion-mnist"]
-    folders = [folder for base in given for folder in (base, base / "FashionMNIST" / "raw")]
+    bases = [Path(root).expanduser()] if root else [Path("/usr/share/datasets/fashion-mnist"), cache / "secateur" / "fashion-mnist"]
+    folders = [folder for base in bases for folder in (base, base / "FashionMNIST" / "raw")]
     for folder in folders:
         if all(_file(folder, name) for name in FILES):
             return folder
-    tried = ", ".join(str(folder) for folder in folders)
-    raise ConfigError(f"data.root: expected a folder with Fashion-MNIST's four idx files, found none in {tried}; {REMEDY}")
+    searched = ", ".join(str(folder) for folder in folders)
+    raise ConfigError(f"data.root: expected a folder with the four idx files of Fashion-MNIST, got none among {searched}; {REMEDY}")
 
 
 def _file(folder: Path, name: str) -> Path | None:
@@ -85,12 +83,13 @@ def _read(folder: Path, modified_ns: tuple[int, ...]) -> ImageArrays:
     train, train_labels, test, test_labels = (_idx(folder, name) for name in FILES)
     for images, labels in ((train, train_labels), (test, test_labels)):
         matching = images.ndim == 3 and labels.shape == images.shape[:1]
-        require(matching, "data.root", "as many labels as images", f"{images.shape} and {labels.shape}", f"fetch {folder} again")
+        shapes = Phrase(f"shapes {images.shape} and {labels.shape}")
+        require(matching, "data.root", "as many labels as images", shapes, f"fetch the files in {folder} again")
     return ImageArrays(train[..., None], train_labels.astype(np.int64), test[..., None], test_labels.astype(np.int64), full_scale=255.0)
 
 
 def _idx(folder: Path, name: str) -> NDArray[np.uint8]:
-    """An idx file: two zero bytes, type 8 (unsigned byte), number of dimensions, big-endian sizes, data."""
+    """Reads an idx file: two zero bytes, type 8 (unsigned byte), the number of dimensions, big-endian sizes, and the data."""
     import numpy as np
 
     path = _file(folder, name)
@@ -105,8 +104,8 @@ def _idx(folder: Path, name: str) -> NDArray[np.uint8]:
     require(
         dimensions > 0 and len(data) == int(np.prod(shape)),
         "data.root",
-        "an idx file of bytes",
-        f"{path} ({len(content)} bytes)",
+        "an idx file of unsigned bytes",
+        Phrase(f"{path} ({len(content)} bytes)"),
         "fetch it again",
     )
     return np.frombuffer(data, np.uint8).reshape(tuple(int(side) for side in shape))

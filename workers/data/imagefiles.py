@@ -1,4 +1,4 @@
-"""Data sets of image files, read with timm's transforms."""
+"""Data sets of image files, prepared with timm's transforms."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ class Interpolation(Enum):
 
 
 class Augmentation(Enum):
-    """What training does to an image. Mixup and CutMix are left out, since a batch has one label per image."""
+    """The augmentation of training images. Mixup and CutMix are not supported, since a batch has one label for each image."""
 
     NONE = "none"  # as in testing
-    LIGHT = "light"  # random resized crop and mirroring: enough for short recoveries
-    DEIT = "deit"  # light, RandAugment (m9, mstd 0.5) and random erasing (0.25): for long ones (Touvron et al. 2021, arXiv 2012.12877)
+    LIGHT = "light"  # random resized crop and mirroring, for short trainings
+    DEIT = "deit"  # LIGHT, RandAugment (m9, mstd 0.5), random erasing (0.25), for long ones (Touvron et al. 2021, arXiv 2012.12877)
 
 
 @dataclass
 class ImageFiles(IndexedDataset):
-    """RGB images in files. Testing and calibration resize the shorter side to ``image_size / crop_fraction`` and crop the centre."""
+    """RGB images in files. For testing and calibration the shorter side is resized to ``image_size / crop_fraction``, then cropped."""
 
     image_size: int  # pixels
-    crop_fraction: float  # 0.875 resizes to 256 for 224 pixels
+    crop_fraction: float  # with 224 pixels, 0.875 resizes to 256
     interpolation: Interpolation
-    mean: list[float]  # of pixels in [0, 1]; one number per channel, or one for all
+    mean: list[float]  # of pixels in [0, 1]; one number for each channel, or one for all
     std: list[float]
-    background: list[float]  # behind transparent pixels, in [0, 1]; one number per channel, or one for all
-    upright: bool  # images are turned as their EXIF orientation says
+    background: list[float]  # behind transparent pixels, in [0, 1]; one number for each channel, or one for all
+    upright: bool  # whether images are rotated by their EXIF orientation
     augmentation: Augmentation  # training only
-    decoders: int  # processes that decode ahead, per worker; 0: the worker itself does. Does not change a byte
+    decoders: int  # processes of each worker that decode ahead; 0: the worker itself decodes. Does not change any result
 
     training_only: ClassVar[tuple[str, ...]] = ("augmentation",)
 
@@ -56,7 +56,7 @@ class ImageFiles(IndexedDataset):
 
     @abstractmethod
     def files(self, split: str) -> list[str]:
-        """The image files of ``train`` or ``test``, in the order of ``labels``."""
+        """Returns the image files of ``train`` or ``test``, in the order of ``labels``."""
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -79,5 +79,5 @@ def check_background(background: list[float]) -> None:
 
 
 def in_bytes(background: list[float]) -> tuple[int, ...]:
-    """As 0 to 255 for red, green and blue."""
+    """Returns the background as 0 to 255 for red, green and blue."""
     return tuple(round(255 * number) for number in background) * (3 // len(background))

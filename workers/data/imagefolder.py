@@ -1,4 +1,4 @@
-"""A folder of images, labelled by subfolders or not labelled at all."""
+"""Folders of images, labelled by subfolders or not labelled at all."""
 
 from __future__ import annotations
 
@@ -9,11 +9,21 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from workers.checks import require
-from workers.data.examine import Broken, Examine, Examined, broken_files, check_same, digest_of_names, digest_of_states, refuse, told
+from workers.checks import Phrase, require
+from workers.data.examine import (
+    Broken,
+    Examine,
+    Examined,
+    broken_files,
+    check_same,
+    digest_of_names,
+    digest_of_states,
+    left_out_remarks,
+    refuse_broken,
+)
 from workers.data.imagefiles import ImageFiles
 from workers.data.imagenet import wordnet_outputs
-from workers.data.listing import Listing, counted, listed, shown, some
+from workers.data.listing import Listing, first_few, listed, printable, summary
 from workers.errors import ConfigError, SecateurError
 
 if TYPE_CHECKING:
@@ -25,26 +35,26 @@ SPLITS = ("train", "test")
 
 @dataclass
 class ImageFolder(ImageFiles):
-    """``root/train_folder`` and ``root/test_folder``, each with one subfolder per class or with images directly inside.
+    """``root/train_folder`` and ``root/test_folder``, each with a subfolder for each class or with unlabelled images directly inside.
 
-    Classes are the training subfolders that hold anything; empty and hidden ones and what systems leave behind (``__MACOSX``) are none.
-    They are numbered by their sorted names (ImageNet's layout and order), or by ``class_map``, or, where all names are WordNet ids and the
-    model has as many outputs as a subset of ImageNet has classes, by the order of that subset. Images directly inside have no labels. Both
-    folders may be the same (``.`` is ``root`` itself): enough for label-free calibration, where the test tells how far outputs moved. The
-    ``expected_*`` numbers are checked against the folder, and let a plan be made where the folder is not there.
+    Classes are the training subfolders that are not empty. Hidden folders and those that operating systems create (``__MACOSX``) are
+    ignored. Classes are numbered by ``class_map`` if given. If all names are WordNet ids and a subset of ImageNet has as many classes as
+    the model has outputs, they are numbered in the order of that subset, else by their sorted names (ImageNet's layout and order). Both
+    folders may be the same (``.`` is ``root`` itself), which suffices for calibration without labels; the test then compares outputs with
+    those of the dense model. The ``expected_*`` numbers are checked, and are used for a plan if the folder is missing.
     """
 
     root: str
     train_folder: str
     test_folder: str
-    expected_train: int | None  # images; null: whatever is there
+    expected_train: int | None  # images; null: not checked
     expected_test: int | None
     expected_classes: int | None  # 0: no labels
-    class_map: Any  # null, or the number of a class (an output of the model) by the name of its folder: dict[str, int]
+    class_map: Any  # null, or the number of each class (an output of the model) by the name of its folder: dict[str, int]
     broken: Broken
     examine: Examine
 
-    elsewhere: ClassVar[tuple[str, ...]] = (  # what of these changes a batch is part of the content
+    elsewhere: ClassVar[tuple[str, ...]] = (  # whatever effect these have on a batch is part of the content
         "root",
         "train_folder",
         "test_folder",
@@ -62,10 +72,10 @@ class ImageFolder(ImageFiles):
         self._examined: Examined | None = None
         if self.class_map is None:
             return
-        given, numbers = self.class_map, "a number from 0 up for the name of each folder, {cat: 281, dog: 207}"
-        holds = isinstance(given, dict) and all(type(number) is int and number >= 0 for number in given.values())
-        require(holds and bool(given), "data.class_map", numbers, given)
-        self.class_map = {str(name): number for name, number in given.items()}
+        class_map, numbers = self.class_map, "a number of at least 0 for the name of each folder, such as {cat: 281, dog: 207}"
+        valid = isinstance(class_map, dict) and all(type(number) is int and number >= 0 for number in class_map.values())
+        require(valid and bool(class_map), "data.class_map", numbers, class_map)
+        self.class_map = {str(name): number for name, number in class_map.items()}
 
     @property
     def classes(self) -> int:
@@ -76,23 +86,21 @@ class ImageFolder(ImageFiles):
         return len(self._listing(split).names) if expected is None or self._examined else expected
 
     def check(self) -> None:
-        listed.cache_clear()  # an earlier run of this process may have seen another state
+        listed.cache_clear()  # an earlier run in this process may have cached another state
         train, test = self._listing("train"), self._listing("test")
         unknown = sorted(set(test.classes) - set(train.classes))
-        remedy = "give both folders the same class subfolders, or none to either"
+        remedy = "create the same class subfolders in both folders, or none in either"
         require(bool(train.classes) == bool(test.classes), "data.test_folder", f"{len(train.classes)} classes", len(test.classes), remedy)
-        require(not unknown, "data.test_folder", "only classes that data.train_folder has", unknown[:3], remedy)
-        found = {"train": len(train.names), "test": len(test.names), "classes": len(train.classes)}
-        for name, number in found.items():
-            expected = getattr(self, f"expected_{name}")
-            require(
-                expected in (None, number), f"data.root ({name})", f"{expected} (data.expected_{name})", number, f"is {self.root} complete?"
-            )
+        require(not unknown, "data.test_folder", "only classes that data.train_folder has too", unknown[:3], remedy)
+        for name, number in {"train": len(train.names), "test": len(test.names), "classes": len(train.classes)}.items():
+            expected_number = getattr(self, f"expected_{name}")
+            expected = f"{expected_number} (data.expected_{name})"
+            require(expected_number in (None, number), f"data.root ({name})", expected, number, f"check that {self.root} is complete")
         if self.class_map is not None:
-            require(bool(train.classes), "data.class_map", "null for images without classes", self.class_map)
+            require(bool(train.classes), "data.class_map", "null for images without class folders", self.class_map)
             missing = [name for name in train.classes if name not in self.class_map]
-            every = f"a number for each of the {len(train.classes)} class folders"
-            require(not missing, "data.class_map", every, f"none for {some(missing)}", "quote names that are numbers")
+            expected = f"a number for each of the {len(train.classes)} class folders"
+            require(not missing, "data.class_map", expected, Phrase(f"none for {first_few(missing)}"), "quote names that are numbers")
         super().check()
 
     @property
@@ -100,42 +108,43 @@ class ImageFolder(ImageFiles):
         return sum(len(listed(folder).names) for folder in self._folders)
 
     def settled(self, outputs: int | None, cache: Path, advance: Callable[[int], None]) -> ImageFolder:
-        """Examines the files, and finds the outputs of classes that are named by WordNet ids."""
+        """Examines the files, and maps classes that are named by WordNet ids to outputs of the model."""
         mapped = None if self.class_map is not None or outputs is None else wordnet_outputs(self._listing("train").classes, outputs)
         subset, numbers = mapped or ("", {})
-        told_apart = bool(numbers) and list(numbers.values()) != list(range(outputs or 0))
-        data = replace(self, class_map=numbers) if told_apart else replace(self)
+        renumbered = bool(numbers) and list(numbers.values()) != list(range(outputs or 0))
+        data = replace(self, class_map=numbers) if renumbered else replace(self)
         broken = {
             folder: listed(folder).dangling | broken_files(folder, listed(folder).names, self.examine, cache, advance)
             for folder in self._folders
         }
         if self.broken is Broken.ERROR:
-            refuse("data.root", broken, cache)
-        left = {split: frozenset(broken[self._folder(split)]) for split in SPLITS}
-        used = {split: listed(self._folder(split)).without(left[split]) for split in SPLITS}
+            refuse_broken("data.root", broken, cache)
+        left_out = {split: frozenset(broken[self._folder(split)]) for split in SPLITS}
+        used = {split: listed(self._folder(split)).without(left_out[split]) for split in SPLITS}
         for split, listing in used.items():
-            require(bool(listing.names), f"data.{split}_folder", "an image that can be read", f"none in {shown(listing.folder)}")
+            none = Phrase(f"none in {printable(listing.folder)}")
+            require(bool(listing.names), f"data.{split}_folder", "at least one image that can be read", none)
         names = {split: digest_of_names(_names(listing)) for split, listing in used.items()}
-        remarks = [sentence for folder in self._folders for sentence in _passed_over(listed(folder))]
-        remarks += told({shown(folder / name): why for name, why in found.items()} for folder, found in broken.items())
-        remarks += _without_images(used["train"], used["test"])
-        if told_apart:
+        remarks = [sentence for folder in self._folders for sentence in _skipped_remarks(listed(folder))]
+        remarks += left_out_remarks({printable(folder / name): why for name, why in reasons.items()} for folder, reasons in broken.items())
+        remarks += _empty_class_remarks(used["train"], used["test"])
+        if renumbered:
             remarks.append(
-                f"data.root: folders are named by WordNet ids, so classes are the model's outputs in the order of {subset} "
-                f"({_numbered(numbers)}); data.class_map overrides this"
+                f"data.root: folders are named by WordNet ids, so classes are numbered in the order of {subset} "
+                f"({_numbered(numbers)}); set data.class_map to number them differently"
             )
-        data._examined = Examined(left, names, data._content(used), remarks)
-        super(ImageFolder, data).check()  # the sizes asked for, now that files are left out
+        data._examined = Examined(left_out, names, data._content(used), remarks)
+        super(ImageFolder, data).check()  # again, now that files are left out
         return data
 
     def check_outputs(self, outputs: int) -> None:
         if self.class_map is None:
-            idle = [] if self.classes <= outputs or not self._folder("train").is_dir() else self._listing("train").idle()
-            without = f"; of these {some(idle)} have no training images" if idle else ""
-            enough = f"at least the {self.classes} classes of the data{without}"
+            empty = [] if self.classes <= outputs or not self._folder("train").is_dir() else self._listing("train").empty_classes()
+            without = f" ({first_few(empty)} without training images among them)" if empty else ""
+            enough = f"at least {self.classes}, the number of classes of the data{without}"
             return require(self.classes <= outputs, "model.arguments.num_classes", enough, outputs)
         beyond = {name: number for name, number in self.class_map.items() if number >= outputs}
-        require(not beyond, "data.class_map", f"numbers below {outputs}, as many outputs as the model has", beyond)
+        require(not beyond, "data.class_map", f"numbers below {outputs}, the number of outputs of the model", beyond)
 
     def remarks(self, outputs: int | None) -> list[str]:
         return [*(super().remarks(outputs) if self.class_map is None else []), *(self._examined.remarks if self._examined else [])]
@@ -143,7 +152,10 @@ class ImageFolder(ImageFiles):
     @property
     def numbering(self) -> str:
         numbers = {name: number for number, name in enumerate(self._listing("train").classes)}
-        return f", in the order of the folders' names ({_numbered(numbers)}); set data.class_map if the model has other numbers"
+        return (
+            f"; labels are numbered in the order of folder names ({_numbered(numbers)}), so set data.class_map if the model numbers its "
+            "classes differently"
+        )
 
     def labels(self, split: str) -> NDArray[np.int64]:
         import numpy as np
@@ -158,8 +170,10 @@ class ImageFolder(ImageFiles):
         return self._listing(split).files
 
     def content(self) -> str:
-        """Digest of the classes and their numbers, and of names, sizes and modification times of the files that are used: reading every
-        image would take hours on a large set."""
+        """Returns a digest of the classes and their numbers, and of names, sizes and modification times of the files that are used.
+
+        Reading every image would take hours on a large set.
+        """
         return self._examined.content if self._examined else self._content({split: self._listing(split) for split in SPLITS})
 
     def _content(self, used: dict[str, Listing]) -> str:
@@ -173,7 +187,7 @@ class ImageFolder(ImageFiles):
 
     @property
     def _folders(self) -> list[Path]:
-        """Of the two splits, or the one of both."""
+        """The folders of the two splits, or the one folder of both."""
         return list(dict.fromkeys(self._folder(split) for split in SPLITS))
 
     def _folder(self, split: str) -> Path:
@@ -188,7 +202,7 @@ class ImageFolder(ImageFiles):
 
 @lru_cache(maxsize=4)
 def _used(folder: Path, left_out: frozenset[str], names: str) -> Listing:
-    """Raises: SecateurError if these are not the files that the run began with."""
+    """Raises: SecateurError if these are not the files that the run started with."""
     try:
         listing = listed(folder).without(left_out)
     except ConfigError as error:
@@ -202,24 +216,25 @@ def _names(listing: Listing) -> list[str]:
 
 
 def _numbered(numbers: dict[str, int]) -> str:
-    return some([f"{name} is {number}" for name, number in numbers.items()])
+    return first_few([f"{name} is {number}" for name, number in numbers.items()])
 
 
-def _passed_over(listing: Listing) -> list[str]:
-    """Sentences on what of a folder is not read."""
-    where, sentences = shown(listing.folder), []
+def _skipped_remarks(listing: Listing) -> list[str]:
+    """Returns sentences about files and folders that are not read."""
+    folder, sentences = printable(listing.folder), []
     if listing.skipped:
-        sentences.append(f"{where}: {counted(listing.skipped)} skipped, which are not read as images")
+        sentences.append(f"{folder}: skipped {summary(listing.skipped)}, which are not read as images")
     if listing.deeper:
-        sentences.append(f"{where}: folders inside classes are not looked into ({some(listing.deeper)})")
+        sentences.append(f"{folder}: folders inside class folders are ignored ({first_few(listing.deeper)})")
     return sentences
 
 
-def _without_images(train: Listing, test: Listing) -> list[str]:
-    """Sentences on classes that one of the splits has no images of."""
-    idle, of = train.idle(), len(train.classes)
-    sentences = [f"{shown(train.folder)}: {len(idle)} of {of} classes have no training images ({some(idle)})"] if idle else []
-    untested = [name for name in train.classes if name not in set(test.classes) - set(test.idle())]
-    if untested:
-        sentences.append(f"{shown(test.folder)}: {len(untested)} of {of} classes have no test images ({some(untested)})")
-    return sentences
+def _empty_class_remarks(train: Listing, test: Listing) -> list[str]:
+    """Returns sentences about classes without images in one of the splits."""
+    untrained, classes = train.empty_classes(), len(train.classes)
+    untested = [name for name in train.classes if name not in set(test.classes) - set(test.empty_classes())]
+    return [
+        f"{printable(listing.folder)}: {len(empty)} of {classes} classes have no {split} images ({first_few(empty)})"
+        for listing, empty, split in ((train, untrained, "training"), (test, untested, "test"))
+        if empty
+    ]

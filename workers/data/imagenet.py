@@ -1,4 +1,4 @@
-"""Which output of an ImageNet classifier a folder named by a WordNet id belongs to."""
+"""The mapping from WordNet ids to outputs of ImageNet classifiers."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import re
 
 
 def wordnet_outputs(classes: list[str], outputs: int) -> tuple[str, dict[str, int]] | None:
-    """The subset of ImageNet that has as many classes as the model has ``outputs``, and the output of each class in it.
+    """Returns the subset of ImageNet with as many classes as the model has ``outputs``, and the output of each class.
 
-    The orders are timm's; that of ImageNet-1k is everybody's. None if a class is not named by an id of this subset.
+    None if there is no such subset, or if a class is not named by one of its ids. The orders of classes are timm's, which for ImageNet-1k
+    is the common one.
     """
     if not classes or not all(re.fullmatch(r"n\d{8}", name) for name in classes):
         return None

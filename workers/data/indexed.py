@@ -1,4 +1,4 @@
-"""Data sets whose samples have numbers: everything but reading them."""
+"""Data sets of numbered samples: everything but reading them."""
 
 from __future__ import annotations
 
@@ -22,49 +22,51 @@ if TYPE_CHECKING:
 class IndexedDataset(Dataset):
     """A ``train`` and a ``test`` split of numbered samples.
 
-    Calibration draws ``calibration_batches * calibration_batch_size`` samples from ``train`` by the seed, without replacement. Where the
-    set is smaller, it is passed through again in a new order; a batch at the seam may then hold a sample twice.
+    Calibration draws ``calibration_batches * calibration_batch_size`` samples from ``train`` by the seed, without replacement. If the set
+    is smaller, it is used repeatedly, each time in a new order; a batch across two passes may contain a sample twice.
     """
 
-    train_size: int  # 0: all; otherwise as many, drawn by the seed
+    train_size: int  # number of samples, drawn by the seed; 0: all
     test_size: int  # 0: all
-    bank_size: int  # labelled training images that k-NN votes with; 0: all
+    bank_size: int  # labelled training images for k-NN; 0: all
 
     evaluation_only: ClassVar[tuple[str, ...]] = ("test_size", "bank_size")
-    elsewhere: ClassVar[tuple[str, ...]] = ()  # settings that say where the data is or how fast it is read: they change no batch
+    elsewhere: ClassVar[tuple[str, ...]] = ()  # settings for where the data is or how fast it is read, which change no batch
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.seed >= 0, "data.seed", "at least 0", self.seed)
         for name in ("train_size", "test_size", "bank_size"):
-            require(getattr(self, name) >= 0, f"data.{name}", "at least 0 (0: all)", getattr(self, name))
+            require(getattr(self, name) >= 0, f"data.{name}", "at least 0 (0 takes all)", getattr(self, name))
 
     @abstractmethod
     def labels(self, split: str) -> NDArray[np.generic]:
-        """Labels of all samples of ``train`` or ``test``, as in ``Batch``, before any subset is taken."""
+        """Returns the labels of all samples of ``train`` or ``test``, as in ``Batch``, before any subset is taken."""
 
     def count(self, split: str) -> int:
-        """Samples of ``train`` or ``test`` before any subset is taken; needs no data where that is known without."""
+        """Returns the number of samples of ``train`` or ``test`` before any subset is taken. Reads no data if the number is known."""
         return len(self.labels(split))
 
     @abstractmethod
     def read(self, split: str, picks: list[Pick]) -> Iterator[Batch]:
-        """One batch for each pick, in order."""
+        """Yields one batch for each pick, in order."""
 
     @abstractmethod
     def content(self) -> str:
-        """Changes whenever the images or the labels change."""
+        """Returns a digest that changes whenever the images or the labels change."""
 
     def check(self) -> None:
-        train, test = len(self.labels("train")), len(self.labels("test"))  # not count: the data itself has to be there
-        require(self.train_size <= train, "data.train_size", f"at most {train}, as many as there are", self.train_size, "0 takes all")
-        require(self.test_size <= test, "data.test_size", f"at most {test}, as many as there are", self.test_size, "0 takes all")
+        train, test = len(self.labels("train")), len(self.labels("test"))  # not count(), since the data itself has to exist
+        require(self.train_size <= train, "data.train_size", f"at most {train}, the number of samples", self.train_size, "0 takes all")
+        require(self.test_size <= test, "data.test_size", f"at most {test}, the number of samples", self.test_size, "0 takes all")
         bank = self.size("train")
         require(self.bank_size <= bank, "data.bank_size", f"at most {bank} (data.train_size)", self.bank_size, "0 takes all")
 
     def fingerprint(self) -> str:
-        """Of what the data is and how it is prepared. How it is cut into batches is left to those who cut it, so that other calibration
-        settings do not make another data set."""
+        """Returns a digest of the data and its preparation.
+
+        It does not depend on how the data is cut into batches, so other calibration settings do not make another data set.
+        """
         cuts = {field.name for field in fields(Dataset)} - {"seed"} | {*self.training_only, *self.evaluation_only}
         settings = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in {*cuts, *self.elsewhere}}
         return hashlib.sha256(repr((type(self).__qualname__, sorted(settings.items()), self.content())).encode()).hexdigest()
@@ -88,9 +90,9 @@ class IndexedDataset(Dataset):
     def train(self, rank: int, world: int, epoch: int, batch_size: int) -> Iterator[Batch]:
         from workers.data.sampling import training_batches
 
-        require(batch_size % world == 0, "batch_size", f"a multiple of the {world} ranks", batch_size)
+        require(batch_size % world == 0, "batch_size", f"a multiple of the number of ranks, {world}", batch_size)
         members = self._members("train")
-        require(batch_size <= len(members), "batch_size", f"at most the {len(members)} training samples", batch_size)
+        require(batch_size <= len(members), "batch_size", f"at most {len(members)}, the number of training samples", batch_size)
         return self.read("train", training_batches(self.seed, epoch, members, batch_size, rank, world))
 
     def evaluation(self, split: str, shard: int, shards: int) -> Iterator[Batch]:
@@ -101,7 +103,7 @@ class IndexedDataset(Dataset):
         return self.read("test" if split == "test" else "train", in_batches(members[mine.start : mine.stop], self.eval_batch_size))
 
     def _members(self, split: str) -> NDArray[np.int64]:
-        """Numbers of the samples of ``train``, ``test``, ``bank`` or ``calibration`` within the split they are read from."""
+        """Returns the numbers of the samples of ``train``, ``test``, ``bank`` or ``calibration`` in the split they are read from."""
         from workers.data.sampling import calibration_order, subset
 
         require(split in ("train", "test", "bank", "calibration"), "split", "train, test, bank or calibration", split)

@@ -1,4 +1,4 @@
-"""What lies in a folder of images: which files are read, which folders are classes, and what is passed over."""
+"""The contents of a folder of images: the files that are read, the folders that are classes, and everything that is skipped."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".pgm", ".ppm", ".tif", ".tiff"})
-# What systems leave behind in folders, beside everything whose name begins with a dot (.ipynb_checkpoints, .DS_Store, ._0.jpg).
+# Created by operating systems, like everything whose name begins with a dot (.ipynb_checkpoints, .DS_Store, ._0.jpg).
 DEBRIS = frozenset(
     {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found", "__pycache__", "Thumbs.db", "desktop.ini"}
 )
-DANGLING, SPECIAL = "a link to nothing", "no regular file"
+DANGLING, SPECIAL = "a link to nothing", "not a regular file"
 FOLDER = "folders that are named like images"
 HIDDEN = "hidden files"
 
 
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """Images of a folder in the order of class and name. A class is a subfolder that holds anything but debris.
+    """The images of a folder, in the order of class and name. A class is a subfolder that contains anything but debris.
 
-    ``skipped`` counts what no loader would read, by kind; ``dangling`` are links to nothing and the like, with the reason; ``deeper`` are
-    folders inside classes, which are not looked into. All names are relative to the folder.
+    ``skipped`` counts the files that are not images, by kind. ``dangling`` are links to nothing and special files, with the reason.
+    ``deeper`` are folders inside class folders, which are ignored. All names are relative to the folder.
     """
 
     folder: Path
@@ -47,15 +47,15 @@ class Listing:
         return [os.path.join(self.folder, name) for name in self.names]
 
     def without(self, names: Collection[str]) -> Listing:
-        """The same folder without some of its images; its classes stay."""
+        """Returns the listing without some of its images, with the same classes."""
         import numpy as np
 
         kept_N = np.array([name not in names for name in self.names], bool)
-        left = [name for name in self.names if name not in names]
-        return replace(self, names=left, class_N=self.class_N[kept_N] if self.classes else self.class_N)
+        kept = [name for name in self.names if name not in names]
+        return replace(self, names=kept, class_N=self.class_N[kept_N] if self.classes else self.class_N)
 
-    def idle(self) -> list[str]:
-        """Classes that no image is of."""
+    def empty_classes(self) -> list[str]:
+        """Returns the classes without images."""
         import numpy as np
 
         counts = np.bincount(self.class_N, minlength=len(self.classes))
@@ -64,7 +64,7 @@ class Listing:
 
 @dataclass
 class _Inside:
-    """One folder, its subfolders not looked into."""
+    """The entries of one folder, without those of its subfolders."""
 
     images: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
@@ -73,57 +73,60 @@ class _Inside:
 
     @property
     def empty(self) -> bool:
-        """Whether there is nothing but debris."""
+        """Whether the folder contains nothing but debris."""
         return not (self.images or self.folders or self.dangling or self.skipped.keys() - {HIDDEN})
 
 
 @lru_cache(maxsize=4)
 def listed(folder: Path) -> Listing:
-    """Raises: ConfigError if there are no images, images lie beside class folders, or a folder cannot be read."""
+    """Returns the listing of a folder.
+
+    Raises: ConfigError if there are no images, if there are images beside class folders, or if a folder cannot be read.
+    """
     import numpy as np
 
     if not folder.is_dir():
         raise ConfigError(
-            f"data.root: expected a folder of images, found no {shown(folder.absolute())}; "
-            "set data.root, data.train_folder, data.test_folder"
+            f"data.root: expected a folder of images, got no folder {printable(folder.absolute())}; "
+            "set data.root, data.train_folder and data.test_folder"
         )
-    top = _look(folder, links=True)
-    below = {name: _look(folder / name, links=False) for name in top.folders}
-    inside = {name: found for name, found in below.items() if not found.empty}
+    top = _entries(folder, links=True)
+    below = {name: _entries(folder / name, links=False) for name in top.folders}
+    inside = {name: entries for name, entries in below.items() if not entries.empty}
     classes = list(inside)
     if top.images and classes:
         raise ConfigError(
-            f"data.root: {shown(folder)} holds images ({shown(top.images[0])}) and subfolders ({shown(classes[0])}); "
-            "expected one or the other"
+            f"data.root: expected either images or class folders in {printable(folder)}, got both: image {printable(top.images[0])} and "
+            f"folder {printable(classes[0])}"
         )
-    names = top.images or [f"{name}/{image}" for name, found in inside.items() for image in found.images]
-    deeper = [f"{name}/{other}" for name, found in inside.items() for other in found.folders]
+    names = top.images or [f"{name}/{image}" for name, entries in inside.items() for image in entries.images]
+    deeper = [f"{name}/{other}" for name, entries in inside.items() for other in entries.folders]
     if not names:
-        where = f"; images are looked for in the classes' folders, not in {some(deeper)}" if deeper else ""
+        nested = f"; move the images up into the class folders, since {first_few(deeper)} are not searched" if deeper else ""
         raise ConfigError(
-            f"data.root: {shown(folder)} holds no images, nor do its subfolders; they end in {', '.join(sorted(SUFFIXES))}{where}"
+            f"data.root: expected images ({', '.join(sorted(SUFFIXES))}) in {printable(folder)} or its subfolders, got none{nested}"
         )
-    counts = np.array([len(found.images) for found in inside.values()], np.int64)
+    counts = np.array([len(entries.images) for entries in inside.values()], np.int64)
     return Listing(
         folder,
         names,
         classes,
         np.repeat(np.arange(len(classes)), counts),
-        sum((found.skipped for found in below.values()), top.skipped),
-        top.dangling | {f"{name}/{link}": why for name, found in inside.items() for link, why in found.dangling.items()},
+        sum((entries.skipped for entries in below.values()), top.skipped),
+        top.dangling | {f"{name}/{link}": why for name, entries in inside.items() for link, why in entries.dangling.items()},
         deeper,
     )
 
 
-def _look(folder: Path, links: bool) -> _Inside:
-    """``links`` that lead nowhere may stand for folders, whatever they are called."""
+def _entries(folder: Path, links: bool) -> _Inside:
+    """Returns the entries of a folder. With ``links``, a link to nothing counts whatever its name is, since it may stand for a folder."""
     inside = _Inside()
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         for entry in entries:
             _sort(entry, inside, links)
     except OSError as error:
-        raise ConfigError(f"data.root: {shown(folder)} cannot be read: {error.strerror}") from error
+        raise ConfigError(f"data.root: cannot read {printable(folder)}: {error.strerror}") from error
     return inside
 
 
@@ -150,19 +153,19 @@ def _sort(entry: os.DirEntry[str], inside: _Inside, links: bool) -> None:
         inside.dangling[entry.name] = SPECIAL
 
 
-def shown(name: object) -> str:
-    """A file's name as text, whatever its bytes are."""
+def printable(name: object) -> str:
+    """Returns a file's name as text; bytes that are not UTF-8 are escaped."""
     return os.fsencode(str(name)).decode("utf-8", "backslashreplace")
 
 
-def some(names: Sequence[str], most: int = 3) -> str:
-    """The first few of many names, and how many more there are."""
+def first_few(names: Sequence[str], most: int = 3) -> str:
+    """Returns the first few of many names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(shown(name) for name in names[:most]) + more
+    return ", ".join(printable(name) for name in names[:most]) + more
 
 
-def counted(skipped: Counter[str], most: int = 6) -> str:
-    """What was passed over, the most frequent first: "12 .gif files, 3 hidden files"."""
+def summary(skipped: Counter[str], most: int = 6) -> str:
+    """Returns the skipped files by kind, the most frequent first: "12 .gif files, 3 hidden files"."""
     parts: Iterable[str] = (f"{count} {_singular(kind) if count == 1 else kind}" for kind, count in skipped.most_common(most))
     return ", ".join(parts) + (" and others" if len(skipped) > most else "")
 

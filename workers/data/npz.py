@@ -1,4 +1,4 @@
-"""The user's own images as numpy arrays in one file."""
+"""Images as numpy arrays in one ``.npz`` file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from workers.checks import require
+from workers.checks import Phrase, require
 from workers.data.arrays import ArrayDataset, ImageArrays
 from workers.errors import ConfigError
 
@@ -17,14 +17,17 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-SLACK = 1e-3  # by which resized floats may leave [0, 1]
+SLACK = 1e-3  # how far floats may lie outside of [0, 1], as after a bicubic resize
 
 
 @dataclass
 class Arrays(ArrayDataset):
-    """An ``.npz`` file with ``train_images`` and ``test_images``, N x H x W or N x H x W x C, uint8 (0..255) or floats in [0, 1], and
-    ``train_labels`` and ``test_labels``, integers from 0 up, or ``train_boxes`` and ``test_boxes``, N x T x 5: class (-1 where an image has
-    fewer than T objects) and corners x1, y1, x2, y2 in pixels of the stored image. Without these, the images are unlabelled."""
+    """An ``.npz`` file with images, and labels or boxes if there are any.
+
+    ``train_images`` and ``test_images`` are N x H x W or N x H x W x C, uint8 (0..255) or floats in [0, 1]. ``train_labels`` and
+    ``test_labels`` are integers from 0 up. ``train_boxes`` and ``test_boxes`` are N x T x 5: the class (-1 where an image has fewer than T
+    objects) and the corners x1, y1, x2, y2 in pixels of the stored image.
+    """
 
     path: str
 
@@ -41,7 +44,7 @@ class Arrays(ArrayDataset):
 
     def arrays(self) -> ImageArrays:
         path = Path(self.path).expanduser()
-        require(path.is_file(), "data.path", "an existing .npz file", self.path, f"looked at {path.absolute()}")
+        require(path.is_file(), "data.path", "an existing .npz file", self.path, f"the absolute path is {path.absolute()}")
         return _read(path, path.stat().st_mtime_ns)
 
 
@@ -53,23 +56,26 @@ def _read(path: Path, modified_ns: int) -> ImageArrays:
         with np.load(path, allow_pickle=False) as file:
             content = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
-        raise ConfigError(f"data.path: {path} is not a readable .npz file of plain arrays: {error}") from error
+        raise ConfigError(f"data.path: expected a readable .npz file of numeric arrays, got {path} ({error})") from error
     for name in ("train_images", "test_images"):
-        require(name in content, "data.path", "arrays train_images and test_images", sorted(content), str(path))
+        got = Phrase(f"{sorted(content)} in {path}")
+        require(name in content, "data.path", "arrays train_images and test_images", got)
     labelled = [name for name in ("train_labels", "test_labels", "train_boxes", "test_boxes") if name in content]
     pairs: tuple[list[str], ...] = ([], ["train_labels", "test_labels"], ["train_boxes", "test_boxes"])
-    require(labelled in pairs, "data.path", "labels or boxes for both splits, or neither", labelled, str(path))
+    got = Phrase(f"{labelled} in {path}")
+    require(labelled in pairs, "data.path", "labels for both splits, boxes for both, or neither", got)
     train, test = _images(content["train_images"], "train_images"), _images(content["test_images"], "test_images")
     require(
         train.dtype == test.dtype and train.shape[-1] == test.shape[-1],
         "data.path",
-        "train and test images of one type",
-        (train.dtype, test.dtype),
+        "training and test images of the same type and number of channels",
+        Phrase(f"{train.dtype} {train.shape} and {test.dtype} {test.shape}"),
     )
     read = _boxes if "train_boxes" in content else _labels
     train_labels, test_labels = (read(content, split, images) for split, images in (("train", train), ("test", test)))
-    most, found = (int((labels[..., 0] if labels.ndim == 3 else labels).max()) for labels in (train_labels, test_labels))
-    require(found <= most, "data.path", f"test labels below {most + 1}, as in training", found, str(path))
+    largest, test_largest = (int((labels[..., 0] if labels.ndim == 3 else labels).max()) for labels in (train_labels, test_labels))
+    got = Phrase(f"{test_largest} in {path}")
+    require(test_largest <= largest, "data.path", f"test labels of at most {largest}, the largest training label", got)
     return ImageArrays(train, train_labels, test, test_labels, full_scale=255.0 if train.dtype == np.uint8 else 1.0)
 
 
@@ -77,13 +83,15 @@ def _images(array: NDArray[Any], name: str) -> NDArray[np.generic]:
     import numpy as np
 
     images = array[..., None] if array.ndim == 3 else array
-    holds = images.ndim == 4 and images.shape[-1] in (1, 3) and len(images) > 0 and array.dtype.name in ("uint8", "float32", "float64")
-    require(holds, f"data.path ({name})", "N x H x W or N x H x W x (1 or 3), uint8 or float", f"{array.dtype} {array.shape}")
+    valid = images.ndim == 4 and images.shape[-1] in (1, 3) and len(images) > 0 and array.dtype.name in ("uint8", "float32", "float64")
+    got = Phrase(f"{array.dtype} {array.shape}")
+    require(valid, f"data.path ({name})", "N x H x W or N x H x W x (1 or 3), uint8, float32 or float64", got)
     if array.dtype.kind == "f":
-        finite = array[np.isfinite(array)]  # batches with others are skipped, and told
+        finite = array[np.isfinite(array)]  # batches with other numbers are skipped and reported
         low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)
-        remedy = "divide by the value of white, and leave normalising to data.mean and data.std"
-        require(low >= -SLACK and high <= 1 + SLACK, f"data.path ({name})", "floats in [0, 1]", f"{low:g} to {high:g}", remedy)
+        remedy = "divide by the value of white, and normalise with data.mean and data.std instead"
+        got = Phrase(f"{low:g} to {high:g}")
+        require(low >= -SLACK and high <= 1 + SLACK, f"data.path ({name})", "floats in [0, 1]", got, remedy)
     return images
 
 
@@ -92,13 +100,15 @@ def _boxes(content: dict[str, NDArray[np.generic]], split: str, images_NHWC: NDA
 
     name, (count, height, width, _) = f"{split}_boxes", images_NHWC.shape
     boxes: NDArray[Any] = content[name]
-    shaped = boxes.ndim == 3 and boxes.shape[::2] == (count, 5) and boxes.dtype.kind in "iuf"
-    require(shaped, f"data.path ({name})", f"{count} x T x 5 numbers: class, x1, y1, x2, y2", f"{boxes.dtype} {boxes.shape}")
+    valid = boxes.ndim == 3 and boxes.shape[::2] == (count, 5) and boxes.dtype.kind in "iuf"
+    expected = f"{count} x T x 5 numbers (class, x1, y1, x2, y2)"
+    require(valid, f"data.path ({name})", expected, Phrase(f"{boxes.dtype} {boxes.shape}"))
     objects_O5 = boxes[boxes[..., 0] >= 0].astype(np.float64)
     inside = (objects_O5[:, 1:] >= 0) & (objects_O5[:, 1:] <= np.array([width, height, width, height]))
-    bad = ~(inside.all(1) & (objects_O5[:, 3:] > objects_O5[:, 1:3]).all(1))
+    invalid = ~(inside.all(1) & (objects_O5[:, 3:] > objects_O5[:, 1:3]).all(1))
     require(len(objects_O5) > 0, f"data.path ({name})", "at least one object", 0)
-    require(not bad.any(), f"data.path ({name})", f"0 <= x1 < x2 <= {width}, 0 <= y1 < y2 <= {height}", objects_O5[bad][:1].tolist())
+    corners = f"boxes with 0 <= x1 < x2 <= {width} and 0 <= y1 < y2 <= {height}"
+    require(not invalid.any(), f"data.path ({name})", corners, objects_O5[invalid][:1].tolist())
     return boxes.astype(np.float32)
 
 
@@ -109,6 +119,7 @@ def _labels(content: dict[str, NDArray[np.generic]], split: str, images_NHWC: ND
     if name not in content:
         return np.full(count, -1, np.int64)
     labels = content[name]
-    holds = labels.shape == (count,) and np.issubdtype(labels.dtype, np.integer) and int(labels.min()) >= 0
-    require(holds, f"data.path ({name})", f"{count} integers from 0 up, one for each image", f"{labels.dtype} {labels.shape}")
+    valid = labels.shape == (count,) and np.issubdtype(labels.dtype, np.integer) and int(labels.min()) >= 0
+    expected = f"{count} integers of at least 0, one for each image"
+    require(valid, f"data.path ({name})", expected, Phrase(f"{labels.dtype} {labels.shape}"))
     return labels.astype(np.int64)

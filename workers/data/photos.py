@@ -1,4 +1,4 @@
-"""Twenty labelled ImageNet photos that come with a Python package."""
+"""Twenty labelled ImageNet photos from a Python package."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from workers.checks import require
+from workers.checks import Phrase, require
 from workers.data.imagefiles import ImageFiles
 
 if TYPE_CHECKING:
@@ -20,8 +20,10 @@ PHOTOS = 20
 
 @dataclass
 class Photos(ImageFiles):
-    """The 20 ImageNet photos of foolbox 3.3.4 (MIT), whose file names end in the class number. They serve as training, calibration and test
-    set alike: report agreement with the dense model, never an ImageNet accuracy."""
+    """The 20 ImageNet photos of foolbox 3.3.4 (MIT), whose file names end in the class number.
+
+    They are the training, calibration and test set at once: report the agreement with the dense model, never an ImageNet accuracy.
+    """
 
     elsewhere: ClassVar[tuple[str, ...]] = ("decoders",)
 
@@ -32,10 +34,11 @@ class Photos(ImageFiles):
     def files(self, split: str) -> list[str]:
         package = importlib.util.find_spec("foolbox")
         folders = package.submodule_search_locations if package else None
-        found = sorted((Path(folders[0]) / "data").glob("imagenet_*_*.jpg")) if folders else []
+        paths = sorted((Path(folders[0]) / "data").glob("imagenet_*_*.jpg")) if folders else []
         remedy = "run: pip install --no-deps foolbox==3.3.4"
-        require(len(found) == PHOTOS, "data", f"the {PHOTOS} ImageNet photos of the package foolbox", f"{len(found)} photos", remedy)
-        return [str(path) for path in found]
+        got = Phrase(f"{len(paths)} photos")
+        require(len(paths) == PHOTOS, "data", f"the {PHOTOS} ImageNet photos of the package foolbox", got, remedy)
+        return [str(path) for path in paths]
 
     def count(self, split: str) -> int:
         return PHOTOS

@@ -1,4 +1,4 @@
-"""Scenes of several garments of Fashion-MNIST: a small detection set out of real photographs, with boxes by construction."""
+"""Scenes composed of several garments of Fashion-MNIST: a small detection set with known boxes."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-TRIES = 20  # to find a place that is free enough
-OVERLAP = 0.3  # of two boxes, at most
-FAINT = 16  # pixels up to it count as background
+TRIES = 20  # places that are tried for a garment
+OVERLAP = 0.3  # largest overlap of two boxes
+FAINT = 16  # pixels up to this value count as background
 
 
 class Rules(NamedTuple):
-    """Pixels of a scene's side, garments in it at most, and how small and large these are."""
+    """How a scene is composed."""
 
-    size: int
-    objects: int
-    smallest: int
+    size: int  # pixels, side of the scene
+    objects: int  # at most
+    smallest: int  # pixels, side of a garment
     largest: int
 
 
 @dataclass
 class FashionScenes(ArrayDataset):
-    """Each scene holds 1 to ``objects`` garments of random size at random places, on black.
+    """Scenes of 1 to ``objects`` garments of random size at random places on black.
 
-    The garments are Fashion-MNIST's photographs, resized; training scenes hold training garments, test scenes test garments. Where they lie
-    is drawn: it is a set for tests and comparisons, not one of photographed scenes. The scenes are the same for every seed.
+    The garments are photographs of Fashion-MNIST, resized: training images in training scenes, test images in test scenes. Their places are
+    drawn at random, so the set is for tests and comparisons and does not represent photographed scenes. The scenes are the same for every
+    seed.
     """
 
-    root: str | None  # folder of the idx files; null: where Debian's package or scripts/fetch_cases.sh puts them
+    root: str | None  # folder with the idx files; null: where Debian's package or scripts/fetch_cases.sh puts them
     train_scenes: int
     test_scenes: int
     objects: int  # at most, in a scene
@@ -51,8 +52,8 @@ class FashionScenes(ArrayDataset):
         require(self.test_scenes >= 1, "data.test_scenes", "at least 1", self.test_scenes)
         require(self.objects >= 1, "data.objects", "at least 1", self.objects)
         require(self.smallest >= 8, "data.smallest", "at least 8 pixels", self.smallest)
-        most = f"{self.smallest} (data.smallest) to {self.image_size} (data.image_size) pixels"
-        require(self.smallest <= self.largest <= self.image_size, "data.largest", most, self.largest)
+        sides = f"a number of pixels from {self.smallest} (data.smallest) to {self.image_size} (data.image_size)"
+        require(self.smallest <= self.largest <= self.image_size, "data.largest", sides, self.largest)
 
     @property
     def classes(self) -> int:
@@ -79,7 +80,7 @@ def _composed(garments: ImageArrays, train_scenes: int, test_scenes: int, rules:
 def compose(
     garments: NDArray[np.generic], labels: NDArray[np.generic], scenes: int, seed: int, rules: Rules
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Images (N, size, size, 1) and their objects (N, objects, 5)."""
+    """Returns images (N, size, size, 1) and their objects (N, objects, 5)."""
     import numpy as np
     from PIL import Image
 
@@ -109,7 +110,7 @@ def compose(
 
 
 def _overlap(first_4: NDArray[np.float32], second_4: NDArray[np.float32]) -> float:
-    """Intersection over union."""
+    """Returns the intersection over union of two boxes."""
     import numpy as np
 
     sides_2 = np.minimum(first_4[2:], second_4[2:]) - np.maximum(first_4[:2], second_4[:2])
