@@ -33,7 +33,7 @@ def conduct(composed: DictConfig) -> float | None:
 
 def carry_out(composed: DictConfig) -> float | None:
     """Plan or run, and print what a user wants to see."""
-    from orchestrator.config import Mode, check_request, load, plain
+    from orchestrator.config import Mode, as_dict, check_request, load
 
     experiment = load(composed)
     if experiment.mode is Mode.RUN:
@@ -56,7 +56,7 @@ def carry_out(composed: DictConfig) -> float | None:
         return None
     from orchestrator.report.console import summary_table
 
-    report, directory = run_experiment(experiment, plain(composed), command())
+    report, directory = run_experiment(experiment, as_dict(composed), command())
     console.print(summary_table(report))
     console.print(f"report: {directory / 'report.html'}\nmodel:  {directory / 'model.safetensors'}", soft_wrap=True)
     return report.metric(report.stages[-1].name, report.headline_metric) if report.headline_metric else None

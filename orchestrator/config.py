@@ -78,8 +78,8 @@ COMPONENTS = (ModelFamily, Dataset, Training, Pruner, Cluster, Tracking)  # sett
 
 
 def load(composed: DictConfig) -> Experiment:
-    """Typed settings of a composed configuration. Raises: ConfigError naming the key, what was expected and what was found."""
-    given = plain(composed)
+    """Typed settings of a composed configuration. Raises: ConfigError with the key, what was expected and what it got."""
+    given = as_dict(composed)
     scalars = _scalars(Experiment, given, "")
     _check_places(scalars["name"], scalars["output"])
     require(scalars["seed"] >= 0, "seed", "0 or more", scalars["seed"])
@@ -104,7 +104,7 @@ def _scalars(kind: type, given: Mapping[str, Any], path: str) -> dict[str, Any]:
 
 
 def check_request(experiment: Experiment) -> None:
-    """What a run needs beside what a plan does, as far as it can be told without any package. Raises: ConfigError."""
+    """What a run needs and a plan does not, as far as it can be checked before any package is imported. Raises: ConfigError."""
     require(
         experiment.model.checkpoint is not None or experiment.training is not None,
         "model.checkpoint",
@@ -114,27 +114,27 @@ def check_request(experiment: Experiment) -> None:
 
 
 def _check_places(name: str, output: str) -> None:
-    """That a run writes where it says: below ``output``, in a folder of its name."""
+    """Check that the name and the output directory of a run can be folders. Raises: ConfigError."""
     plain = name.isprintable() and name == name.strip() and not name.startswith(".") and not {*name} & {*"/\\"}
-    require(bool(name) and plain and len(name) <= 100, "name", "a name that can be a folder (no slash, no dot at its beginning)", name)
-    require(bool(output.strip()) and output.isprintable(), "output", "a folder", output, "output=. is the one you are in")
-    require(not output.startswith("~"), "output", "a path in full, since ~ is for shells to replace", output, 'output="$HOME/runs"')
+    require(bool(name) and plain and len(name) <= 100, "name", "a name for a folder (no slash, no leading dot)", name)
+    require(bool(output.strip()) and output.isprintable(), "output", "a folder", output, "output=. is the current folder")
+    require(not output.startswith("~"), "output", "a path without ~, which only shells replace", output, 'output="$HOME/runs"')
     places = [Path(output), *Path(output).parents]
     taken = next((place for place in places if place.exists() and not place.is_dir()), None)
-    require(taken is None, "output", "a folder, or one that can be made", output, f"{taken} is a file")
+    require(taken is None, "output", "a folder, or a path where one can be created", output, f"{taken} is a file")
 
 
 def _rounds(given: dict[str, Any]) -> dict[str, Round]:
     entries = given.get("rounds")
-    require(isinstance(entries, dict), "rounds", "rounds by name, or {} for a single one", entries)
+    require(isinstance(entries, dict), "rounds", "rounds by name, or {} for a single round", entries)
     assert isinstance(entries, dict)
     for name in entries:
-        require(re.fullmatch(r"[\w-]+", str(name)) is not None, "rounds", "names of letters, digits, _ and -", name)
+        require(re.fullmatch(r"[\w-]+", str(name)) is not None, "rounds", "names made of letters, digits, _ and -", name)
     return {str(name): _round(f"rounds.{name}", entry, given) for name, entry in entries.items()}
 
 
 def _round(path: str, entry: Any, above: dict[str, Any]) -> Round:
-    require(isinstance(entry, dict), path, "what the round changes: pruner, steps, recovery", entry)
+    require(isinstance(entry, dict), path, "what the round changes: pruner, steps or recovery", entry)
     changed = {name: _over(above[name], entry.get(name, {})) for name, _ in components(Round)}
     settings = _scalars(Round, {field.name: above[field.name] for field in fields(Round)} | entry, path)
     part = Round(**settings, **{name: _component(f"{path}.{name}", changed[name], kind) for name, kind in components(Round)})
@@ -143,7 +143,7 @@ def _round(path: str, entry: Any, above: dict[str, Any]) -> Round:
 
 
 def _over(above: Any, entry: Any) -> Any:
-    """A component with what ``entry`` changes of it; another component (or none at all) is taken as it is."""
+    """The component above with the settings that ``entry`` changes; if ``entry`` chooses another component, that one as it is written."""
     if not isinstance(above, dict) or not isinstance(entry, dict) or entry.get("_target_", above["_target_"]) != above["_target_"]:
         return entry
     return _merged(above, entry)
@@ -155,24 +155,24 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def _component(path: str, given: Any, kind: type) -> Any:
-    part = "recovery" if kind is Training else path.rpartition(".")[2]  # what the settings call themselves in their errors
+    part = "recovery" if kind is Training else path.rpartition(".")[2]  # the name of the settings in their own errors
     choice = path if path == part else f"{part}@{path}"
-    require(given is None or isinstance(given, dict), path, f"a component, chosen with {choice}=NAME", given)
+    require(given is None or isinstance(given, dict), path, f"a component; choose one with {choice}=NAME", given)
     target = None if given is None else given.get("_target_")
     if target is None:
         require(kind is Training, path, f"a component with _target_ (a {kind.__name__})", None, f"choose one with {choice}=NAME")
         idle = [] if given is None else [key for key in given if key != "_target_"]
         require(not idle, path, f"a component to set {', '.join(idle)} of", None, f"choose one with {choice}=NAME")
         return None
-    found = _class(path, target)
-    require(issubclass(found, kind), f"{path}._target_", f"a {kind.__name__}", target)
+    chosen = _class(path, target)
+    require(issubclass(chosen, kind), f"{path}._target_", f"a {kind.__name__}", target)
     with placed(part, path):
-        return _typed(found, {key: value for key, value in given.items() if key != "_target_"}, path)
+        return _typed(chosen, {key: value for key, value in given.items() if key != "_target_"}, path)
 
 
 @contextmanager
 def placed(part: str, path: str) -> Iterator[None]:
-    """Settings speak of themselves as ``part``; errors that pass through name the ``path`` at which they stand."""
+    """Errors of settings begin with the name of their ``part``; replace it by the ``path`` at which the settings stand."""
     try:
         yield
     except ConfigError as error:
@@ -204,7 +204,7 @@ def _typed(kind: type, given: dict[str, Any], path: str) -> Any:
 
 
 def _with_enums(kind: type, given: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """``given`` with the words of enum fields turned into members: OmegaConf knows members by name, users write their values."""
+    """``given`` with the values of enum fields replaced by members: OmegaConf expects the names of members, users write their values."""
     hints = get_type_hints(kind)
     values = dict(given)
     for name, value in given.items():
@@ -228,15 +228,15 @@ def _suggestion(kind: type, error: OmegaConfBaseException) -> str:
 
 
 def experiment_of(overrides: Sequence[str]) -> Experiment:
-    """What a command line with these overrides asks for. Raises: ConfigError, and Hydra's errors for what it cannot compose."""
+    """The experiment of a command line with these overrides. Raises: ConfigError, and Hydra's errors if it cannot compose them."""
     from hydra import compose, initialize_config_dir
 
     with initialize_config_dir(CONF, version_base="1.3"):
         return load(compose("config", overrides=list(overrides)))
 
 
-def plain(composed: DictConfig) -> dict[str, Any]:
-    """The composed configuration as plain values, for files and trackers."""
+def as_dict(composed: DictConfig) -> dict[str, Any]:
+    """The composed configuration as dictionaries, lists and scalars, for files and trackers."""
     container = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}

@@ -1,4 +1,4 @@
-"""From the records of a run to its report."""
+"""Makes the report of a run from the records of its stages."""
 
 from __future__ import annotations
 
@@ -323,9 +323,9 @@ def _skipped(outcome: Outcome) -> dict[str, int]:
 def _commit() -> str:
     try:
         where = Path(__file__).parent
-        found = subprocess.run(
+        described = subprocess.run(
             ["git", "describe", "--always", "--dirty"], cwd=where, capture_output=True, text=True, timeout=10, check=True
         )
-        return found.stdout.strip()
+        return described.stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"

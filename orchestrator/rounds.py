@@ -1,4 +1,4 @@
-"""Rounds of a run: what each of them is by itself, the targets on the way, and the plan of all."""
+"""The rounds of a run: the experiment that each of them is by itself, their targets, and the plan of all."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EACH_ROUND = (
 
 
 def one_by_one(experiment: Experiment) -> dict[str, Experiment]:
-    """Each round by its name, as the experiment that it is by itself."""
+    """Each round by its name, as an experiment of its own."""
     return {name: replace(experiment, rounds={}, **vars(part)) for name, part in experiment.schedule.items()}
 
 
@@ -97,11 +97,11 @@ def plan_rounds(experiment: Experiment, profile: ModelProfile, resources: Resour
     stages: dict[str, Estimate] = {}
     for name, plan in plans.items():
         steps = parts[name].steps
-        stages = {stage: found for stage, found in plan.stages.items() if stage in ONCE} | stages
-        own = {stage: found for stage, found in plan.stages.items() if stage not in (*ONCE, *EACH_ROUND)}
+        stages = {stage: estimate for stage, estimate in plan.stages.items() if stage in ONCE} | stages
+        own = {stage: estimate for stage, estimate in plan.stages.items() if stage not in (*ONCE, *EACH_ROUND)}
         for step in range(1, steps + 1):
-            stages |= {prefix(name, step, steps) + stage: found for stage, found in own.items()}
-        stages |= {prefix(name) + stage: found for stage, found in plan.stages.items() if stage in EACH_ROUND}
+            stages |= {prefix(name, step, steps) + stage: estimate for stage, estimate in own.items()}
+        stages |= {prefix(name) + stage: estimate for stage, estimate in plan.stages.items() if stage in EACH_ROUND}
     trainings = sum(part.recovery is not None for part in parts.values())
     stages |= {last: stages.pop(last) for last in ("quantise", "export") if last in stages}  # last of all
     start, starts = stages["start workers"], max(1, trainings)  # a gang takes the devices of the workers

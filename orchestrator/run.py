@@ -1,4 +1,4 @@
-"""One run: where it writes, what it has done, and how a stage is carried out (read what is finished, compute the rest)."""
+"""One run: its settings, its store and its log, and how a stage is carried out: read finished results, compute the others."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ class Run:
             return None
 
     def discard(self, damaged: DamagedResult) -> None:
-        self.warn(f"a stored result is damaged and is computed again: {damaged}")
+        self.warn(f"a stored result is damaged and will be computed again: {damaged}")
         self.store.discard(damaged)
 
     def warn(self, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Results under fingerprints of everything they depend on: the one mechanism behind resuming, sweeping and re-solving."""
+"""Stores results under fingerprints of everything that they depend on, which lets runs resume and share work."""
 
 from __future__ import annotations
 

@@ -104,8 +104,8 @@ def _to_int8(whole: Path, path: Path, data: Dataset) -> None:
 def _outputs(model: nn.Module, path: Path, data: Dataset) -> tuple[Tensor, Tensor]:
     session, outputs, labels = open_session(path, torch.get_num_threads()), [], []
     for batch in data.evaluation("test", 0, 1):
-        found = torch.from_numpy(session.run(["outputs"], {"images": batch.images_NCHW.numpy()})[0])
-        outputs.append(evaluation.readable(model, found))
+        raw = torch.from_numpy(session.run(["outputs"], {"images": batch.images_NCHW.numpy()})[0])
+        outputs.append(evaluation.readable(model, raw))
         labels.append(batch.labels)
     return torch.cat(outputs), torch.cat(labels)
 
