@@ -1,4 +1,4 @@
-"""Every setting that changes a result changes what the result is called: each is changed once, and those that may not are named."""
+"""Every setting that changes a result changes the fingerprint of the run: each is changed once, and exceptions are listed."""
 
 from collections.abc import Iterator
 from copy import copy
@@ -34,7 +34,7 @@ def experiment_named(name: str) -> Experiment:
 
 
 def other(value: Any) -> Any:
-    """Another value of the same kind, sound or not."""
+    """Another value of the same type, valid or not."""
     match value:
         case bool():
             return not value
@@ -67,7 +67,7 @@ def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
 
 
 def changed(value: Any, path: tuple[str, ...], to: Any = None) -> Any:
-    """A copy in which the setting at ``path`` is another (``to``, if that is given). Nothing is checked."""
+    """A copy in which the setting at ``path`` has another value (``to``, if given). Nothing is checked."""
     if not path:
         return other(value) if to is None else to
     if isinstance(value, dict):
@@ -77,32 +77,32 @@ def changed(value: Any, path: tuple[str, ...], to: Any = None) -> Any:
     return new
 
 
-# Settings that may leave the name of a run as it is.
-MAY_NOT = {*NO_RESULT} - {"latency", "rounds", "pruner", "steps", "recovery"}
+# Settings that do not change the fingerprint of any run.
+IGNORED = {*NO_RESULT} - {"latency", "rounds", "pruner", "steps", "recovery"}
 
 
-def may_stay(experiment: Experiment, path: tuple[str, ...]) -> bool:
+def is_ignored(experiment: Experiment, path: tuple[str, ...]) -> bool:
     timed = experiment.int8 or any("latency" in str(vars(part.pruner)) for part in experiment.schedule.values())
-    if path[0] == "latency" or path == ("cluster", "threads"):  # the latter where latency.threads is null
+    if path[0] == "latency" or path == ("cluster", "threads"):  # threads count where latency.threads is null
         return not timed
     if path[0] in ("pruner", "steps", "recovery"):
-        return bool(experiment.rounds)  # each round has its own, made of these when the configuration is read
-    return path[0] in MAY_NOT
+        return bool(experiment.rounds)  # each round has its own, which the configuration derives from these
+    return path[0] in IGNORED
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_run_is_called_by_every_setting_but_those_that_may_not_change_a_result(name: str) -> None:
+def test_the_fingerprint_of_a_run_depends_on_every_setting_that_can_change_a_result(name: str) -> None:
     experiment = experiment_named(name)
-    before, found = run_fingerprint(experiment), list(leaves(experiment))
-    assert len(found) > 60
-    for path in found:
+    before, paths = run_fingerprint(experiment), list(leaves(experiment))
+    assert len(paths) > 60
+    for path in paths:
         if path in (("cluster", "device"), ("cluster", "address")):
-            continue  # these are asked what they have, so they would have to be there
-        stays = run_fingerprint(changed(experiment, path)) == before
-        assert stays == may_stay(experiment, path), ".".join(path)
+            continue  # a fingerprint asks the cluster for its devices, so these must exist
+        is_equal = run_fingerprint(changed(experiment, path)) == before
+        assert is_equal == is_ignored(experiment, path), ".".join(path)
 
 
-def test_every_pruner_model_and_data_set_that_a_yaml_can_choose_is_among_them() -> None:
+def test_every_pruner_model_and_data_set_that_a_yaml_can_choose_is_covered() -> None:
     conf = Path(__file__).parent.parent.parent / "conf"
     chosen: set[str] = set()
     for name in COMMANDS:
@@ -112,22 +112,22 @@ def test_every_pruner_model_and_data_set_that_a_yaml_can_choose_is_among_them() 
     for group in ("model", "data", "pruner"):
         targets = {path.read_text(encoding="utf-8").partition("_target_: ")[2].split()[0] for path in (conf / group).glob("*.yaml")}
         missing = targets - chosen
-        assert missing <= {"workers.models.exported.Exported"}, group  # that one reads a file
+        assert missing <= {"workers.models.exported.Exported"}, group  # it reads a file
 
 
-def test_two_batch_sizes_under_a_target_of_latency_are_two_runs() -> None:
+def test_two_batch_sizes_with_a_latency_target_are_two_runs() -> None:
     timed = ["pruner=halp", "+experiment=digits"]
-    found = {run_fingerprint(experiment_of([*timed, f"latency.batch_size={size}"])) for size in (1, 32)}
-    assert len(found) == 2
+    fingerprints = {run_fingerprint(experiment_of([*timed, f"latency.batch_size={size}"])) for size in (1, 32)}
+    assert len(fingerprints) == 2
     assert len({run_fingerprint(experiment_of([f"latency.batch_size={size}"])) for size in (1, 32)}) == 1, "nothing is timed"
 
 
 @pytest.mark.parametrize(
     "setting", ["latency.widths=8", "latency.batch_size=2", "latency.spread=0.1", "latency.seconds=1", "pruner.streams=true"]
 )
-def test_a_table_of_latencies_is_called_by_what_it_was_measured_with(setting: str) -> None:
-    found = set()
+def test_the_fingerprint_of_a_latency_table_depends_on_how_it_is_measured(setting: str) -> None:
+    fingerprints = set()
     for more in ([], [setting]):
         experiment = experiment_of(["pruner=halp", *more])
-        found.add(latency_fingerprint(experiment, experiment.unit_pruner.streams, experiment.cluster.resources()))
-    assert len(found) == 2
+        fingerprints.add(latency_fingerprint(experiment, experiment.pruner.streams, experiment.cluster.resources()))
+    assert len(fingerprints) == 2

@@ -1,4 +1,4 @@
-"""How names are followed from a verb to files and packages, in small projects made for it."""
+"""Names are followed from a verb to files and packages, in a small project."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def build():
 
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A project of these files, with one verb."""
+    """A project with these files and one verb."""
     for path, text in SMALL.items():
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_text(text, encoding="utf-8")
@@ -80,39 +80,39 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield tmp_path
 
 
-def small_files(*made_by: str) -> list[str]:
-    return [Path(path).stem for path in sources.sources.__wrapped__("verb", made_by).files]
+def small_files(*components: str) -> list[str]:
+    return [Path(path).stem for path in sources.sources.__wrapped__("verb", components).files]
 
 
-def test_imports_in_functions_methods_that_are_called_and_those_that_a_library_calls_are_followed(small: Path) -> None:
+def test_imports_in_functions_and_in_methods_that_are_called_here_or_by_a_library_are_followed(small: Path) -> None:
     assert small_files() == ["deeper", "forward", "inner", "network", "plain", "shapes", "tasks", "turned", "verbs"]
     assert small_files("workers.square.Square") == sorted([*small_files(), "square", "squares"])
     assert sources.sources.__wrapped__("verb", ()).packages == ("torch",)
 
 
 @pytest.mark.parametrize(
-    ("path", "old", "new", "words"),
+    ("path", "old", "new", "message"),
     [
-        ("workers/inner.py", "workers.deeper", "workers.gone", "no gone"),
-        ("workers/inner.py", "import f", "import g as f", "no g in it"),
+        ("workers/inner.py", "workers.deeper", "workers.missing", "workers.missing"),
+        ("workers/inner.py", "import f", "import g as f", r"workers/deeper\.py .*\bg\b"),
         ("workers/inner.py", "import f", "import *", "from workers.deeper import \\*"),
-        ("workers/verbs.py", "def verb", "def word", "no verb in it"),
-        ("workers/verbs.py", "plain.limit", "plain.most", "no most in it"),
+        ("workers/verbs.py", "def verb", "def word", r"workers/verbs\.py .*\bverb\b"),
+        ("workers/verbs.py", "plain.limit", "plain.most", r"workers/plain\.py .*\bmost\b"),
     ],
 )
-def test_a_name_that_is_not_there_is_an_error(small: Path, path: str, old: str, new: str, words: str) -> None:
+def test_a_name_that_does_not_exist_is_an_error(small: Path, path: str, old: str, new: str, message: str) -> None:
     text = (small / path).read_text(encoding="utf-8")
     (small / path).write_text(text.replace(old, new), encoding="utf-8")
-    with pytest.raises(UnknownSource, match=words):
+    with pytest.raises(UnknownSource, match=message):
         small_files()
 
 
-def test_a_component_or_an_exemption_that_is_not_there_is_an_error(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_component_or_an_exemption_that_does_not_exist_is_an_error(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnknownSource, match=r"no class workers\.square\.Circle"):
         small_files("workers.square.Circle")
     monkeypatch.undo()
-    monkeypatch.setattr(sources, "CANNOT_MATTER", {"workers/gone.py": "it is gone"})
-    with pytest.raises(UnknownSource, match=r"workers/gone\.py"):
+    monkeypatch.setattr(sources, "CANNOT_MATTER", {"workers/missing.py": "It does not exist."})
+    with pytest.raises(UnknownSource, match=r"workers/missing\.py"):
         sources.exempt.__wrapped__()
 
 

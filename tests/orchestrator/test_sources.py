@@ -1,4 +1,4 @@
-"""The sources of a verb, found by reading, against the files whose functions run when it is carried out."""
+"""The sources of a verb, found by reading the code, against the files whose functions run."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from tiny import tiny_overrides
 from orchestrator.config import experiment_of
 from orchestrator.identity import names, sources
 from orchestrator.identity.sources import CANNOT_MATTER, NO_VERSION, VERBS, code_version, package_version
-from orchestrator.run import classes as components
+from orchestrator.run import classes
 
 ROOT = names.ROOT
 CONF = ROOT / "conf"
@@ -33,14 +33,13 @@ TARGETS = sorted(
 )
 VIT = ("workers.models.timm.TimmModel", "workers.data.digits.Digits")
 CAP = (*VIT, "workers.pruners.cap.CAP", "workers.collect.statistic.BlockFisher")
-FOLDER = ("workers.models.timm.TimmModel", "workers.data.imagefolder.ImageFolder")
-
-
 SOSP = (*VIT, "workers.pruners.sosp.SOSPH")
+FOLDER = ("workers.models.timm.TimmModel", "workers.data.imagefolder.ImageFolder")
+COMPONENTS = {verb: SOSP if verb in ("collect_units", "rank", "choose", "shrink") else CAP for verb in VERBS}
 
 
-def files(verb: str, made_by: tuple[str, ...] = CAP) -> set[str]:
-    return set(sources.sources(verb, made_by).files)
+def files(verb: str, components: tuple[str, ...] = CAP) -> set[str]:
+    return set(sources.sources(verb, components).files)
 
 
 # --- against what runs
@@ -58,24 +57,24 @@ RUNS = {
 
 
 class Ran(defaultdict):
-    """Files of the project with a function that ran while a verb was carried out, by verb."""
+    """By verb, the files of the project with a function that ran while the verb was carried out."""
 
     watching = False
 
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ran]:
-    found = Ran(set)
+    ran = Ran(set)
     verbs: list[str] = []
 
     def look(frame: FrameType, event: str, _: object) -> None:
         path = frame.f_code.co_filename
         if verbs and event == "call" and path.startswith(str(ROOT)) and frame.f_code.co_name != "<module>":
-            found[verbs[-1]].add(Path(path).relative_to(ROOT).as_posix())
+            ran[verbs[-1]].add(Path(path).relative_to(ROOT).as_posix())
 
     def watched(verb: str, function: Callable) -> Callable:
         def carry_out(*arguments: Any, **more: Any) -> Any:
-            if not found.watching:
+            if not ran.watching:
                 return function(*arguments, **more)
             verbs.append(verb)
             threading.setprofile(look)
@@ -95,11 +94,11 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ran]:
             place, _, name = entry.rpartition(".")
             owner: Any = import_module(place.rpartition(".")[0]).Worker if place.endswith(".Worker") else import_module(place)
             monkeypatch.setattr(owner, name, watched(verb, getattr(owner, name)))
-    yield found
+    yield ran
 
 
-# What the driver asks of a component to call a result by.
-READ_BEFORE = {"choose": ("workers/data/",)}  # the shape of images
+# Files that the driver calls to name a result.
+READ_BEFORE = {"choose": ("workers/data/",)}  # for the shape of images
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -108,24 +107,26 @@ def test_every_file_that_runs_is_among_the_sources_or_cannot_matter(name: str, r
 
     base = [override for override in tiny_overrides(tmp_path) if not override.startswith(("recovery=", "pruner."))]
     experiment = experiment_of(base + RUNS[name])
-    run_experiment(experiment, {}, "")  # what is compiled once is compiled now: its compiler is not to be looked at
+    run_experiment(experiment, {}, "")  # compiles what is compiled once, so that the compiler is not watched
     ran.watching = True
     shutil.rmtree(tmp_path / "runs")
     run_experiment(experiment, {}, "")
     assert {"import", "evaluate", "assess", "compare"} < ran.keys()
-    made_by = tuple(sorted(set(components(experiment))))
-    models = files("import", made_by) | files("shrink", (*made_by, "workers.models.shrunk.ShrunkModel"))  # the name of a model knows these
+    made_by = tuple(sorted(set(classes(experiment))))
+    models = files("import", made_by) | files(
+        "shrink", (*made_by, "workers.models.shrunk.ShrunkModel")
+    )  # the name of a model depends on these
     for verb, executed in ran.items():
         known = files(verb, made_by) | (set() if verb == "import" else models)
         missing = {path for path in executed - known if path.startswith(names.PACKAGES)}
         assert not {path for path in missing if not path.startswith((*CANNOT_MATTER, *READ_BEFORE.get(verb, ())))}, verb
 
 
-# --- what it says of the verbs
+# --- the sources of the verbs
 
 
-def everything(verb: str) -> set[str]:
-    """With every class that a yaml can choose."""
+def all_files(verb: str) -> set[str]:
+    """The sources of a verb with every class that a yaml can choose."""
     return files(verb, (*TARGETS, "workers.models.shrunk.ShrunkModel", "workers.collect.statistic.LayerHessian"))
 
 
@@ -151,21 +152,21 @@ def everything(verb: str) -> set[str]:
     ],
 )
 def test_what_a_verb_uses_is_found(verb: str, paths: list[str]) -> None:
-    assert set(paths) <= files(verb, SOSP if verb in ("collect_units", "choose") else CAP)
+    assert set(paths) <= files(verb, COMPONENTS[verb])
 
 
-def test_what_people_see_is_no_source_and_eliminating_none_of_an_evaluation() -> None:
+def test_reports_are_no_source_and_elimination_is_no_source_of_an_evaluation() -> None:
     for verb in VERBS:
-        assert not {path for path in everything(verb) if "report" in path or path.startswith(("scripts/", "tests/"))}, verb
-    for verb in ("import", "evaluate", "assess", "compare", "join", "train", "time", "quantise"):
-        assert not {path for path in everything(verb) if path.startswith("kernels/obs/")}, verb
+        assert not {path for path in all_files(verb) if "report" in path or path.startswith(("scripts/", "tests/"))}, verb
+    for verb in ("import", "evaluate", "assess", "compare", "join", "train", "time_operation", "time_model", "compare_time", "quantise"):
+        assert not {path for path in all_files(verb) if path.startswith("kernels/obs/")}, verb
     assert not any(path.startswith("workers/models/structures") for path in files("import") | files("evaluate") | files("train"))
 
 
 def test_only_the_components_that_settings_chose_count() -> None:
     for verb in VERBS:
-        found = files(verb)
-        assert not found & {"workers/data/coco.py", "workers/pruners/obc.py", "workers/models/torchvision.py"}, verb
+        paths = files(verb)
+        assert not paths & {"workers/data/coco.py", "workers/pruners/obc.py", "workers/models/torchvision.py"}, verb
     assert "workers/pruners/cap.py" in files("score") and "workers/pruners/cap.py" not in files("collect") | files("evaluate")
     assert files("evaluate", FOLDER) - files("evaluate") >= {"workers/data/imagefolder.py", "workers/data/decode.py"}
     assert "PIL" in sources.sources("evaluate", FOLDER).packages and "PIL" not in sources.sources("evaluate", CAP).packages
@@ -173,21 +174,21 @@ def test_only_the_components_that_settings_chose_count() -> None:
 
 def test_a_family_that_settings_name_counts_too() -> None:
     experiment = experiment_of(["+experiment=digits_convnext_expand"])
-    assert {"workers.models.widened.WidenedModel", "workers.models.timm.TimmModel"} <= set(components(experiment))
+    assert {"workers.models.widened.WidenedModel", "workers.models.timm.TimmModel"} <= set(classes(experiment))
 
 
-def test_every_verb_that_is_stored_has_an_entry_and_the_other_way_round() -> None:
+def test_every_verb_that_is_stored_has_an_entry_and_every_entry_is_stored() -> None:
     text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "orchestrator").rglob("*.py"))
     assert set(re.findall(r'store\.destination\(\s*"(\w+)"', text)) == set(VERBS)
 
 
-def test_every_class_that_a_yaml_can_choose_is_found_by_some_verb() -> None:
+def test_every_class_that_a_yaml_can_choose_is_a_source_of_some_verb() -> None:
     for target in TARGETS:
-        place = target.rpartition(".")[0].replace(".", "/") + ".py"
-        assert any(place in files(verb, (target,)) for verb in VERBS), target
+        path = target.rpartition(".")[0].replace(".", "/") + ".py"
+        assert any(path in files(verb, (target,)) for verb in VERBS), target
 
 
-def test_versions_of_what_changes_results_are_found_without_importing_it() -> None:
+def test_versions_of_packages_that_change_results_are_found_without_importing_them() -> None:
     assert {"torch", "timm", "numpy"} <= set(sources.sources("evaluate", CAP).packages)
     assert "torchvision" in sources.sources("evaluate", ("workers.models.torchvision.TorchvisionModel",)).packages
     assert "deepspeed" in sources.sources("train", CAP).packages
@@ -201,7 +202,7 @@ def test_versions_of_what_changes_results_are_found_without_importing_it() -> No
     assert (package_version("torch"), package_version("PIL")) == (torch.__version__.partition("+")[0], PIL.__version__)
 
 
-def test_another_version_of_a_package_makes_another_version_of_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_of_a_package_changes_the_version_of_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
     before = {verb: code_version.__wrapped__(verb, CAP) for verb in VERBS}
     monkeypatch.setattr(sources, "package_version", lambda name: "9" if name == "timm" else package_version(name))
     after = {verb: code_version.__wrapped__(verb, CAP) for verb in VERBS}
@@ -215,28 +216,30 @@ def test_another_version_of_a_package_makes_another_version_of_the_code(monkeypa
 SAY = """
 import json, sys
 from orchestrator.identity.sources import VERBS, code_version
-print(json.dumps({verb: code_version(verb, tuple(sys.argv[1:])) for verb in VERBS}), "torch" in sys.modules)
+components = json.loads(sys.argv[1])
+print(json.dumps({verb: code_version(verb, tuple(components[verb])) for verb in VERBS}), "torch" in sys.modules)
 """
 
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Callable[[], dict[str, str]]:
-    """Versions of all verbs in a copy of the project that is not installed; ``tmp_path`` holds it."""
+    """Returns the versions of all verbs in a copy of the project in ``tmp_path``, which is not installed."""
     for package in names.PACKAGES:
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
 
     def versions() -> dict[str, str]:
-        found = subprocess.run([sys.executable, "-c", SAY, *CAP], cwd=tmp_path, capture_output=True, text=True, timeout=3600, check=True)
-        text, imported = found.stdout.rsplit(maxsplit=1)
+        command = [sys.executable, "-c", SAY, json.dumps(COMPONENTS)]
+        process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=3600, check=True)
+        text, imported = process.stdout.rsplit(maxsplit=1)
         assert imported == "False", "it imports torch"
         return json.loads(text)
 
     return versions
 
 
-def test_editing_a_file_changes_the_verbs_that_use_it_wherever_the_project_lies(copy: Callable, tmp_path: Path) -> None:
+def test_editing_a_file_changes_the_verbs_that_use_it_wherever_the_project_is(copy: Callable, tmp_path: Path) -> None:
     first = copy()
-    assert first == {verb: code_version(verb, CAP) for verb in VERBS}
+    assert first == {verb: code_version(verb, COMPONENTS[verb]) for verb in VERBS}
     for path, changed in {
         "orchestrator/report/result.py": set(),
         "workers/messages.py": set(),
