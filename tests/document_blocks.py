@@ -4,6 +4,7 @@ import re
 import shlex
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 from markdown_it import MarkdownIt
@@ -57,8 +58,7 @@ def commands(code: str) -> list[list[str]]:
 def anchors(page: Path) -> set[str]:
     """What links may name after ``#``: GitHub's slugs of the headings."""
     found: set[str] = set()
-    read = tokens(page)
-    for token, inline in zip(read, read[1:], strict=False):
+    for token, inline in pairwise(tokens(page)):
         if token.type == "heading_open":
             text = "".join(child.content for child in inline.children or [])
             slug = re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
