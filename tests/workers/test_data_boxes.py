@@ -159,7 +159,7 @@ def test_what_is_not_in_cocos_layout_is_named(photos):
     (photos / "twice.json").write_text(json.dumps(twice | {"annotations": []}))
     with pytest.raises(ConfigError, match=r"got 2 ids for 3 images"):
         coco(photos, train_annotations="twice.json").check()
-    with pytest.raises(ConfigError, match=r"data.test_annotations: expected COCO's layout, .*torn.json"):
+    with pytest.raises(ConfigError, match=r"expected COCO's layout, .*torn.json"):
         coco(photos, train_annotations="torn.json").check()
     with pytest.raises(ConfigError, match=r"data.root \(train\): expected 118287 \(data.expected_train\), got 3"):
         coco(photos, expected_train=118287).check()
