@@ -1,4 +1,4 @@
-"""Reaching a Ray cluster that runs already: is anybody there, and does it ask for a token? Imports no Ray."""
+"""Checks that a running Ray cluster answers and whether it requires a token. Does not import Ray."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ from workers.errors import ConfigError
 
 
 def knock(address: str) -> None:
-    """Ray would wait for minutes at an address where nobody listens. Raises: ConfigError."""
+    """Checks that something listens at ``address``, since Ray would wait for minutes.
+
+    Raises: ConfigError if nothing does.
+    """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
         try:
             socket.create_connection((host, int(port)), timeout=10).close()
         except OSError as error:
             raise ConfigError(
-                f"cluster.address: nothing answers at {address!r} ({error.strerror or error}); start a cluster with `ray start`"
+                f"cluster.address: no Ray cluster answers at {address!r} ({error.strerror or error}); start one with `ray start`"
             ) from error
 
 
 def settle_authentication(address: str) -> None:
-    """Show the token on this machine to a cluster that asks for one. Ray reads the mode when it is imported: call this before."""
+    """Chooses Ray's authentication mode: the token of this machine if the cluster requires one. Call this before Ray is imported."""
     if "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token" if _has_token() and not _answers_without_token(address) else "disabled"
 
@@ -34,10 +37,10 @@ def _has_token() -> bool:
 
 
 def _answers_without_token(address: str) -> bool:
-    """Whether a cluster talks to strangers. Asked from another process, since Ray settles its mode once per process."""
+    """Returns whether the cluster answers without a token. Runs in another process, since Ray reads its mode once per process."""
     command = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
     try:
-        asked = subprocess.run(command, env=os.environ | {"RAY_AUTH_MODE": "disabled"}, capture_output=True, timeout=30, check=False)
+        status = subprocess.run(command, env=os.environ | {"RAY_AUTH_MODE": "disabled"}, capture_output=True, timeout=30, check=False)
     except subprocess.TimeoutExpired:
         return False
-    return asked.returncode == 0
+    return status.returncode == 0

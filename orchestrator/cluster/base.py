@@ -1,4 +1,4 @@
-"""What the pipeline asks of a cluster: run verbs on workers, and gangs of processes that train together."""
+"""The interface of a cluster, which runs verbs on workers and gangs of processes that train together."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Device(Enum):
 
 @dataclass(frozen=True)
 class Resources:
-    """What there is to plan with: workers, their device kind, threads of each, and memory each may use (bytes)."""
+    """The number of workers, their kind of device, and the threads and memory (bytes) that each may use."""
 
     workers: int
     device: str
@@ -39,63 +39,66 @@ class Resources:
 
 @dataclass
 class Hardware:
-    """Rates that predictions are made with, per worker. Assumed until measured; they never change a result."""
+    """Rates of a worker that predictions use. They are assumed until you measure them, and never change a result."""
 
     name: str
     matmul_gflops: float  # large float32 matrix products
-    model_efficiency: float  # fraction of it that a network's forward and backward reach
+    model_efficiency: float  # the fraction of it that a model's forward and backward passes reach
     collect_efficiency: float  # ... that sums of outer products reach
     score_efficiency: float  # ... that factorisation and elimination reach, with the sorting that follows; it grows with the block size
     solve_efficiency: float  # ... that re-fitting reaches
-    disk_gbs: float  # writing results with their checksums, GB/s
-    start_seconds: float  # starting the workers
-    gang_seconds: float  # starting a training gang
-    read_gbs: float  # checking and reading results, GB/s
-    memory_gbs: float  # taking memory into use, GB/s
-    link_gbs: float  # between the ranks of a training, GB/s of each
+    disk_gbs: float  # to write results with their checksums, GB/s
+    start_seconds: float  # to start the workers
+    gang_seconds: float  # to start a training gang
+    read_gbs: float  # to check and read results, GB/s
+    memory_gbs: float  # to touch new memory, GB/s
+    link_gbs: float  # between the ranks of a training, GB/s for each
     bf16_speedup: float  # of training with bfloat16 products, over float32
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if name == "name":
                 continue
-            free = name.endswith("_seconds")  # what takes no time is fine, a rate of nothing is not
-            expected = "a number that is not negative" if free else "a positive number"
-            require(value >= 0 if free else value > 0, f"cluster.hardware.{name}", expected, value)
+            may_be_zero = name.endswith("_seconds")
+            expected = "0 or more" if may_be_zero else "a positive number"
+            require(value >= 0 if may_be_zero else value > 0, f"cluster.hardware.{name}", expected, value)
 
 
 @dataclass
 class Cluster(ABC):
-    """Runs verbs. Its settings never change the bytes of a result, except ``threads`` (see there)."""
+    """Runs verbs. Its settings never change the bytes of a result, except ``device`` and ``threads``."""
 
-    workers: int | None  # None: one per GPU, or 2 where there is none; attached to a cluster, as many as it has room for
+    workers: int | None  # None: one per GPU, or 2 without a GPU; attached to a cluster, as many as it has room for
     device: Device
-    threads: int | None  # of a CPU worker or rank; None: half the cores. Other numbers may change the last bits of results
-    memory_gb: float | None  # one worker may use; None: the GPU's memory, or its share of 80 % of the machine's
+    threads: int | None  # per CPU worker or rank; None: half of the cores. Other numbers may change the last bits of results
+    memory_gb: float | None  # per worker; None: the memory of the GPU, or a share of 80 % of the machine's
     hardware: Hardware
 
     def __post_init__(self) -> None:
         require(self.workers is None or self.workers >= 1, "cluster.workers", "at least 1, or null for all devices", self.workers)
-        require(self.threads is None or self.threads >= 1, "cluster.threads", "at least 1, or null for half the cores", self.threads)
+        require(self.threads is None or self.threads >= 1, "cluster.threads", "at least 1, or null for half of the cores", self.threads)
         require(self.memory_gb is None or self.memory_gb > 0, "cluster.memory_gb", "a positive number of GB, or null", self.memory_gb)
 
-        self.warnings: list[str] = []  # workers that died or were missing; for the report
+        self.warnings: list[str] = []  # on workers that died or were missing, for the report
 
     @abstractmethod
     def resources(self) -> Resources:
-        """What this cluster would offer, without starting anything that is not running."""
+        """Returns the resources of this cluster, without starting anything."""
 
     @abstractmethod
     def start(self, ranks: int) -> None:
-        """Make sure of workers, and of a gang of ``ranks``. Raises: ConfigError naming what the cluster lacks."""
+        """Starts the cluster, and checks that it has room for the workers and for a gang of ``ranks``.
+
+        Raises: ConfigError that names what the cluster lacks.
+        """
 
     @abstractmethod
     def ready(self) -> None:
-        """Start the workers if they are not running: at first, and after a gang had their devices."""
+        """Starts the workers if they are not running: at first, and after a gang used their devices."""
 
     @abstractmethod
     def stop(self) -> None:
-        """Release everything that ``start`` took."""
+        """Releases everything that ``start`` acquired."""
 
     @abstractmethod
     def map(
@@ -105,50 +108,50 @@ class Cluster(ABC):
         done: Callable[[int, Result], None],
         alone: bool = False,
     ) -> list[Result]:
-        """Results of ``verb`` (a method of ``Worker``) on independent tasks, in the order of the tasks.
+        """Runs ``verb``, a method of ``Worker``, on independent tasks and returns the results in the order of the tasks.
 
-        Tasks start in the given order; ``done(index, result)`` is called as each ends. A task whose worker dies is given to another.
-        ``alone``: no two tasks at a time on the cores of one machine, since they are timed.
+        Tasks start in the given order, and ``done(index, result)`` is called when each ends. If a worker dies, another gets its task.
+        With ``alone``, tasks are timed, so no two run on the cores of one machine at the same time.
         Raises: the error of the first task that fails.
         """
 
     @abstractmethod
     def gang(self, task: TrainTask) -> Record:
-        """Train with ``task.training.ranks`` processes; returns rank 0's result."""
+        """Trains with ``task.training.ranks`` processes and returns the result of rank 0."""
 
 
 def devices_here(device: Device) -> tuple[str, int]:
-    """The device kind to use on this machine and how many of them there are (0 for the CPU).
+    """Returns the kind of device to use on this machine, and how many GPUs it has (0 for the CPU).
 
-    Raises: ConfigError if CUDA is asked for and there is none.
+    Raises: ConfigError if ``device`` is CUDA and this machine has no GPU.
     """
     import torch
 
-    found = torch.cuda.device_count() if device is not Device.CPU and torch.cuda.is_available() else 0
-    require(device is not Device.CUDA or found > 0, "cluster.device", "cpu, or a machine with a GPU that torch can see", "cuda")
-    return ("cuda", found) if found else ("cpu", 0)
+    gpus = torch.cuda.device_count() if device is not Device.CPU and torch.cuda.is_available() else 0
+    require(device is not Device.CUDA or gpus > 0, "cluster.device", "cpu, or a machine with a GPU that torch can see", "cuda")
+    return ("cuda", gpus) if gpus else ("cpu", 0)
 
 
 def cores_here() -> int:
-    """Cores this process may use."""
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def default_threads() -> int:
-    """Half the cores, whatever the number of workers: one, two or three workers then give equal bytes."""
+    """Returns half of the cores, whatever the number of workers, so that the number of workers does not change the bytes of a result."""
     return max(1, cores_here() // 2)
 
 
-def threads_of_rank(threads: int | None, here: int) -> int:
-    """Of each of ``here`` ranks that train on this machine: as set, else as a worker has, or their share of the cores where that is less.
+def threads_of_rank(threads: int | None, ranks: int) -> int:
+    """Returns the threads of each of ``ranks`` ranks on this machine: as set, else those of a worker, or fewer if the cores do not suffice.
 
-    Ranks wait for each other in every step, so one that waits for a core holds up all.
+    Ranks wait for each other in every step, so one that waits for a core delays all.
     """
-    return threads or max(1, min(default_threads(), cores_here() // here))
+    return threads or max(1, min(default_threads(), cores_here() // ranks))
 
 
 def memory_of_worker(cluster: Cluster, device: str, workers: int) -> int:
-    """Bytes a worker may use: as set, else the GPU's memory, else its share of 80 % of the machine's."""
+    """Returns the bytes that a worker may use: as set, else the memory of the GPU, else its share of 80 % of the machine's memory."""
     if cluster.memory_gb is not None:
         return int(cluster.memory_gb * 1e9)
     if device == "cuda":
@@ -161,7 +164,7 @@ def memory_of_worker(cluster: Cluster, device: str, workers: int) -> int:
 
 
 def device_name(device: str) -> str:
-    """Which processor or GPU this machine has; workers of one run are taken to be alike."""
+    """Returns the name of this machine's processor or GPU. The workers of a run are assumed to be alike."""
     if device != "cuda":
         return processor()
     import torch
@@ -170,6 +173,7 @@ def device_name(device: str) -> str:
 
 
 def processor() -> str:
+    """Returns the name of this machine's processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -1,4 +1,4 @@
-"""Which worker does which task, and what happens when workers die, are missing or come late. Knows no Ray."""
+"""Gives tasks to workers, also when workers die, are missing, or join late. Does not import Ray."""
 
 from __future__ import annotations
 
@@ -11,68 +11,68 @@ from typing import Any
 
 from workers.errors import SecateurError
 
-START_SECONDS = 60.0  # a worker may take to come up where there is room for it
+START_SECONDS = 60.0  # that a worker may take to start where there is room for it
 
 
 class WorkerDied(Exception):
-    """The worker ended, or cannot be reached, before its result was here. The message says why."""
+    """A worker ended or became unreachable before its result arrived. The message gives the reason."""
 
 
 class Actors(ABC):
-    """Workers in processes of their own. References are to results that will be there."""
+    """Workers in processes of their own. A reference stands for a result that may not have arrived."""
 
     @abstractmethod
     def start(self, index: int) -> tuple[Any, Any]:
-        """A new actor, which may wait for room, and the reference to its first answer."""
+        """Returns a new actor, which may have to wait for room, and the reference to its first answer."""
 
     @abstractmethod
     def ask(self, actor: Any, verb: str, task: Any) -> Any:
-        """Reference to the result of a task."""
+        """Starts a task and returns the reference to its result."""
 
     @abstractmethod
     def wait(self, references: list[Any], seconds: float | None) -> list[Any]:
-        """The first of ``references`` that is there or failed; none if that takes longer than ``seconds``."""
+        """Waits up to ``seconds`` and returns the first of ``references`` that arrived or failed, if any."""
 
     @abstractmethod
     def result(self, reference: Any) -> Any:
-        """Raises: WorkerDied, or what the task raised."""
+        """Returns the result of a reference. Raises: WorkerDied, or the error of the task."""
 
     @abstractmethod
     def end(self, actor: Any) -> None:
-        """End an actor, dead or alive."""
+        """Ends an actor, dead or alive."""
 
     @abstractmethod
     def room(self) -> int:
-        """For how many workers the cluster as it is now has room, were nothing else there."""
+        """Returns for how many workers the present nodes would have room if they were empty."""
 
     @abstractmethod
     def account(self) -> str:
-        """What a worker needs, and what there is."""
+        """Describes what a worker needs and what the cluster has."""
 
 
 @dataclass
 class Seat:
-    """The place of one worker, whose actors come and go."""
+    """The place of one worker. When its actor dies, another one takes it."""
 
     index: int
     actor: Any
-    answer: Any | None  # to the first question; None once it is here: the worker is up
+    answer: Any | None  # the reference to the first answer; None once it arrived: the worker is up
     failures: int = 0  # actors in a row that died before they were up
-    host: str = ""  # where it is, once it is up
+    host: str = ""  # of the worker, once it is up
 
 
 class Crew:
-    """``workers`` seats. Works with those that are up; a dead worker is asked for again at once, and works when there is room for it."""
+    """A number of seats for workers. Gives tasks to the workers that are up. Replaces a dead worker as soon as there is room."""
 
     def __init__(self, actors: Actors, workers: int, wait_seconds: float, retries: int, warn: Callable[[str], None]) -> None:
         self.actors, self.workers, self.wait_seconds, self.retries, self.warn = actors, workers, wait_seconds, retries, warn
         self.seats: list[Seat] = []
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
     def ready(self) -> None:
-        """Start the workers. Goes on with fewer where there is no room for all.
+        """Starts the workers, or fewer if there is no room for all.
 
-        Raises: SecateurError if no worker came up in time, or one died again and again.
+        Raises: SecateurError if no worker came up in time, or if one died repeatedly while it started.
         """
         if self.seats:
             return
@@ -82,21 +82,22 @@ class Crew:
             up, room = len(self.seats) - len(starting), self.actors.room()
             if 0 < room <= up or monotonic() - begun > (START_SECONDS if up else self._patience(room)):
                 break
-            self._hear(self.actors.wait([seat.answer for seat in starting], 1.0))
+            self._note_answers(self.actors.wait([seat.answer for seat in starting], 1.0))
         if len(starting) == len(self.seats):
-            raise self._nobody()
-        self._tell_missing()
+            raise self._no_worker()
+        self._warn_of_missing()
 
     def release(self) -> None:
-        """End the workers; ``ready`` starts new ones."""
+        """Ends the workers. ``ready`` starts new ones."""
         for seat in self.seats:
             self.actors.end(seat.actor)
         self.seats = []
 
     def map(self, verb: str, tasks: Sequence[Any], done: Callable[[int, Any], None], alone: bool = False) -> list[Any]:
-        """As ``Cluster.map``; if ``alone``, one task at a time on each host.
+        """See ``Cluster.map``. With ``alone``, each host runs one task at a time.
 
-        Raises: what a task raised; SecateurError if a task lost too many workers, or none is left."""
+        Raises: the error of a task; SecateurError if a task lost too many workers, or no worker remains.
+        """
         waiting = deque(range(len(tasks)))
         running: dict[Any, tuple[int, Seat]] = {}
         attempts = [0] * len(tasks)
@@ -119,25 +120,25 @@ class Crew:
                     waiting.appendleft(index)
                 else:
                     done(index, results[index])
-        self._tell_missing()
+        self._warn_of_missing()
         return [results[index] for index in range(len(tasks))]
 
     def _ended(self, running: list[Any]) -> list[Any]:
-        """Wait until a task has ended or a worker has come up; returns the tasks that have."""
+        """Waits until a task has ended or a worker has come up, and returns the tasks that ended."""
         begun = monotonic()
         starting = [seat.answer for seat in self.seats if seat.answer is not None]
-        while not (heard := self.actors.wait([*starting, *running], None if running else 1.0)):
+        while not (answers := self.actors.wait([*starting, *running], None if running else 1.0)):
             if monotonic() - begun > self._patience(self.actors.room()):
-                raise self._nobody()
-        self._hear(heard)
-        return [reference for reference in heard if reference in running]
+                raise self._no_worker()
+        self._note_answers(answers)
+        return [reference for reference in answers if reference in running]
 
     def _patience(self, room: int) -> float:
-        """Seconds without any worker before giving up: a node with room for one may join at the last moment."""
+        """Returns how long to wait without any worker, in seconds. A node with room may join at the last moment."""
         return self.wait_seconds + (START_SECONDS if room else 0)
 
-    def _hear(self, answers: list[Any]) -> None:
-        """Workers that are up now, or died before they were."""
+    def _note_answers(self, answers: list[Any]) -> None:
+        """Marks the workers that came up, and replaces those that died while they started."""
         for seat in self.seats:
             if seat.answer is None or seat.answer not in answers:
                 continue
@@ -147,7 +148,7 @@ class Crew:
                 seat.failures += 1
                 if seat.failures > self.retries:
                     raise SecateurError(f"cluster.workers: worker {seat.index} did not start ({death})") from death
-                self._refill(seat)
+                self._replace(seat)
             else:
                 seat.answer, seat.failures = None, 0
 
@@ -157,23 +158,23 @@ class Crew:
                 f"{verb}: a task lost {attempts} workers in a row ({death}); if memory ran out, lower cluster.memory_gb or "
                 "pruner.block_size, then run the same command again: finished work is kept"
             ) from death
-        self.warn(f"worker {seat.index} died during {verb}, and its task was given to another ({death})")
-        self._refill(seat)
+        self.warn(f"worker {seat.index} died during {verb} ({death}); another worker got its task")
+        self._replace(seat)
 
-    def _refill(self, seat: Seat) -> None:
-        self.actors.end(seat.actor)  # one that only cannot be reached would keep its device
+    def _replace(self, seat: Seat) -> None:
+        self.actors.end(seat.actor)  # an actor that is only unreachable would keep its device
         seat.actor, seat.answer = self.actors.start(seat.index)
 
-    def _tell_missing(self) -> None:
-        """Warn, once, of workers that are neither up nor on their way."""
+    def _warn_of_missing(self) -> None:
+        """Warns once of workers that are neither up nor starting."""
         up = sum(seat.answer is None for seat in self.seats)
         room = self.actors.room() if up < len(self.seats) else up
-        text = f"{up} of {len(self.seats)} workers were at work, since the cluster had room for {room}; others join when it has more"
-        if up < len(self.seats) and room < len(self.seats) and text not in self._told:
-            self._told.add(text)
+        text = f"{up} of {len(self.seats)} workers are up, since the cluster has room for {room}; the others start when it has more"
+        if up < len(self.seats) and room < len(self.seats) and text not in self._reported:
+            self._reported.add(text)
             self.warn(text)
 
-    def _nobody(self) -> SecateurError:
+    def _no_worker(self) -> SecateurError:
         return SecateurError(
             f"cluster.workers: no worker came up within {self.wait_seconds:g} seconds ({self.actors.account()}); add nodes, then run the "
             "same command again: finished work is kept"

@@ -1,4 +1,4 @@
-"""What a rank of a training gang does, and what ended it. Imports no Ray."""
+"""Runs one rank of a training gang, and finds the cause of its failure. Does not import Ray."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from workers.errors import SecateurError
 
 
 def train_rank(config: dict[str, Any]) -> None:
-    """One rank's part; the launcher has set RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
+    """Trains as one rank. The launcher has set RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
 
-    Relative paths in the settings of the data are relative to ``folder``, which the driver was started in.
+    Relative paths in the settings of the data are relative to ``folder``, in which the driver was started.
     """
     import torch
 
     from workers.training.loop import train
 
-    if os.path.isdir(config["folder"]):  # on this machine too: Ray Train starts its processes in a folder of their own
+    if os.path.isdir(config["folder"]):  # Ray Train starts its processes in another folder
         os.chdir(config["folder"])
     os.environ["SECATEUR_WORKER"] = f"rank {os.environ['RANK']}"
     torch.set_num_threads(threads_of_rank(config["threads"], int(os.environ["LOCAL_WORLD_SIZE"])))
@@ -26,12 +26,12 @@ def train_rank(config: dict[str, Any]) -> None:
 
 
 def cause(error: BaseException) -> BaseException:
-    """The failure of ours inside Ray Train's, if there is one."""
+    """Returns the project's own error inside Ray Train's ``error``, or ``error`` if there is none."""
     failures = getattr(error, "worker_failures", {})
     for inner in [*failures.values(), error.__cause__]:
         while inner is not None:
-            following = getattr(inner, "cause", None) or getattr(inner, "_cause", None) or inner.__cause__
+            next_cause = getattr(inner, "cause", None) or getattr(inner, "_cause", None) or inner.__cause__
             if isinstance(inner, SecateurError):
                 return inner
-            inner = following
+            inner = next_cause
     return error

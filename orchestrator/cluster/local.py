@@ -1,4 +1,4 @@
-"""Everything in this process: for debugging. Gangs of several ranks are processes of this machine."""
+"""Runs everything in this process, for debugging. A gang of several ranks runs in processes on this machine."""
 
 from __future__ import annotations
 
@@ -26,12 +26,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Local(Cluster):
-    """One worker, this process."""
+    """A cluster with one worker: this process."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._worker: Worker | None = None
-        require(self.workers in (None, 1), "cluster.workers", "1 (cluster=local works in this process)", self.workers, "use cluster=ray")
+        require(
+            self.workers in (None, 1), "cluster.workers", "1, since cluster=local runs in this process", self.workers, "use cluster=ray"
+        )
 
     def resources(self) -> Resources:
         device, _ = devices_here(self.device)

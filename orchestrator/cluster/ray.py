@@ -1,4 +1,4 @@
-"""Workers as Ray actors, gangs through Ray Train. The only file that knows Ray."""
+"""Runs workers as Ray actors and gangs with Ray Train. The only file that imports Ray."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.cluster.attach import knock, settle_authentication
 from orchestrator.cluster.base import Cluster, Device, Resources, Result, Task, cores_here, default_threads, devices_here, memory_of_worker
-from orchestrator.cluster.capacity import Amounts, room, together, words
+from orchestrator.cluster.capacity import Amounts, described, room, total_described
 from orchestrator.cluster.crew import Actors, Crew, WorkerDied
 from orchestrator.cluster.gang import cause, train_rank
 from workers.checks import require
@@ -27,13 +27,13 @@ CPU_WORKERS = 2
 
 @dataclass
 class Ray(Cluster):
-    """A Ray cluster: started on this machine, or attached to. Its nodes may come and go; those with room for a worker are used."""
+    """A Ray cluster, which is started on this machine or already runs. Nodes can join and leave; those with room for a worker are used."""
 
-    address: str | None  # None: start one here; "auto", "host:port" or "ray://host:port": attach
-    cpus_per_worker: float | None  # Ray's bookkeeping; None: as many as threads
-    resources_per_worker: dict[str, float] | None  # what else a worker, or a rank of a gang, asks of Ray; on cuda, a GPU is understood
-    wait_seconds: float  # for room for the workers, or for a gang
-    retries: int  # of a task whose worker died, of a worker that dies before it is up, and of a gang
+    address: str | None  # None: start a cluster here; "auto", "host:port" or "ray://host:port": attach to one
+    cpus_per_worker: float | None  # that a worker requests from Ray; None: as many as threads
+    resources_per_worker: dict[str, float] | None  # further requests of a worker or a rank; with cuda, a GPU is implied
+    wait_seconds: float  # how long to wait for room for the workers or for a gang
+    retries: int  # after a worker died during a task or while it started, and after a gang failed
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,17 +51,17 @@ class Ray(Cluster):
         self._counted: int | None = None
 
     def resources(self) -> Resources:
-        # What is asked for counts where the workers may be elsewhere; "auto" takes this machine for an example of the others.
-        device, found = ("cuda", 0) if self.device is Device.CUDA else devices_here(self.device)
+        # Workers may be on other machines, so device=cuda is taken as set; device=auto assumes that they are like this machine.
+        device, gpus = ("cuda", 0) if self.device is Device.CUDA else devices_here(self.device)
         threads, share = self.threads or default_threads(), self._more.get("GPU", 1.0)
         if self.workers is None and self.address is not None:
-            workers = self._count(self._asks(device, threads))
+            workers = self._count(self._request(device, threads))
         else:
-            workers = self.workers or int(found / share) or CPU_WORKERS
+            workers = self.workers or int(gpus / share) or CPU_WORKERS
         require(
-            device == "cpu" or self.memory_gb is not None or found > 0,
+            device == "cpu" or self.memory_gb is not None or gpus > 0,
             "cluster.memory_gb",
-            "the memory of one GPU, since it cannot be read here",
+            "the memory of one GPU in GB, since this machine has none to read it from",
             self.memory_gb,
         )
         memory_bytes = memory_of_worker(self, device, workers)
@@ -69,21 +69,24 @@ class Ray(Cluster):
             memory_bytes = int(share * memory_bytes)
         return Resources(workers, device, threads, memory_bytes)
 
-    def _asks(self, device: str, threads: int) -> Amounts:
-        """Ray resources of one worker."""
+    def _request(self, device: str, threads: int) -> Amounts:
+        """Returns the Ray resources that a worker requests."""
         cpus = self.cpus_per_worker if self.cpus_per_worker is not None else float(threads)
         return {"CPU": cpus} | ({"GPU": 1.0} if device == "cuda" else {}) | self._more
 
-    def _worker_asks(self) -> Amounts:
+    def _worker_request(self) -> Amounts:
         here = self.resources()
-        return self._asks(here.device, here.threads)
+        return self._request(here.device, here.threads)
 
-    def _rank_asks(self) -> Amounts:
-        """As a worker, but ranks cannot share a GPU."""
-        return self._worker_asks() | ({"GPU": 1.0} if self.resources().device == "cuda" else {})
+    def _rank_request(self) -> Amounts:
+        """Returns the Ray resources that a rank requests: those of a worker, but ranks cannot share a GPU."""
+        return self._worker_request() | ({"GPU": 1.0} if self.resources().device == "cuda" else {})
 
-    def _count(self, asks: Amounts) -> int:
-        """Workers that the running cluster has room for. It is asked once, and nothing but the number is kept. Raises: ConfigError."""
+    def _count(self, request: Amounts) -> int:
+        """Returns how many workers the running cluster has room for. Connects to it once.
+
+        Raises: ConfigError if it has room for none.
+        """
         import ray
 
         if self._counted is None:
@@ -92,22 +95,25 @@ class Ray(Cluster):
                 nodes = _nodes()
             finally:
                 ray.shutdown()
-            expected = f"a number, or a cluster with room for a worker ({words(asks)})"
-            require(room(nodes, asks) > 0, "cluster.workers", expected, None, f"the cluster has {together(nodes, asks)}")
-            self._counted = room(nodes, asks)
+            expected = f"a number, or a cluster with room for a worker ({described(request)})"
+            require(room(nodes, request) > 0, "cluster.workers", expected, None, f"the cluster has {total_described(nodes, request)}")
+            self._counted = room(nodes, request)
         return self._counted
 
     def start(self, ranks: int) -> None:
-        here, asks = self.resources(), self._worker_asks()
+        here, request = self.resources(), self._worker_request()
         self._join()
         self._joined = True
-        self._wait_for_room("cluster.workers", here.workers, asks)
-        self._wait_for_room("the ranks of training or recovery", ranks, self._rank_asks())
-        actors = RayActors(asks, here.device, here.threads)
+        self._wait_for_room("cluster.workers", here.workers, request)
+        self._wait_for_room("training.ranks or recovery.ranks", ranks, self._rank_request())
+        actors = RayActors(request, here.device, here.threads)
         self._crew = Crew(actors, here.workers, self.wait_seconds, self.retries, self.warnings.append)
 
     def _join(self) -> None:
-        """Start Ray here, or join a running cluster. Raises: ConfigError."""
+        """Starts Ray on this machine, or joins a running cluster.
+
+        Raises: ConfigError if no cluster answers.
+        """
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -128,13 +134,14 @@ class Ray(Cluster):
                 f"cluster.address: no Ray cluster answers at {self.address!r} ({reason}); start one with `ray start`"
             ) from error
 
-    def _wait_for_room(self, what: str, count: int, asks: Amounts) -> None:
+    def _wait_for_room(self, what: str, count: int, request: Amounts) -> None:
+        """Waits until the nodes have room for ``count`` requests. Raises: ConfigError if they do not in time."""
         limit = monotonic() + (self.wait_seconds if self.address else 0)
-        while (found := room(nodes := _nodes(), asks)) < count:
+        while (fitting := room(nodes := _nodes(), request)) < count:
             if monotonic() >= limit:
                 raise ConfigError(
-                    f"{what}: more than the cluster has ({words(asks, count)} needed, {together(nodes, asks)} there, room for {found} of "
-                    f"{count}); lower it, lower cluster.cpus_per_worker, or add nodes"
+                    f"{what}: expected at most {fitting}, for which the cluster has room, got {count} ({described(request, count)} needed, "
+                    f"{total_described(nodes, request)} available); lower it, lower cluster.cpus_per_worker, or add nodes"
                 )
             sleep(1)
 
@@ -168,16 +175,14 @@ class Ray(Cluster):
         self._train_together(train_rank, config, task.training.ranks, str(folder / "ray"))
         record = read_record(folder)
         if record is None:
-            raise SecateurError(
-                f"{folder}: the training gang ended without a result that this driver can see; is the store on a shared disk?"
-            )
+            raise SecateurError(f"{folder}: the training ended, but its result is not there; set output to a folder that all nodes share")
         shutil.rmtree(folder / "ray", ignore_errors=True)
         return record
 
     def _train_together(self, function: Callable[[dict[str, Any]], None], config: dict[str, Any], ranks: int, folder: str) -> None:
-        """Run ``function`` in ``ranks`` processes. Ray Train gives neighbouring ranks to the processes of a node.
+        """Runs ``function`` in ``ranks`` processes. Ray Train gives consecutive ranks to the processes of a node.
 
-        Raises: what a rank raised; SecateurError if the ranks found no place in time.
+        Raises: the error of a rank; SecateurError if the cluster had no room for the ranks in time.
         """
         from ray.train import RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
@@ -185,15 +190,15 @@ class Ray(Cluster):
         from ray.train.v2.api.exceptions import ControllerError
 
         assert self._crew is not None
-        self._crew.release()  # their devices are needed; a worker is a cache
-        asks, device = self._rank_asks(), self.resources().device
-        # Ray Train looks for a place several times, each time for so long.
+        self._crew.release()  # the gang needs their devices, and workers keep nothing but caches
+        request, device = self._rank_request(), self.resources().device
+        # Ray Train waits for room ``retries + 1`` times, each time this long.
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(self.wait_seconds / (self.retries + 1))
         trainer = TorchTrainer(
             function,
             train_loop_config=config,
             torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo"),
-            scaling_config=ScalingConfig(num_workers=ranks, use_gpu="GPU" in asks, resources_per_worker=asks),
+            scaling_config=ScalingConfig(num_workers=ranks, use_gpu="GPU" in request, resources_per_worker=request),
             run_config=RunConfig(
                 storage_path=folder,
                 failure_config=FailureConfig(max_failures=self.retries, controller_failure_limit=self.retries),
@@ -203,8 +208,8 @@ class Ray(Cluster):
             trainer.fit()
         except ControllerError as error:
             raise SecateurError(
-                f"recovery.ranks: {ranks} ranks did not start within {self.wait_seconds:g} seconds ({_account(asks)}; "
-                f"{str(error.controller_failure).split('. ')[0]}); add nodes or wait until these are free, then run the same command "
+                f"recovery.ranks: {ranks} ranks did not start within {self.wait_seconds:g} seconds ({_account(request)}; "
+                f"{str(error.controller_failure).split('. ')[0]}); add nodes, or wait until they are free, then run the same command "
                 "again: finished work is kept"
             ) from error
         except Exception as error:
@@ -212,23 +217,23 @@ class Ray(Cluster):
 
 
 class RayActors(Actors):
-    """``Worker`` objects that each ask Ray for ``asks``."""
+    """``Worker`` actors, each of which requests the Ray resources ``request``."""
 
-    def __init__(self, asks: Amounts, device: str, threads: int) -> None:
-        self.asks, self.device, self.threads = asks, device, threads
+    def __init__(self, request: Amounts, device: str, threads: int) -> None:
+        self.request, self.device, self.threads = request, device, threads
 
     def start(self, index: int) -> tuple[Any, Any]:
         import ray
 
         from workers.worker import Worker
 
-        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-        environment = dict.fromkeys(names, str(self.threads)) | {"SECATEUR_WORKER": f"worker {index}"}
-        named = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
+        thread_variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+        environment = dict.fromkeys(thread_variables, str(self.threads)) | {"SECATEUR_WORKER": f"worker {index}"}
+        option_names = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
         options: dict[str, Any] = {"num_cpus": 0, "num_gpus": 0} | {
-            named[kind]: self.asks[kind] for kind in named.keys() & self.asks.keys()
+            option_names[kind]: self.request[kind] for kind in option_names.keys() & self.request.keys()
         }
-        options["resources"] = {kind: amount for kind, amount in self.asks.items() if kind not in named}
+        options["resources"] = {kind: amount for kind, amount in self.request.items() if kind not in option_names}
         options |= {"runtime_env": {"env_vars": environment}, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
         actor: Any = ray.remote(Worker).options(**options).remote(self.device, self.threads)
         return actor, actor.describe.remote()
@@ -249,7 +254,7 @@ class RayActors(Actors):
             return ray.get(reference)
         except RayTaskError as error:
             raise (error.cause if isinstance(error.cause, SecateurError) else error.as_instanceof_cause()) from None
-        except (RayActorError, ObjectLostError) as error:  # the second: its node died with a result that was not yet here
+        except (RayActorError, ObjectLostError) as error:  # ObjectLostError: its node died before the result was copied here
             lines = [line.strip() for line in str(error).splitlines()]
             reasons = [line for line in lines if "cause" in line.lower() or "memory" in line.lower()]
             raise WorkerDied((reasons or lines or ["it died"])[0]) from error
@@ -260,22 +265,23 @@ class RayActors(Actors):
         ray.kill(actor)
 
     def room(self) -> int:
-        return room(_nodes(), self.asks)
+        return room(_nodes(), self.request)
 
     def account(self) -> str:
-        return _account(self.asks)
+        return _account(self.request)
 
 
 def _nodes() -> list[Amounts]:
-    """Ray resources of each living node, used or not."""
+    """Returns the Ray resources of each living node, used or free."""
     import ray
 
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _account(asks: Amounts) -> str:
+def _account(request: Amounts) -> str:
     import ray
 
     return (
-        f"each needs {words(asks)}; the cluster has {together(_nodes(), asks)}, of these free {together([ray.available_resources()], asks)}"
+        f"each needs {described(request)}; the cluster has {total_described(_nodes(), request)}, of which "
+        f"{total_described([ray.available_resources()], request)} is free"
     )
