@@ -79,3 +79,27 @@ def test_no_file_imports_in_a_circle_not_even_in_functions_or_for_types() -> Non
         pytest.fail(f"a circle of imports: {' -> '.join(reversed(error.args[1]))}")
     assert set(order) == set(modules())
     assert order.index("workers.messages") < order.index("workers.worker") < order.index("orchestrator.pipeline")
+
+
+def tree() -> str:
+    """The layout of the code as CONTRIBUTING.md draws it."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    return text.split("## How the code is organised", 1)[1].split("```text", 1)[1].split("```", 1)[0]
+
+
+def test_everything_that_the_tree_in_contributing_names_exists() -> None:
+    names = {
+        path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*") if "__pycache__" not in path.parts
+    }
+    known = {name.rpartition("/")[2] for name in names} | {"conf", "scripts", "tests", "docker", "docs", *PACKAGES}
+    drawn = re.findall(r"\b([\w/]+\.py|[\w]+(?=/(?:\s|,|:|$)))", tree())
+    assert drawn and not [name for name in drawn if name.rpartition("/")[2] not in known]
+
+
+@pytest.mark.parametrize("package", ["orchestrator", "workers"])
+def test_the_tree_in_contributing_names_every_folder_and_every_file_of_the_driver_and_of_the_workers(package: str) -> None:
+    words = set(re.findall(r"[\w]+", tree()))
+    children = [
+        path for path in (ROOT / package).iterdir() if path.stem != "__init__" and path.suffix in ("", ".py") and path.name != "__pycache__"
+    ]
+    assert not sorted(path.name for path in children if path.stem not in words)
