@@ -23,15 +23,17 @@ Tile = tuple[str, str, str]  # a number, what it is, and what to compare it with
 
 def page(report: Report) -> str:
     """The whole document."""
+    drawn = drawn_figures(report)
+    trainings = [(name, lines, f"training_{index}") for index, (name, lines) in enumerate(figures.curves(report).items())]
     return _render(
         "report.html",
-        drawn=drawn_figures(report),
+        drawn=drawn,
         report=report,
         verdict=verdict(report),
         sentences=sentences(report),
         tiles=tiles(report),
         tables=tables,
-        curves=figures.curves(report),
+        trainings=[(name, lines, place) for name, lines, place in trainings if place in drawn],
         read=Counter(task.verb for task in report.timeline if not task.computed),
         facts=_facts(report),
         experiment=yaml.safe_dump(report.experiment, sort_keys=False, allow_unicode=True),
@@ -78,30 +80,30 @@ def _plain(figure: go.Figure) -> dict[str, Any]:
 
 def tiles(report: Report) -> list[Tile]:
     """A few numbers to take away."""
-    found: list[Tile] = []
+    shown: list[Tile] = []
     if report.removes_units:
         goal, ((first, value), *others) = report.unit_goal, report.main_removals.items()
         asked = [f"{percent(goal.fraction)} asked"] if goal and goal.of == first else []
         beside = ", ".join(asked + [f"{percent(other)} of the {COSTS[key]}" for key, other in others])
-        found.append((percent(value), f"of the {COSTS[first]} removed", beside))
+        shown.append((percent(value), f"of the {COSTS[first]} removed", beside))
     if report.masks_weights:
         what = "remaining prunable weights masked" if report.removes_units and report.masks_last else "prunable weights masked"
         when = " before that" if not report.masks_last else ""
         beside = "" if report.weight_goal is None else f"{percent(report.weight_goal)} asked"
-        found.append((percent(report.sparsity), f"of the {what}{when}", beside))
+        shown.append((percent(report.sparsity), f"of the {what}{when}", beside))
     key, last = report.headline_metric, report.stages[-1] if report.stages else None
     if key is not None and last is not None:
         dense, name = report.metric("dense", key), model_name(report, last.name)
         beside = f"{percent(dense)} dense" if dense is not None and key != "agreement" else name
-        found.append((percent(last.metrics.get(key)), f"{ACCURACIES[key]}, {name}", beside))
+        shown.append((percent(last.metrics.get(key)), f"{ACCURACIES[key]}, {name}", beside))
     if report.removes_units and report.speeds and report.speedup:
         faster = report.speedup >= FASTER
         many, what = f"{report.speedup:.{1 if faster else 2}f} ×", "as many images per second" if faster else "the speed: not faster"
-        found.append((many, what, f"{report.speeds[0]:,.0f} images/s dense, {report.speeds[1]:,.0f} pruned"))
+        shown.append((many, what, f"{report.speeds[0]:,.0f} images/s dense, {report.speeds[1]:,.0f} pruned"))
     if report.sizes is not None:
-        found.append((size(report.sizes.file_bytes), "exported file", f"{size(report.sizes.dense_bytes)} dense"))
+        shown.append((size(report.sizes.file_bytes), "exported file", f"{size(report.sizes.dense_bytes)} dense"))
     beside = count(len(report.workers), "worker") if report.workers else "everything read from the store"
-    return [*found, (duration(sum(report.stage_seconds.values())), "in all stages", beside)]
+    return [*shown, (duration(sum(report.stage_seconds.values())), "in all stages", beside)]
 
 
 def _facts(report: Report) -> list[tuple[str, str]]:

@@ -12,8 +12,8 @@ import pytest
 from example_report import MISSING, example, layer
 from rich.console import Console
 
+from orchestrator.report import figures
 from orchestrator.report.console import summary_table
-from orchestrator.report.figures import figure
 from orchestrator.report.page import drawn_figures, figure_page
 from orchestrator.report.result import LossIncrease
 from orchestrator.report.words import sentences, verdict
@@ -176,6 +176,6 @@ def test_predicted_and_measured_seconds_are_drawn_where_both_exist():
 
 
 def test_the_page_with_one_figure_loads_nothing_either():
-    page = Page(figure_page(NASTY, figure(300, [go.Bar(x=[1], y=[2])]), [NASTY]))
+    page = Page(figure_page(NASTY, figures.figure(300, [go.Bar(x=[1], y=[2])]), [NASTY]))
     assert page.links == ["data:,"] and page.tags.count("script") == 3 and page.text.count(NASTY) == 3
     assert json.loads(page.scripts[0])["figure"]["data"] == [{"type": "bar", "x": [1], "y": [2]}]
