@@ -1,4 +1,4 @@
-"""``python -m orchestrator``: compose the configuration, check it, plan or run. Bad input is one line and exit status 2."""
+"""``python -m orchestrator`` composes the configuration, checks it, and plans or runs. Bad input is one line and exit status 2."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 @hydra.main(config_path=CONF, config_name="config", version_base="1.3")
 def conduct(composed: DictConfig) -> float | None:
-    """One run of a composed configuration; returns the final accuracy, for sweepers."""
+    """Runs a composed configuration and returns the final accuracy, for sweepers."""
     try:
         return carry_out(composed)
-    except SecateurError as error:  # worded here, since Hydra would add a line of its own
+    except SecateurError as error:  # printed here, since Hydra would add a line of its own
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
 
 
 def carry_out(composed: DictConfig) -> float | None:
-    """Plan or run, and print what a user wants to see."""
+    """Plans or runs, and prints the outcome."""
     from orchestrator.config import Mode, as_dict, check_request, load
 
     experiment = load(composed)
@@ -63,7 +63,7 @@ def carry_out(composed: DictConfig) -> float | None:
 
 
 def print_latency(experiment: Experiment, console: Console) -> None:
-    """Measure the table of latencies, and print what it says and where it is."""
+    """Measures the latency table, and prints it and its files."""
     from orchestrator.allocation.latency_table import TABLE
     from orchestrator.launch import measure_latency
     from orchestrator.report.staircases import latency_table, write_page
@@ -76,36 +76,36 @@ def print_latency(experiment: Experiment, console: Console) -> None:
 
 
 def command() -> str:
-    """What the user typed, to be repeated."""
+    """Returns the command line, so that it can be repeated."""
     return shlex.join(["python", "-m", "orchestrator", *sys.argv[1:]])
 
 
 def complaint(error: Exception) -> str:
-    """A composition error of Hydra as one line: what is unknown, and what was probably meant."""
+    """Returns a composition error of Hydra as one line: the unknown name, and similar ones."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         known = [str(option) for option in error.options or []]
-        return f"{group}={name}: there is no such {group or 'configuration'}{_meant(name, known)}"
+        return f"{group}={name}: there is no such {group or 'configuration'}{_suggestion(name, known)}"
     cause = error.__cause__
     key = getattr(cause, "full_key", None) or getattr(error, "full_key", None)
     if key and "not in struct" in str(getattr(cause or error, "msg", "")):
         parent = getattr(cause or error, "parent_node", None)
         known = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
-        return f"{key}: unknown setting{_meant(str(key).rpartition('.')[2], known)}"
+        return f"{key}: unknown setting{_suggestion(str(key).rpartition('.')[2], known)}"
     lines = [line for line in str(error).splitlines() if line and not line.startswith("See https://")]
     return "; ".join(lines[:2]) or type(error).__name__
 
 
-def _meant(name: str, known: list[str]) -> str:
-    near = get_close_matches(name, known, n=3, cutoff=0.5)
-    if near:
-        return f"; did you mean {' or '.join(near)}?"
-    return f"; known are {', '.join(sorted(known))}" if known else ""
+def _suggestion(name: str, known: list[str]) -> str:
+    similar = get_close_matches(name, known, n=3, cutoff=0.5)
+    if similar:
+        return f"; did you mean {' or '.join(similar)}?"
+    return f"; choose one of {', '.join(sorted(known))}" if known else ""
 
 
 def main() -> None:
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # hand errors over as they are; they are worded below
-    os.environ["SECATEUR_WORKER"] = "driver"  # its name in records; workers have names of their own
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises its errors; they are printed below
+    os.environ["SECATEUR_WORKER"] = "driver"  # the name of this process in records
     try:
         conduct()
     except (HydraException, OmegaConfBaseException) as error:

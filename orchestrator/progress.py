@@ -1,4 +1,4 @@
-"""What a run is doing: live bars on a terminal, one line per event elsewhere."""
+"""Shows the progress of a run: live bars on a terminal, lines of text elsewhere."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from rich.progress import Progress as RichProgress
 from rich.table import Column
 from rich.text import Text
 
-from orchestrator.quantities import duration
+from orchestrator.quantities import count, duration
 from orchestrator.tail import Tail
 
 POLL_SECONDS = 0.2
-LINE_SECONDS = 10.0  # without a terminal: a line after this long, or after a tenth of the stage but not more often than each second
+LINE_SECONDS = 10.0  # without a terminal: a line after this time, or after a tenth of the stage, but at most one per second
 LINE_FRACTION = 0.1
 
 
 class Stage:
-    """One row of the display. Entering it again under the same name continues it: totals add up.
+    """One row of the display, used as a context manager. Entering a stage again continues it: totals add up.
 
-    ``total`` is None while it is not known. An exception that passes through marks the stage as failed.
+    ``total`` is None while it is unknown. An exception marks the stage as failed and propagates.
     """
 
     def __init__(self, name: str, display: Display, clock: Callable[[], float]) -> None:
@@ -50,13 +50,13 @@ class Stage:
 
     @property
     def remaining_seconds(self) -> float | None:
-        """By the mean speed so far; None where it cannot be said."""
+        """The remaining time at the mean speed so far, or None if that is unknown."""
         if not self.total or not 0 < self.done < self.total:
             return None
         return self.seconds / self.done * (self.total - self.done)
 
     def expect(self, total: int | None) -> None:
-        """``total`` more steps are to come."""
+        """Adds ``total`` steps to the stage."""
         self.total = None if total is None else (self.total or 0) + total
 
     def __enter__(self) -> Self:
@@ -70,21 +70,21 @@ class Stage:
             self._display.ended(self, error)
 
     def advance(self, n: int = 1, note: str = "") -> None:
-        """``n`` more steps are done; ``note`` says what was last."""
+        """Marks ``n`` more steps as done. ``note`` describes the last one."""
         with self._lock:
             self.reach(self.done + n, self.total, note)
 
     def reach(self, done: int, total: int | None, note: str = "") -> None:
-        """``done`` steps of ``total`` are done."""
+        """Sets the number of steps that are done, and the total."""
         with self._lock:
             self.done, self.total, self.note = done, total, note
             self._display.moved(self)
 
     @contextmanager
     def follow(self, path: Path) -> Iterator[None]:
-        """Move with the lines of a training's progress file (``step``, ``steps``, ``epoch``, ``loss``, ..) as they are written.
+        """Follows the progress file of a training, whose lines hold ``step``, ``steps``, ``epoch``, ``loss`` and more.
 
-        The file need not exist yet. Everything written before the block ends has been read when it has ended.
+        The file need not exist yet. When the block has ended, all lines written before have been read.
         """
         tail, stop = Tail(path), threading.Event()
 
@@ -107,7 +107,7 @@ class Stage:
 
 
 def training_note(line: dict[str, Any]) -> str:
-    """A progress line in a few words."""
+    """Returns a summary of a progress line."""
     parts = (
         (f"{name} {line[name]:.4g}" if name == "loss" else f"{name} {line[name]}")
         for name in ("epoch", "loss")
@@ -121,7 +121,7 @@ class Progress:
     """The display of a run: ``with Progress() as progress: with progress.stage("collect", 12) as stage: stage.advance(1, "blocks.0")``."""
 
     def __init__(self, stream: TextIO | None = None, live: bool | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        """``live`` None: bars if ``stream`` (standard output) is a terminal, else lines."""
+        """Shows bars if ``live``, else lines. By default, bars if ``stream`` (standard output) is a terminal."""
         stream = stream or sys.stdout
         live = stream.isatty() if live is None else live
         self._display: Display = Bars(stream) if live else Lines(stream, clock)
@@ -136,7 +136,7 @@ class Progress:
         self._display.close()
 
     def stage(self, name: str, total: int | None) -> Stage:
-        """A stage of ``total`` steps, to be entered; the one of that name if there was one already."""
+        """Returns the stage called ``name``, with ``total`` more steps. Enter it as a context manager."""
         stage = self._stages.setdefault(name, Stage(name, self._display, self._clock))
         stage.expect(total)
         return stage
@@ -171,7 +171,7 @@ class Display(ABC):
 
 
 class Lines(Display):
-    """A line when a stage starts, now and then, and when it ends."""
+    """Prints a line when a stage starts, from time to time while it runs, and when it ends."""
 
     def __init__(self, stream: TextIO, clock: Callable[[], float]) -> None:
         self._stream = stream
@@ -187,7 +187,7 @@ class Lines(Display):
     def started(self, stage: Stage) -> None:
         self._last = (self._clock(), stage.done)
         if stage.done == 0:
-            self._print(f"{stage.name}: started" + (f", {stage.total} to do" if stage.total else ""))
+            self._print(f"{stage.name}: started" + (f", {count(stage.total, 'step')}" if stage.total else ""))
 
     def moved(self, stage: Stage) -> None:
         when, done = self._last
@@ -195,8 +195,8 @@ class Lines(Display):
         if stage.done == stage.total or not (waited >= LINE_SECONDS or (tenth and waited >= 1)):
             return
         self._last = (self._clock(), stage.done)
-        left = stage.remaining_seconds
-        parts = [_counted(stage), duration(stage.seconds), "" if left is None else f"about {duration(left)} left", stage.note]
+        remaining = stage.remaining_seconds
+        parts = [_counted(stage), duration(stage.seconds), "" if remaining is None else f"about {duration(remaining)} left", stage.note]
         self._print(f"{stage.name}: {_listed(parts)}")
 
     def ended(self, stage: Stage, error: BaseException | None) -> None:
@@ -220,17 +220,18 @@ def _listed(parts: list[str]) -> str:
     return ", ".join(part for part in parts if part)
 
 
-class Times(ProgressColumn):
-    """How long a stage has taken, and how long it may still take."""
+class TimeColumn(ProgressColumn):
+    """Shows the elapsed and the remaining time of a stage."""
 
     def render(self, task: Task) -> Text:
         stage: Stage = task.fields["stage"]
-        left = stage.remaining_seconds if stage.state == "running" else None
-        return Text(duration(stage.seconds), style="cyan") + Text("" if left is None else f", {duration(left)} left", style="dim")
+        remaining = stage.remaining_seconds if stage.state == "running" else None
+        left = "" if remaining is None else f", {duration(remaining)} left"
+        return Text(duration(stage.seconds), style="cyan") + Text(left, style="dim")
 
 
 class Bars(Display):
-    """A live row per stage: mark, name, bar, count, times, last note. Of many stages the last ``ROWS``, since a terminal cuts the rest."""
+    """Shows a live row for each of the last ``ROWS`` stages, since a terminal cuts off more: mark, name, bar, count, times, last note."""
 
     ROWS = 20
     MARKS: ClassVar = {"waiting": " ", "running": "›", "done": "[green]✓[/green]", "failed": "[red]✗[/red]"}
@@ -241,7 +242,7 @@ class Bars(Display):
             TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            Times(table_column=Column(no_wrap=True)),
+            TimeColumn(table_column=Column(no_wrap=True)),
             TextColumn("{task.fields[note]}", markup=False, style="dim", table_column=Column(no_wrap=True, overflow="ellipsis")),
             console=Console(file=stream, force_terminal=True),
             refresh_per_second=5,
@@ -257,12 +258,12 @@ class Bars(Display):
     def started(self, stage: Stage) -> None:
         if stage.name not in self._rows:
             if len(self._rows) >= self.ROWS:
-                self._rich.remove_task(self._rows.pop(self._oldest_at_rest()))
+                self._rich.remove_task(self._rows.pop(self._oldest_ended()))
             self._rows[stage.name] = self._rich.add_task(stage.name, mark="", note="", stage=stage, total=stage.total)
         self.moved(stage)
 
-    def _oldest_at_rest(self) -> str:
-        """A stage that has ended; it becomes a line above the bars."""
+    def _oldest_ended(self) -> str:
+        """Prints the oldest stage that has ended as a line above the bars, and returns its name."""
         stages = {task.fields["stage"].name: task.fields["stage"] for task in self._rich.tasks}
         name = next((name for name, stage in stages.items() if stage.state != "running"), next(iter(stages)))
         self._rich.console.print(Text(f"{name}: {_listed([stages[name].state, duration(stages[name].seconds)])}", style="dim"))
@@ -274,7 +275,7 @@ class Bars(Display):
 
     def ended(self, stage: Stage, error: BaseException | None) -> None:
         self.moved(stage)
-        if error is None and stage.total is None:  # a bar without a total would pulse on
+        if error is None and stage.total is None:  # a bar without a total would keep pulsing
             self._rich.update(self._rows[stage.name], total=stage.done)
 
     def say(self, text: str, warning: bool) -> None:

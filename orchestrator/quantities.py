@@ -1,4 +1,4 @@
-"""How quantities are written for people. None is always "not measured"."""
+"""Formats quantities for people. None is always "not measured"."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ def percent(fraction: float | None, digits: int = 1) -> str:
 
 
 def points(difference: float) -> str:
-    """A difference of two fractions, unsigned, in percentage points."""
+    """Formats the absolute difference of two fractions in percentage points."""
     size = f"{100 * abs(difference):.1f}"
     return f"{size} point" if size == "1.0" else f"{size} points"
 
 
 def number(value: float | None) -> str:
-    """Three significant digits; a thousands separator from 1,000 up; an exponent below 0.001."""
+    """Formats with three significant digits, a thousands separator from 1,000 up, and an exponent below 0.001."""
     if value is None:
         return NOT_MEASURED
     return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 
 def count(value: int, one: str, many: str = "") -> str:
-    """``count(1, "block")`` is "1 block", ``count(2000, "block")`` is "2,000 blocks"."""
+    """Returns "1 block" for ``count(1, "block")`` and "2,000 blocks" for ``count(2000, "block")``."""
     return f"{value:,} {one if value == 1 else many or one + 's'}"
 
 
 def size(value_bytes: int | None) -> str:
-    """Decimal units: 1 kB is 1000 bytes."""
+    """Formats bytes in decimal units: 1 kB is 1000 bytes."""
     if value_bytes is None:
         return NOT_MEASURED
     for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
@@ -46,7 +46,7 @@ def size(value_bytes: int | None) -> str:
 
 
 def macs(value: int | None) -> str:
-    """Multiply-adds: 1 GMACs is 10^9 of them."""
+    """Formats multiply-adds: 1 GMACs is 10^9 multiply-adds."""
     if value is None:
         return NOT_MEASURED
     for limit, unit in ((1e9, "GMACs"), (1e6, "MMACs"), (1e3, "kMACs")):
@@ -56,7 +56,7 @@ def macs(value: int | None) -> str:
 
 
 def listed(items: list[str]) -> str:
-    """``a, b and c``"""
+    """Joins items as in "a, b and c"."""
     return f"{', '.join(items[:-1])} and {items[-1]}" if len(items) > 1 else "".join(items)
 
 

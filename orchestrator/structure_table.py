@@ -1,4 +1,4 @@
-"""What could be taken out of a model whole, as people read it."""
+"""Prints the groups of units that can be removed from a model."""
 
 from __future__ import annotations
 
@@ -18,44 +18,47 @@ if TYPE_CHECKING:
 
 
 def structure_table(family: ModelFamily, input_shape: tuple[int, int, int]) -> rich.console.RenderableType:
-    """A line for each group. Needs no weights. Raises: ConfigError if the model's structure cannot be found."""
+    """Returns a table with a row for each group, and sentences about the rest. Needs no weights.
+
+    Raises: ConfigError if the structure of the model cannot be found.
+    """
     import torch
 
     with torch.device("meta"):
         model = family.build().eval()
-    found = find_structure(family, input_shape)
-    groups = found.groups
+    structure = find_structure(family, input_shape)
+    groups = structure.groups
     shapes = shapes_of(family)
     total = sum(shape.numel() for shape in shapes.values())
-    table = Table(title="Groups (a unit goes with all of its slices)", title_justify="left")
-    for column in ("group", "kind", "units", "weights of one", "of the model", "read by"):
-        numeric = column in ("units", "weights of one", "of the model")
+    table = Table(title="Groups of units that can be removed", title_justify="left")
+    for column in ("group", "kind", "units", "weights per unit", "of the model", "read by"):
+        numeric = column in ("units", "weights per unit", "of the model")
         table.add_column(column, justify="right" if numeric else "left", no_wrap=column == "group", overflow="fold")
     for group in groups:
         weights = unit_weights(group, shapes)
         share = percent(group.units * weights / total)
         table.add_row(group.name, group.kind.value, f"{group.units:,}", f"{weights:,}", share, _modules(group.consumed))
-    return rich.console.Group(table, *_sentences(family, model, groups), *left_out_sentences(found.left_out))
+    return rich.console.Group(table, *_sentences(family, model, groups), *left_out_sentences(structure.left_out))
 
 
 def left_out_sentences(reasons: Mapping[str, str]) -> list[str]:
-    """Groups that were seen and are not offered: a sentence for those whose output is another one, and one for each other reason."""
+    """Returns a sentence for each reason why groups are not offered. All groups whose removal changes the output share a reason."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in reasons.items():
         by_reason.setdefault(reason.partition(DIFFERS)[1] or reason, []).append(name)
-    found = []
+    sentences = []
     for reason, names in by_reason.items():
         if reason == DIFFERS:
             reason += f" by up to {max(float(reasons[name].rpartition(' ')[2]) for name in names):.2g} of its largest value"
-        found.append(
-            f"{count(len(names), 'group')} not offered, since the model without half of the units is not the one with these silenced "
+        sentences.append(
+            f"{count(len(names), 'group')} not offered, because removing half of the units is not equivalent to setting them to zero "
             f"({reason}): {', '.join(names)}"
         )
-    return found
+    return sentences
 
 
 def shapes_of(family: ModelFamily) -> dict[str, torch.Size]:
-    """Of all parameters, by name."""
+    """Returns the shapes of all parameters, by name."""
     import torch
 
     with torch.device("meta"):
@@ -63,25 +66,25 @@ def shapes_of(family: ModelFamily) -> dict[str, torch.Size]:
 
 
 def unit_weights(group: Group, shapes: dict) -> int:
-    """Weights that go with one unit."""
+    """Returns how many weights are removed with one unit."""
     parts = (*group.produced, *group.consumed)
     return sum(part.index_UK.shape[1] * (shapes[part.tensor].numel() // shapes[part.tensor][part.dim]) for part in parts)
 
 
 def _modules(parts: tuple) -> str:
-    """Names of modules, the first and how many more."""
+    """Returns the name of the first module, and how many more there are."""
     names = list(dict.fromkeys(part.tensor.rpartition(".")[0] for part in parts))
     return names[0] + (f" + {len(names) - 1}" if len(names) > 1 else "")
 
 
 def _sentences(family: ModelFamily, model: object, groups: list[Group]) -> list[str]:
     covered = {part.tensor.removesuffix(".weight") for group in groups for part in group.produced}
-    whole = [layer.name for layer in family.layers(model) if layer.name not in covered]  # type: ignore[arg-type]
-    found = [f"{count(len(groups), 'group')}, {count(sum(group.units for group in groups), 'unit')}."]
-    if whole:
-        more = f" and {len(whole) - 3} more" if len(whole) > 3 else ""
-        found.append(
-            f"No output of {', '.join(whole[:3])}{more} can be taken out: it is added to others, leaves the model, or meets a norm that "
-            "takes a mean over all of them."
+    kept = [layer.name for layer in family.layers(model) if layer.name not in covered]  # type: ignore[arg-type]
+    sentences = [f"{count(len(groups), 'group')}, {count(sum(group.units for group in groups), 'unit')}."]
+    if kept:
+        more = f" and {len(kept) - 3} more" if len(kept) > 3 else ""
+        sentences.append(
+            f"No output of {', '.join(kept[:3])}{more} can be removed: it is added to other outputs, is an output of the model, or is "
+            "normalised over all channels."
         )
-    return found
+    return sentences

@@ -1,4 +1,4 @@
-"""Reading a jsonl file that another process is writing."""
+"""Reads a jsonl file while another process writes it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 
 class Tail:
-    """Complete lines of a growing jsonl file, each as a dict, each once. A file that became shorter was begun anew."""
+    """Reads each complete line of a growing jsonl file once, as a dict. Starts over if the file became shorter."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._offset = 0
 
     def read(self) -> list[dict[str, Any]]:
-        """Lines completed since the last call; none while the file does not exist. What is not a JSON object is passed over."""
+        """Returns the lines completed since the last call, or none while the file does not exist. Skips lines that are not JSON objects."""
         try:
             with self.path.open("rb") as file:
                 if file.seek(0, 2) < self._offset:
@@ -31,7 +31,7 @@ class Tail:
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
-        found = json.loads(line)
+        entry = json.loads(line)
     except ValueError:
         return None
-    return found if isinstance(found, dict) else None
+    return entry if isinstance(entry, dict) else None

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: always to ``metrics.jsonl`` in its directory, and to Weights & Biases when asked."""
+"""Sends the numbers of a run to ``metrics.jsonl`` in its directory and, with ``tracking=wandb``, to Weights & Biases."""
 
 from __future__ import annotations
 
@@ -23,55 +23,55 @@ from workers.checks import require
 if TYPE_CHECKING:
     import wandb
 
-START_SECONDS = 30  # how long a W&B server may take to answer before the run goes on without it
+START_SECONDS = 30  # that a W&B server may take to answer before the run continues without it
 Warn = Callable[[str], Any]
 
 
 class Tracker(ABC):
-    """A tracked run. Nothing here raises because a remote service failed."""
+    """Tracks one run. Nothing here raises because a remote service failed."""
 
     @property
     @abstractmethod
     def where(self) -> str:
-        """Where its numbers can be seen: an address or a path."""
+        """Where to see the numbers: an address or a path."""
 
     @abstractmethod
     def log(self, stage: str, metrics: Mapping[str, Any]) -> None:
-        """Numbers of one stage; None means not measured."""
+        """Logs the numbers of one stage; None means not measured."""
 
     @abstractmethod
     def curve(self, name: str, lines: Sequence[Mapping[str, Any]]) -> None:
-        """Progress lines of a training, each with its ``step``."""
+        """Logs the progress lines of a training, each with its ``step``."""
 
     @abstractmethod
     def layers(self, layers: Sequence[LayerResult]) -> None:
-        """What was done to each layer."""
+        """Logs what was done to each layer."""
 
     @abstractmethod
     def finish(self, report: Report | None, artifacts: Sequence[Path], status: str) -> None:
-        """End the run. ``report`` is None if it failed before it had one; ``artifacts`` are files or directories; ``status`` is
+        """Ends the run. ``report`` is None if the run failed before it had one. ``artifacts`` are files or directories, and ``status`` is
         ``finished`` or ``failed``."""
 
 
 @dataclass
 class Tracking(ABC):
-    """A place for numbers. Its fields are its settings."""
+    """Settings of a place to which numbers are sent."""
 
     @abstractmethod
     def start(self, name: str, run_id: str, config: dict[str, Any], directory: Path, warn: Warn = warnings.warn) -> Tracker:
-        """Begin, or go on with, the run ``run_id``, which lives in ``directory``. ``warn`` takes one sentence about trouble."""
+        """Starts or continues the run ``run_id`` in ``directory``. ``warn`` gets a sentence about each problem."""
 
 
 @dataclass
 class Files(Tracking):
-    """``metrics.jsonl`` in the run's directory, nothing else."""
+    """Only ``metrics.jsonl`` in the run's directory."""
 
     def start(self, name: str, run_id: str, config: dict[str, Any], directory: Path, warn: Warn = warnings.warn) -> Tracker:
         return FileTracker(name, run_id, directory)
 
 
 class FileTracker(Tracker):
-    """Appends one JSON object a line: ``time`` (seconds since the epoch), ``stage``, ``metrics``. A rerun appends to what is there."""
+    """Appends one JSON object per line with ``time`` (seconds since the epoch), ``stage`` and ``metrics``. A rerun appends to the file."""
 
     def __init__(self, name: str, run_id: str, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -100,13 +100,13 @@ class FileTracker(Tracker):
         with self.path.open("ab+") as file:
             if file.tell() > 0:
                 file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":  # a killed run left half a line: keep ours apart from it
+                if file.read(1) != b"\n":  # a killed run wrote half a line: start a new one
                     text = "\n" + text
             file.write(text.encode())
 
 
 class Mode(Enum):
-    AUTO = "auto"  # online when W&B credentials are found, else offline
+    AUTO = "auto"  # online if there are W&B credentials, else offline
     ONLINE = "online"
     OFFLINE = "offline"
     DISABLED = "disabled"
@@ -114,7 +114,7 @@ class Mode(Enum):
 
 @dataclass
 class WandB(Tracking):
-    """Weights & Biases, beside ``metrics.jsonl``. Never asks anything; when it fails, the run goes on with one warning."""
+    """Weights & Biases, beside ``metrics.jsonl``. Never prompts. If it fails, the run continues with one warning."""
 
     project: str
     entity: str | None
@@ -138,21 +138,21 @@ class WandB(Tracking):
         for attempt in dict.fromkeys((mode, Mode.OFFLINE)):
             try:
                 return WandBTracker(_open_remote(attempt, self.upload_seconds, **settings, **identity), files, self.log_model, warn)
-            except Exception as error:  # whatever W&B does, the run must not end for it
+            except Exception as error:  # a failure of W&B must not end the run
                 warn(f"W&B could not be started ({attempt.value}): {_first_line(error)}")
         return files
 
     def _mode(self, warn: Warn) -> Mode:
-        """The mode to use here: online needs credentials, and asking for them would block an unattended run."""
+        """Returns the mode to use on this machine: online needs credentials, and a prompt for them would block an unattended run."""
         if self.mode in (Mode.OFFLINE, Mode.DISABLED) or has_credentials():
             return Mode.ONLINE if self.mode is Mode.AUTO else self.mode
         if self.mode is Mode.ONLINE:
-            warn("tracking.mode=online, but there are no W&B credentials (WANDB_API_KEY or netrc): tracking offline, `wandb sync` sends it")
+            warn("tracking.mode: online needs W&B credentials (WANDB_API_KEY or netrc), and there are none; tracking offline instead")
         return Mode.OFFLINE
 
 
 def has_credentials() -> bool:
-    """Whether W&B can log in by itself: a key in the environment, or one for its host in the netrc file."""
+    """Returns whether W&B can log in without a prompt: with a key in the environment, or one for its host in the netrc file."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
@@ -172,10 +172,10 @@ def _open_remote(mode: Mode, upload_seconds: float, **identity: Any) -> wandb.Ru
     quiet = wandb.Settings(silent=True, console="off", init_timeout=START_SECONDS, finish_timeout=upload_seconds)
     common: dict[str, Any] = {"reinit": "create_new", "settings": quiet, "allow_val_change": True} | identity
     try:
-        # Offline, W&B ignores resume and warns of it; there the equal id makes `wandb sync` join the parts.
+        # Offline, W&B ignores resume with a warning; `wandb sync` joins the parts by their equal id.
         return wandb.init(mode="online", resume="allow", **common) if mode is Mode.ONLINE else wandb.init(mode="offline", **common)
     except Exception:
-        wandb.teardown()  # its service holds on to the id of a run that did not start; a new one does not know it
+        wandb.teardown()  # its service keeps the id of a run that did not start; a new service does not
         raise
 
 
@@ -184,7 +184,7 @@ def _first_line(error: Exception) -> str:
 
 
 class WandBTracker(Tracker):
-    """Sends everything to W&B after it is safe in the files. The first failure is warned of and ends the sending."""
+    """Sends everything to W&B after it is in the files. The first failure gives a warning and ends the sending."""
 
     def __init__(self, remote: wandb.Run, files: FileTracker, log_model: bool, warn: Warn) -> None:
         self.remote: wandb.Run | None = remote
@@ -221,13 +221,13 @@ class WandBTracker(Tracker):
             return
         try:
             action(self.remote)
-        except Exception as error:  # whatever W&B does, the run must not end for it
+        except Exception as error:  # a failure of W&B must not end the run
             self.remote = None
-            self.warn(f"W&B failed and gets nothing more of this run ({_first_line(error)}); all numbers are in {self.files.path}")
+            self.warn(f"W&B failed ({_first_line(error)}), so it gets no more numbers of this run; all of them are in {self.files.path}")
 
 
 def _send_curve(remote: wandb.Run, name: str, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Every curve has its own x axis, so that trainings of different length do not share W&B's running step."""
+    """Gives every curve its own x axis, so that trainings of different lengths do not share W&B's global step."""
     remote.define_metric(f"{name}/step", hidden=True)
     remote.define_metric(f"{name}/*", step_metric=f"{name}/step")
     for line in lines:
@@ -255,34 +255,34 @@ def _send_layers(remote: wandb.Run, layers: Sequence[LayerResult]) -> None:
 
 
 def _summary(report: Report) -> dict[str, Any]:
-    """A report's key numbers, without those that were not measured."""
-    found = {"sparsity": report.sparsity, "model_weights": report.model_weights, "pruned_weights": report.pruned_weights}
-    found |= {f"loss_increase/{name}": value for name, value in as_json(report.loss_increase).items()}
-    found |= {f"size/{name}": value for name, value in as_json(report.sizes or {}).items()}
-    for which, counted in (("dense", report.dense_size), ("final", report.final_size)):
-        found |= {f"size/{which}_{name}": value for name, value in as_json(counted or {}).items()}
-    found |= dict(zip(("speed/dense_images_per_second", "speed/final_images_per_second"), report.speeds or (), strict=False))
-    found |= {f"seconds/{stage}": seconds for stage, seconds in report.stage_seconds.items()}
-    return {name: value for name, value in found.items() if value is not None}
+    """Returns the key numbers of a report, without those that were not measured."""
+    numbers = {"sparsity": report.sparsity, "model_weights": report.model_weights, "pruned_weights": report.pruned_weights}
+    numbers |= {f"loss_increase/{name}": value for name, value in as_json(report.loss_increase).items()}
+    numbers |= {f"size/{name}": value for name, value in as_json(report.sizes or {}).items()}
+    for which, model_size in (("dense", report.dense_size), ("final", report.final_size)):
+        numbers |= {f"size/{which}_{name}": value for name, value in as_json(model_size or {}).items()}
+    numbers |= dict(zip(("speed/dense_images_per_second", "speed/final_images_per_second"), report.speeds or (), strict=False))
+    numbers |= {f"seconds/{stage}": seconds for stage, seconds in report.stage_seconds.items()}
+    return {name: value for name, value in numbers.items() if value is not None}
 
 
 def _send_outcome(remote: wandb.Run, report: Report | None, artifacts: Sequence[Path], log_model: bool) -> None:
-    """The report's key numbers as summary; its files as one artifact, the model's as another."""
+    """Sends the report's key numbers as the summary, its files as one artifact, and the model's as another."""
     import wandb
 
     if report is not None:
         remote.summary.update(_summary(report))
-    of_report = [path for path in artifacts if path.name in REPORT_FILES]
-    of_model = [path for path in artifacts if path.name not in REPORT_FILES] if log_model else []
-    for kind, paths in (("report", of_report), ("model", of_model)):
+    report_files = [path for path in artifacts if path.name in REPORT_FILES]
+    model_files = [path for path in artifacts if path.name not in REPORT_FILES] if log_model else []
+    for kind, paths in (("report", report_files), ("model", model_files)):
         if not paths:
             continue
-        # A rerun writes the same model but another report: only the report needs W&B's own copy until it is sent.
-        keeping: Literal["mutable", "immutable"] = "mutable" if kind == "report" else "immutable"
+        # A rerun writes the same model but another report, so only the report needs a copy until it is sent.
+        policy: Literal["mutable", "immutable"] = "mutable" if kind == "report" else "immutable"
         artifact = wandb.Artifact(f"{remote.id}-{kind}", type=kind)
         for path in paths:
             if path.is_dir():
-                artifact.add_dir(str(path), name=path.name, policy=keeping)
+                artifact.add_dir(str(path), name=path.name, policy=policy)
             else:
-                artifact.add_file(str(path), policy=keeping)
+                artifact.add_file(str(path), policy=policy)
         remote.log_artifact(artifact)

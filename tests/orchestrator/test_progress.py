@@ -1,4 +1,4 @@
-"""The display of a run follows its stages, on a terminal and without one."""
+"""The display follows the stages of a run, on a terminal and without one."""
 
 import io
 import json
@@ -10,7 +10,7 @@ from orchestrator.tail import Tail
 
 
 class Clock:
-    """Seconds that pass only when told."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -29,37 +29,37 @@ def out() -> io.StringIO:
     return io.StringIO()
 
 
-def told(out: io.StringIO) -> list[str]:
+def lines_of(out: io.StringIO) -> list[str]:
     return out.getvalue().splitlines()
 
 
-def test_a_stage_is_told_when_it_starts_and_when_it_ends(out, clock):
+def test_a_stage_prints_a_line_when_it_starts_and_when_it_ends(out, clock):
     with Progress(out, live=False, clock=clock) as progress, progress.stage("collect", 2) as stage:
         stage.advance(1, "blocks.0")
         clock.now += 5
         stage.advance(1, "blocks.1")
-    assert told(out) == ["collect: started, 2 to do", "collect: done in 5.0 s, 2/2 (100 %), blocks.1"]
+    assert lines_of(out) == ["collect: started, 2 steps", "collect: done in 5.0 s, 2/2 (100 %), blocks.1"]
 
 
-def test_many_quick_steps_are_few_lines(out, clock):
+def test_many_quick_steps_print_few_lines(out, clock):
     with Progress(out, live=False, clock=clock) as progress, progress.stage("collect", 10_000) as stage:
         for _ in range(10_000):
             clock.now += 0.001
             stage.advance()
-    assert len(told(out)) <= 2 + 10
+    assert len(lines_of(out)) <= 2 + 10
 
 
-def test_slow_steps_are_told_after_ten_seconds_with_the_time_left(out, clock):
+def test_slow_steps_print_a_line_after_ten_seconds_with_the_remaining_time(out, clock):
     with Progress(out, live=False, clock=clock) as progress, progress.stage("solve", 1000) as stage:
         for _ in range(4):
             clock.now += 6
             stage.advance(1, "blocks.0")
     # 2 steps in 12 s: 998 more take 5988 s, an hour and 40 minutes
-    assert told(out)[1] == "solve: 2/1000 (0 %), 12 s, about 1 h 40 min left, blocks.0"
-    assert len(told(out)) == 4
+    assert lines_of(out)[1] == "solve: 2/1000 (0 %), 12 s, about 1 h 40 min left, blocks.0"
+    assert len(lines_of(out)) == 4
 
 
-def test_stages_follow_each_other_and_go_on_under_the_same_name(out, clock):
+def test_stages_follow_each_other_and_continue_under_the_same_name(out, clock):
     with Progress(out, live=False, clock=clock) as progress:
         with progress.stage("evaluate", 2) as stage:
             clock.now += 1
@@ -70,10 +70,10 @@ def test_stages_follow_each_other_and_go_on_under_the_same_name(out, clock):
         with progress.stage("evaluate", 1) as stage:
             clock.now += 2
             stage.advance(1)
-    assert told(out) == [
-        "evaluate: started, 2 to do",
+    assert lines_of(out) == [
+        "evaluate: started, 2 steps",
         "evaluate: done in 1.0 s, 2/2 (100 %), from the store",
-        "export: started, 1 to do",
+        "export: started, 1 step",
         "export: done in 0.00 s, 1/1 (100 %)",
         "evaluate: done in 3.0 s, 3/3 (100 %)",
     ]
@@ -86,17 +86,17 @@ def test_an_exception_marks_the_stage_as_failed_and_passes(out, clock, live):
         stage.advance()
         raise ValueError("no weights")
     assert stage.state == "failed"
-    assert ("✗" in out.getvalue()) if live else (told(out)[-1] == "solve: failed (ValueError) in 0.00 s, 1/4 (25 %)")
+    assert ("✗" in out.getvalue()) if live else (lines_of(out)[-1] == "solve: failed (ValueError) in 0.00 s, 1/4 (25 %)")
 
 
-def test_notes_and_warnings_are_lines_of_their_own(out):
+def test_notes_and_warnings_are_separate_lines(out):
     with Progress(out, live=False) as progress:
         progress.note("2 workers")
         progress.warn("a stored file was damaged")
-    assert told(out) == ["2 workers", "warning: a stored file was damaged"]
+    assert lines_of(out) == ["2 workers", "warning: a stored file was damaged"]
 
 
-def test_a_terminal_sees_every_stage_and_no_markup_is_read_from_notes(out):
+def test_a_terminal_shows_every_stage_and_markup_in_notes_is_text(out):
     with Progress(out, live=True) as progress:
         progress.warn("[bold]not bold[/bold]")
         with progress.stage("collect", 3) as stage:
@@ -107,7 +107,7 @@ def test_a_terminal_sees_every_stage_and_no_markup_is_read_from_notes(out):
     assert all(text in shown for text in ("[bold]not bold[/bold]", "collect", "recover", "✓", "blocks.0[red]", "3/3"))
 
 
-def test_of_many_stages_a_terminal_keeps_the_last_as_bars_and_the_others_as_lines(out, clock):
+def test_a_terminal_shows_the_last_stages_as_bars_and_the_others_as_lines(out, clock):
     with Progress(out, live=True, clock=clock) as progress:
         for index in range(50):
             with progress.stage(f"round {index}: solve", 1) as stage:
@@ -117,7 +117,7 @@ def test_of_many_stages_a_terminal_keeps_the_last_as_bars_and_the_others_as_line
     assert all(f"round {index}: solve: done" in out.getvalue() for index in range(30))
 
 
-def test_a_stream_that_is_no_terminal_gets_lines(out):
+def test_a_stream_that_is_not_a_terminal_gets_lines(out):
     with Progress(out) as progress, progress.stage("collect", 1) as stage:
         stage.advance()
     assert "\x1b" not in out.getvalue()
@@ -131,7 +131,7 @@ def line(step: int, steps: int = 40) -> str:
 
 
 @pytest.mark.parametrize("live", [False, True])
-def test_a_stage_follows_a_file_that_comes_later_and_ends_in_half_a_line(tmp_path, out, live):
+def test_a_stage_follows_a_file_that_is_created_later_and_ends_in_half_a_line(tmp_path, out, live):
     path = tmp_path / "progress.jsonl"
     with Progress(out, live=live) as progress, progress.stage("recover", None) as stage:
         with stage.follow(path):
@@ -153,7 +153,7 @@ def test_following_ends_when_the_training_fails(tmp_path, out):
     assert (stage.done, stage.state) == (3, "failed")
 
 
-def test_a_tail_gives_each_complete_line_once(tmp_path):
+def test_a_tail_reads_each_complete_line_once(tmp_path):
     path = tmp_path / "progress.jsonl"
     tail = Tail(path)
     assert tail.read() == []
@@ -163,26 +163,26 @@ def test_a_tail_gives_each_complete_line_once(tmp_path):
         for start in range(0, len(text), 37):  # lines arrive in pieces
             file.write(text[start : start + 37])
             file.flush()
-            seen += [found["step"] for found in tail.read()]
+            seen += [entry["step"] for entry in tail.read()]
     assert seen == list(range(1, 30))
     assert tail.read() == []
 
 
-def test_a_tail_starts_over_with_a_file_that_was_begun_anew(tmp_path):
+def test_a_tail_starts_over_with_a_file_that_became_shorter(tmp_path):
     path = tmp_path / "progress.jsonl"
     tail = Tail(path)
     path.write_text(line(1) + line(2), encoding="utf-8")
     assert len(tail.read()) == 2
     path.write_text(line(1), encoding="utf-8")
-    assert [found["step"] for found in tail.read()] == [1]
+    assert [entry["step"] for entry in tail.read()] == [1]
 
 
-def test_a_tail_passes_over_what_is_no_object(tmp_path):
+def test_a_tail_skips_lines_that_are_not_json_objects(tmp_path):
     path = tmp_path / "progress.jsonl"
     path.write_bytes(b"not json\n\n[1]\n\xff\xfe\n" + line(4).encode())
-    assert [found["step"] for found in Tail(path).read()] == [4]
+    assert [entry["step"] for entry in Tail(path).read()] == [4]
 
 
-def test_a_note_says_only_what_is_known():
+def test_a_note_contains_only_what_is_known():
     assert training_note({"step": 3}) == ""
     assert training_note({"epoch": 2, "loss": 0.123456}) == "epoch 2, loss 0.1235"

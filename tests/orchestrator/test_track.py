@@ -1,4 +1,4 @@
-"""The numbers of a run are always in metrics.jsonl, in W&B when asked, and W&B cannot harm the run."""
+"""The numbers of a run are always in metrics.jsonl, on request in W&B too, and a failure of W&B does not affect the run."""
 
 import hashlib
 import json
@@ -25,19 +25,19 @@ def lines(directory: Path) -> list[dict]:
 
 
 def wandb_settings(**changes) -> WandB:
-    given = {"project": "secateur", "entity": None, "mode": Mode.OFFLINE, "group": "sweep", "tags": ["test"], "log_model": True}
-    return WandB(**{**given, "upload_seconds": 2.0, **changes})
+    defaults = {"project": "secateur", "entity": None, "mode": Mode.OFFLINE, "group": "sweep", "tags": ["test"], "log_model": True}
+    return WandB(**{**defaults, "upload_seconds": 2.0, **changes})
 
 
 def recorded(directory: Path) -> list:
-    """The records of the only offline run below ``directory``. W&B's service writes a little behind ``finish``, until it is stopped."""
+    """The records of the only offline run below ``directory``. W&B's service may write after ``finish``, until it is stopped."""
     wandb.teardown()
     return offline_wandb.records(offline_wandb.the_file(directory))
 
 
 @pytest.fixture(autouse=True)
 def no_account(monkeypatch, tmp_path):
-    """No test may find, use or create anything of the person who runs it."""
+    """No test may find, use or create anything in the account of the person who runs it."""
     for name in ("WANDB_API_KEY", "WANDB_MODE", "NETRC", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -52,27 +52,27 @@ def artifacts(tmp_path) -> list[Path]:
     return [page, page.with_suffix(".json"), tmp_path / "model.safetensors"]
 
 
-def carry_out(run, artifacts: list[Path]) -> None:
+def log_everything(tracker, artifacts: list[Path]) -> None:
     report = example()
     for stage in report.stages:
-        run.log(stage.name, stage.metrics)
-    run.curve("recovery", report.curves["recovery"])
-    run.layers(report.layers)
-    run.finish(report, artifacts, "finished")
+        tracker.log(stage.name, stage.metrics)
+    tracker.curve("recovery", report.curves["recovery"])
+    tracker.layers(report.layers)
+    tracker.finish(report, artifacts, "finished")
 
 
 # -------------------------------------------------------------------------------------------------------------------- files
 
 
 def test_every_number_is_a_line_with_time_stage_and_metrics(tmp_path, artifacts):
-    run = Files().start("digits", "abc", CONFIG, tmp_path)
-    carry_out(run, artifacts)
-    found = lines(tmp_path)
-    assert all(set(line) == {"time", "stage", "metrics"} for line in found)
-    assert [line["stage"] for line in found] == ["start", "dense", "one_shot", "recovered", *["recovery"] * 40, "layers", "end"]
-    assert found[2]["metrics"] == example().stages[1].metrics
-    assert found[-2]["metrics"]["blocks.0.mlp.fc1"]["sparsity"] == 0.75
-    assert run.where == str(tmp_path / "metrics.jsonl")
+    tracker = Files().start("digits", "abc", CONFIG, tmp_path)
+    log_everything(tracker, artifacts)
+    entries = lines(tmp_path)
+    assert all(set(line) == {"time", "stage", "metrics"} for line in entries)
+    assert [line["stage"] for line in entries] == ["start", "dense", "one_shot", "recovered", *["recovery"] * 40, "layers", "end"]
+    assert entries[2]["metrics"] == example().stages[1].metrics
+    assert entries[-2]["metrics"]["blocks.0.mlp.fc1"]["sparsity"] == 0.75
+    assert tracker.where == str(tmp_path / "metrics.jsonl")
 
 
 def test_a_rerun_appends(tmp_path):
@@ -81,14 +81,14 @@ def test_a_rerun_appends(tmp_path):
     assert [line["metrics"]["top1"] for line in lines(tmp_path) if line["stage"] == "dense"] == [0.1, 0.2]
 
 
-def test_half_a_line_of_a_killed_run_spoils_no_other(tmp_path):
+def test_half_a_line_of_a_killed_run_does_not_affect_later_lines(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"time": 1, "stage": "de', encoding="utf-8")
     Files().start("digits", "abc", CONFIG, tmp_path).log("dense", {"top1": 0.5})
     whole = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[1:]
     assert [json.loads(line)["stage"] for line in whole] == ["start", "dense"]
 
 
-def test_numbers_json_lacks_are_written_as_words(tmp_path):
+def test_numbers_that_json_cannot_represent_are_written_as_text(tmp_path):
     Files().start("digits", "abc", CONFIG, tmp_path).log("dense", {"loss": float("nan"), "top1": None})
     assert lines(tmp_path)[-1]["metrics"] == {"loss": "nan", "top1": None}
 
@@ -98,26 +98,26 @@ def test_numbers_json_lacks_are_written_as_words(tmp_path):
 
 def test_an_offline_run_holds_config_metrics_curves_table_and_artifacts(tmp_path, artifacts):
     warnings: list[str] = []
-    run = wandb_settings().start("digits", "abc", CONFIG, tmp_path, warnings.append)
-    carry_out(run, artifacts)
+    tracker = wandb_settings().start("digits", "abc", CONFIG, tmp_path, warnings.append)
+    log_everything(tracker, artifacts)
     assert warnings == []
-    assert "wandb sync" in run.where
+    assert "wandb sync" in tracker.where
 
-    found = recorded(tmp_path)
-    identity = next(record.run for record in found if record.HasField("run"))
+    records = recorded(tmp_path)
+    identity = next(record.run for record in records if record.HasField("run"))
     assert (identity.run_id, identity.display_name, identity.project) == ("abc", "digits", "secateur")
     assert (identity.run_group, list(identity.tags)) == ("sweep", ["test"])
-    assert {key: value for key, value in offline_wandb.config(found).items() if key != "_wandb"} == CONFIG
+    assert {key: value for key, value in offline_wandb.config(records).items() if key != "_wandb"} == CONFIG
 
-    history = offline_wandb.history(found)
+    history = offline_wandb.history(records)
     for stage in example().stages:
         (row,) = [row for row in history if f"{stage.name}/top1" in row]
         assert {key: row[f"{stage.name}/{key}"] for key in stage.metrics} == stage.metrics
     curve = [(row["recovery_curve/step"], row["recovery_curve/loss"]) for row in history if "recovery_curve/step" in row]
     assert curve == [(line["step"], line["loss"]) for line in example().curves["recovery"]]
-    assert offline_wandb.metrics(found)["recovery_curve/*"] == "recovery_curve/step"
+    assert offline_wandb.metrics(records)["recovery_curve/*"] == "recovery_curve/step"
 
-    summary = offline_wandb.summary(found)
+    summary = offline_wandb.summary(records)
     assert summary["recovered/top1"] == 0.965
     assert (
         summary["sparsity"] == 0.75
@@ -130,12 +130,12 @@ def test_an_offline_run_holds_config_metrics_curves_table_and_artifacts(tmp_path
     assert [row[0] for row in read["data"]] == [layer.name for layer in example().layers]
     assert [row[read["columns"].index("sparsity")] for row in read["data"]] == [0.75] * 8
 
-    kept = offline_wandb.artifacts(found)
+    kept = offline_wandb.artifacts(records)
     assert [name for name, _, _ in kept["report"]] == ["report.html", "report.json"]
     ((name, path, size),) = kept["model"]
     assert (name, path, size) == ("model.safetensors", str(tmp_path / "model.safetensors"), 7)  # not copied
     assert digest(kept["report"][0][1]) == digest(artifacts[0])
-    assert [record.exit.exit_code for record in found if record.HasField("exit")] == [0]
+    assert [record.exit.exit_code for record in records if record.HasField("exit")] == [0]
     assert [line["stage"] for line in lines(tmp_path)][-1] == "end"
 
 
@@ -143,57 +143,57 @@ def digest(path: str | Path) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("counted", [True, False])
-def test_the_summary_says_how_large_and_how_fast_the_model_was_and_is(counted, tmp_path):
-    sizes = {} if counted else {"dense_size": None, "final_size": None}
+@pytest.mark.parametrize("has_sizes", [True, False])
+def test_the_summary_has_the_size_and_speed_of_the_model_before_and_after(has_sizes, tmp_path):
+    sizes = {} if has_sizes else {"dense_size": None, "final_size": None}
     wandb_settings().start("digits", "abc", CONFIG, tmp_path).finish(structured(**sizes), [], "finished")
     summary = offline_wandb.summary(recorded(tmp_path))
-    told = {key: value for key, value in summary.items() if key.startswith(("size/dense_", "size/final_", "speed/"))}
+    logged = {key: value for key, value in summary.items() if key.startswith(("size/dense_", "size/final_", "speed/"))}
     speed = {"speed/dense_images_per_second": 900.0, "speed/final_images_per_second": 1260.0}
     size = {"size/dense_parameters": DENSE.parameters, "size/dense_macs": DENSE.macs}
     size |= {"size/final_parameters": SMALL.parameters, "size/final_macs": SMALL.macs}
-    assert told == {"size/dense_bytes": 102_304} | speed | (size if counted else {})
+    assert logged == {"size/dense_bytes": 102_304} | speed | (size if has_sizes else {})
 
 
 def test_a_failed_run_without_report_ends_as_failed(tmp_path):
-    run = wandb_settings().start("digits", "abc", CONFIG, tmp_path)
-    run.finish(None, [], "failed")
-    found = recorded(tmp_path)
-    assert [record.exit.exit_code for record in found if record.HasField("exit")] == [1]
+    tracker = wandb_settings().start("digits", "abc", CONFIG, tmp_path)
+    tracker.finish(None, [], "failed")
+    records = recorded(tmp_path)
+    assert [record.exit.exit_code for record in records if record.HasField("exit")] == [1]
 
 
 def test_a_rerun_has_the_same_id(tmp_path):
     for attempt in ("first", "second"):
-        run = wandb_settings().start("digits", "run/1", CONFIG, tmp_path / attempt)
-        run.finish(None, [], "failed")
-    found = [recorded(tmp_path / attempt) for attempt in ("first", "second")]
-    ids = [next(record.run.run_id for record in records if record.HasField("run")) for records in found]
+        tracker = wandb_settings().start("digits", "run/1", CONFIG, tmp_path / attempt)
+        tracker.finish(None, [], "failed")
+    attempts = [recorded(tmp_path / attempt) for attempt in ("first", "second")]
+    ids = [next(record.run.run_id for record in records if record.HasField("run")) for records in attempts]
     assert ids == ["run-1", "run-1"]  # W&B allows no slash
 
 
-def test_the_model_stays_here_unless_asked(tmp_path, artifacts):
-    run = wandb_settings(log_model=False).start("digits", "abc", CONFIG, tmp_path)
-    carry_out(run, artifacts)
+def test_the_model_is_not_uploaded_unless_log_model_is_set(tmp_path, artifacts):
+    tracker = wandb_settings(log_model=False).start("digits", "abc", CONFIG, tmp_path)
+    log_everything(tracker, artifacts)
     assert set(offline_wandb.artifacts(recorded(tmp_path))) == {"run_table", "report"}
 
 
-def test_a_failing_wandb_is_warned_of_once_and_loses_nothing(tmp_path, artifacts, monkeypatch):
+def test_a_failure_of_wandb_gives_one_warning_and_loses_nothing(tmp_path, artifacts, monkeypatch):
     warnings: list[str] = []
-    run = wandb_settings().start("digits", "abc", CONFIG, tmp_path, warnings.append)
-    remote = run.remote
+    tracker = wandb_settings().start("digits", "abc", CONFIG, tmp_path, warnings.append)
+    remote = tracker.remote
 
     def broken(*_args, **_kwargs):
-        raise RuntimeError("the connection is gone\ndetails")
+        raise RuntimeError("the connection is lost\ndetails")
 
     monkeypatch.setattr(remote, "log", broken)
-    carry_out(run, artifacts)
+    log_everything(tracker, artifacts)
     monkeypatch.undo()
     remote.finish()
-    assert len(warnings) == 1 and "the connection is gone" in warnings[0] and "details" not in warnings[0]
+    assert len(warnings) == 1 and "the connection is lost" in warnings[0] and "details" not in warnings[0]
     assert [line["stage"] for line in lines(tmp_path)].count("recovery") == 40
 
 
-def test_a_server_that_cannot_be_reached_leaves_an_offline_run(tmp_path, monkeypatch):
+def test_a_server_that_cannot_be_reached_gives_an_offline_run(tmp_path, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -201,18 +201,18 @@ def test_a_server_that_cannot_be_reached_leaves_an_offline_run(tmp_path, monkeyp
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setattr(track, "START_SECONDS", 1)
     warnings: list[str] = []
-    run = wandb_settings(mode=Mode.AUTO).start("digits", "abc", CONFIG, tmp_path, warnings.append)
-    run.log("dense", {"top1": 0.5})
-    run.finish(None, [], "finished")
+    tracker = wandb_settings(mode=Mode.AUTO).start("digits", "abc", CONFIG, tmp_path, warnings.append)
+    tracker.log("dense", {"top1": 0.5})
+    tracker.finish(None, [], "finished")
     assert len(warnings) == 1 and "(online)" in warnings[0]
     assert {"top1": 0.5} in [line["metrics"] for line in lines(tmp_path)]
     assert any(row.get("dense/top1") == 0.5 for row in offline_wandb.history(recorded(tmp_path)))
 
 
-def test_online_without_an_account_is_offline_with_a_warning_and_asks_nothing(tmp_path):
+def test_online_without_an_account_is_offline_with_a_warning_and_no_prompt(tmp_path):
     warnings: list[str] = []
-    run = wandb_settings(mode=Mode.ONLINE).start("digits", "abc", CONFIG, tmp_path, warnings.append)
-    run.finish(None, [], "finished")
+    tracker = wandb_settings(mode=Mode.ONLINE).start("digits", "abc", CONFIG, tmp_path, warnings.append)
+    tracker.finish(None, [], "finished")
     assert len(warnings) == 1 and "WANDB_API_KEY" in warnings[0]
     assert offline_wandb.the_file(tmp_path).exists()
 
@@ -240,7 +240,7 @@ def test_credentials_are_a_key_or_a_netrc_entry_of_the_right_host(tmp_path, monk
     assert has_credentials()
 
 
-def test_a_broken_netrc_is_no_credential(tmp_path, monkeypatch):
+def test_a_broken_netrc_is_not_a_credential(tmp_path, monkeypatch):
     (tmp_path / "netrc").write_text("this is not a netrc file\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     assert not has_credentials()
