@@ -23,13 +23,13 @@ def summary_table(report: Report) -> rich.table.Table:
 
 
 def drawn(table: Table, title: str | None = None) -> rich.table.Table:
-    """Numbers to the right, the rest folded where the console is too narrow."""
+    """Numbers to the right; all but the names fold if the console is too narrow."""
     import rich.box
     import rich.table
 
     lines = rich.table.Table(title=title, title_justify="left", header_style="bold", box=rich.box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(table.head):
-        lines.add_column(column, justify="right" if index else "left", overflow="fold")
+        lines.add_column(column, justify="right" if index else "left", overflow="fold", no_wrap=not index)
     for row in table.rows:
         lines.add_row(*row)
     return lines

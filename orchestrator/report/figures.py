@@ -14,7 +14,7 @@ from plotly import graph_objects as go
 
 from orchestrator.quantities import COSTS, duration, percent
 from orchestrator.report.result import Report, RoundResult, TaskRun
-from orchestrator.report.terms import ACCURACIES, FRACTIONS, METRICS, measured_metrics, model_name
+from orchestrator.report.terms import ACCURACY_NAMES, FRACTIONS, METRICS, measured_metrics, model_name
 from orchestrator.stages import over_rounds
 
 INK, FAINT, GRID, PALE = "#1f2a37", "#667085", "#e6e8ec", "#c3cad5"
@@ -48,6 +48,7 @@ LOOK = go.layout.Template(
     layout={
         "margin": {"l": 16, "r": 16, "t": 16, "b": 16},
         "font": FONT,
+        "colorway": PALETTE,
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "hoverlabel": {"bgcolor": "white", "bordercolor": GRID, "font": FONT, "align": "left"},
@@ -139,7 +140,7 @@ def rounds(report: Report) -> go.Figure | None:
         420,
         [*traces, *_pruned_by_round(report)],
         xaxis=names | {"anchor": "y2", "showgrid": False, "range": [-0.3, len(report.rounds) + 0.9]},
-        yaxis={"title": ACCURACIES[key], "domain": [0.38, 1], "tickformat": ".1~%", "range": _span([y for _, _, y, _ in path])},
+        yaxis={"title": ACCURACY_NAMES[key], "domain": [0.38, 1], "tickformat": ".1~%", "range": _span([y for _, _, y, _ in path])},
         yaxis2={"title": "pruned", "domain": [0, 0.26], "range": [0, 1], "tickvals": [0, 0.5, 1], "tickformat": ".0%"},
     )
 

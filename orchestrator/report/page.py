@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 from orchestrator.quantities import COSTS, count, duration, number, percent, size
 from orchestrator.report import figures, layer_figures, tables
 from orchestrator.report.result import FASTER, Report
-from orchestrator.report.terms import ACCURACIES, model_name
+from orchestrator.report.terms import ACCURACY_NAMES, model_name
 from orchestrator.report.words import sentences, verdict
 
 Tile = tuple[str, str, str]  # a number, what it is, and what to compare it with
@@ -95,7 +95,7 @@ def tiles(report: Report) -> list[Tile]:
     if key is not None and last is not None:
         dense, name = report.metric("dense", key), model_name(report, last.name)
         beside = f"{percent(dense)} dense" if dense is not None and key != "agreement" else name
-        shown.append((percent(last.metrics.get(key)), f"{ACCURACIES[key]}, {name}", beside))
+        shown.append((percent(last.metrics.get(key)), f"{ACCURACY_NAMES[key]}, {name}", beside))
     if report.removes_units and report.speeds and report.speedup:
         faster = report.speedup >= FASTER
         many, what = f"{report.speedup:.{1 if faster else 2}f} ×", "as many images per second" if faster else "the speed: not faster"

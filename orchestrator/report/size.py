@@ -6,7 +6,7 @@ from statistics import mean
 
 from orchestrator.quantities import COSTS, count, listed, macs, milliseconds, percent, size
 from orchestrator.report.result import FASTER, GroupResult, LatencyResult, Report
-from orchestrator.report.terms import ACCURACIES, UNITS, timed_with
+from orchestrator.report.terms import ACCURACY_NAMES, UNITS, timed_with
 
 NAMED = 3  # at most so many groups are named in a sentence
 FAR = 0.75  # a gain of speed below this part of the gain of multiply-adds is far from it
@@ -173,7 +173,7 @@ def about_int8(report: Report) -> list[str]:
     before = report.stages[-1].metrics.get(key) if report.stages else None
     instead = "" if before is None else f" instead of {percent(before)}"
     return [
-        f"In 8 bits, {ACCURACIES[key]} is {percent(int8.metrics[key])}{instead}, the ONNX file takes {size(int8.bytes)} instead of "
+        f"In 8 bits, {ACCURACY_NAMES[key]} is {percent(int8.metrics[key])}{instead}, the ONNX file takes {size(int8.bytes)} instead of "
         f"{size(int8.float_bytes)} in 32 bits, and a forward pass takes {milliseconds(int8.ms)} ± {percent(int8.spread)} instead of "
         f"{milliseconds(int8.float_ms)} ({timed_with(int8.runtime, int8.batch_size, int8.threads, int8.device)})."
     ]

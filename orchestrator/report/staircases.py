@@ -60,13 +60,13 @@ def write_page(table: LatencyTable, setting: str, directory: Path) -> Path:
     """Write a page with the staircases; it loads nothing. Returns its path."""
     from plotly.subplots import make_subplots
 
-    from orchestrator.report.figures import LOOK
+    from orchestrator.report.figures import LOOK, safe
     from orchestrator.report.page import figure_page
 
     panels = shown(table)
     columns = min(3, len(panels)) or 1
     rows = max(1, -(-len(panels) // columns))
-    titles = [name_of(operation) + (f" ({count(layers, 'layer')})" if layers > 1 else "") for operation, layers in panels]
+    titles = [safe(name_of(operation)) + (f" ({count(layers, 'layer')})" if layers > 1 else "") for operation, layers in panels]
     figure = make_subplots(rows=rows, cols=columns, subplot_titles=titles)
     for index, (operation, _) in enumerate(panels):
         for trace in _staircases(operation):
@@ -75,7 +75,7 @@ def write_page(table: LatencyTable, setting: str, directory: Path) -> Path:
     figure.update_yaxes(rangemode="tozero", title_text="ms").update_xaxes(rangemode="tozero", title_text="units")
     figure.update_annotations(font_size=12)
     path = directory / PAGE
-    widths = "If an operation has two widths, each line holds the second one fixed; wider is slower."
+    widths = "If an operation has two widths, each line holds the second one fixed."
     path.write_text(figure_page(f"Latency ({setting})", figure, [*sentences(table), widths]), encoding="utf-8")
     return path
 

@@ -16,7 +16,7 @@ METRICS = {
     "images_per_second": "images/s",
 }
 FRACTIONS = ("top1", "top5", "knn", "map", "map50", "agreement")
-ACCURACIES = {"top1": "top-1 accuracy", "knn": "k-NN accuracy", "map": "mAP", "agreement": "agreement with the dense model"}
+ACCURACY_NAMES = {"top1": "top-1 accuracy", "knn": "k-NN accuracy", "map": "mAP", "agreement": "agreement with the dense model"}
 UNITS = {"channel": "channel", "neuron": "neuron", "head": "head", "stream": "stream channel"}
 RUNTIMES = {"eager": "torch", "compile": "torch.compile", "onnxruntime": "onnxruntime"}
 

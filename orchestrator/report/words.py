@@ -7,7 +7,7 @@ from itertools import groupby
 from orchestrator.quantities import COSTS, count, listed, number, percent, points
 from orchestrator.report.result import Report, standard_error
 from orchestrator.report.size import about_int8, about_latency, about_size_and_speed, about_units, removed_words, speed_words
-from orchestrator.report.terms import ACCURACIES, METRICS, measured_metrics, model_name
+from orchestrator.report.terms import ACCURACY_NAMES, METRICS, measured_metrics, model_name
 
 FACTOR = 3  # a prediction of the loss that is off by more is no forecast
 
@@ -59,10 +59,10 @@ def _accuracy_words(report: Report) -> str:
     told = {stage.name: stage.metrics.get(key) for stage in report.stages if key != "agreement" or stage.name != "dense"}
     told = {name: value for name, value in told.items() if value is not None}
     if not told.keys() - {"dense"}:
-        return f"{ACCURACIES[key]} of the pruned model was not measured"
+        return f"{ACCURACY_NAMES[key]} of the pruned model was not measured"
     earlier = any(part.after_recovery for part in report.rounds)
     without = "" if "recovered" in told else " (no recovery in the last round)" if earlier else " (no recovery)"
-    return f"{ACCURACIES[key]} {', '.join(f'{percent(value)} {model_name(report, name)}' for name, value in told.items())}{without}"
+    return f"{ACCURACY_NAMES[key]} {', '.join(f'{percent(value)} {model_name(report, name)}' for name, value in told.items())}{without}"
 
 
 def _about_zeros(report: Report) -> list[str]:
@@ -108,7 +108,7 @@ def _about_accuracy(report: Report) -> list[str]:
     for stage in report.stages:
         after = stage.metrics.get(key)
         if key != "agreement" and stage.name != "dense" and before is not None and after is not None:
-            what = f"The {model_name(report, stage.name)} model's {ACCURACIES[key]}"
+            what = f"The {model_name(report, stage.name)} model's {ACCURACY_NAMES[key]}"
             told.append(_compared(what, before, after, stage.metrics.get("test_samples")))
     if report.stage("recovered") is None:
         when = "the last pruning" if report.rounds else "pruning"
