@@ -7,9 +7,7 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 import torch
-from test_end_to_end import arguments, directory, run
-from test_gradual_runs import report_of
-from test_structured_runs import stored
+from run_cases import arguments, directory, report_of, run, stored
 
 from orchestrator.config import experiment_of
 from orchestrator.launch import plan_experiment
@@ -70,8 +68,8 @@ def test_what_was_predicted_is_the_sum_of_the_table_and_within_the_budget(halved
         """As measured, or as at the end of the plateau: the next size that was."""
         return next(found for more in range(128) if (found := ms.get(operation.at([units + more for units in left]).text)) is not None)
 
-    alone_ms = next(found["ms"] for path in stored(halved, "time") if "ms" in (found := numbers(path)) and "operation" not in found)
-    assert said["scale"] == pytest.approx(alone_ms / total(None))
+    (alone,) = stored(halved, "time_model")
+    assert said["scale"] == pytest.approx(numbers(alone)["ms"] / total(None))
     assert said["predicted_ms"] / said["dense_ms"] == pytest.approx(total(kept) / total(None))
     assert said["predicted_ms"] <= said["budget_ms"] == pytest.approx(0.8 * said["dense_ms"])
     assert len(rows) == said["measured_sizes"] < said["table_sizes"]
@@ -79,7 +77,7 @@ def test_what_was_predicted_is_the_sum_of_the_table_and_within_the_budget(halved
 
 
 def test_the_report_tells_the_measured_time_not_the_predicted(halved: Path) -> None:
-    said, (timed,) = report_of(halved), [found for path in stored(halved, "time") if "ratio" in (found := numbers(path))]
+    said, (timed,) = report_of(halved), [numbers(path) for path in stored(halved, "compare_time")]
     assert said["latency"]["dense_ms"] == timed["beside_ms"] and said["latency"]["corrections"] == 0
     assert said["latency"]["measured_ms"] == pytest.approx(timed["ratio"] * timed["beside_ms"])
     assert any("budget" in sentence and "forward pass" in sentence for sentence in said["sentences"])
@@ -99,7 +97,7 @@ def test_the_model_is_smaller_and_computes(halved: Path) -> None:
 
 
 def timed_operations(folder: Path) -> int:
-    return sum("operation" in numbers(path) for path in stored(folder, "time"))
+    return len(list(stored(folder, "time_operation")))
 
 
 def test_another_budget_measures_no_operation_again(halved: Path, tmp_path: Path) -> None:
