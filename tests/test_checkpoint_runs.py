@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import torch
+from run_cases import arguments, model_bytes, report_of, run
 from safetensors.torch import load_file
-from test_end_to_end import arguments, model_bytes, run
-from test_gradual_runs import report_of
 from tiny import tiny_overrides
 from warm import orchestrate
 
@@ -22,7 +21,7 @@ def test_a_wrapped_checkpoint_gives_the_same_model_and_says_what_was_left_out(tm
     torch.save({"state_dict": {f"model.{name}": tensor for name, tensor in state.items()} | {"loss_fn.weight": torch.ones(10)}}, wrapped)
     said = run(tmp_path / "wrapped", "pruner=magnitude", f"model.checkpoint={wrapped}")
     assert model_bytes(tmp_path / "wrapped") == model_bytes(tmp_path / "plain")
-    words = "state_dict: model.* was taken from"
+    words = "loaded state_dict: model.* from"
     assert words in said and any(
         words in warning and "left out: loss_fn.* (1)" in warning for warning in report_of(tmp_path / "wrapped")["warnings"]
     )

@@ -1,11 +1,11 @@
-"""The script that holds accuracy against measured time: who is on the front, and real models on a line each."""
+"""The script that compares accuracy and measured time: the Pareto front, and real models with a line each."""
 
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from test_end_to_end import directory, run
+from run_cases import directory, run
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -13,13 +13,13 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from compare_latency import Model, accuracy, front, lines_of, table  # noqa: E402
 
 
-def test_on_the_front_is_what_nothing_else_beats() -> None:
+def test_a_point_that_no_other_beats_is_on_the_front() -> None:
     points = [(1.0, 0.5), (2.0, 0.9), (3.0, 0.8), (1.0, 0.4)]
     assert front(points) == [True, True, False, False]
 
 
-def test_seeds_are_one_line_with_their_mean_and_spread() -> None:
-    """Of two seeds of one method and one of another, which is slower and worse, and was not recovered."""
+def test_seeds_share_a_line_with_their_mean_and_spread() -> None:
+    """Two seeds of one method, and one of another method that is slower and less accurate and was not recovered."""
     models = [
         Model(Path(), "a", "50%", 0.5, 0.8, 0.9),
         Model(Path(), "b", "50%", 0.4, 0.7, None),
@@ -31,8 +31,8 @@ def test_seeds_are_one_line_with_their_mean_and_spread() -> None:
 
 
 @pytest.mark.slow
-def test_models_of_runs_are_timed_and_told_with_their_accuracy(tmp_path: Path) -> None:
-    """One that a run left, and one that another script did."""
+def test_models_of_runs_are_timed_and_listed_with_their_accuracy(tmp_path: Path) -> None:
+    """One model of a run, and one of another script."""
     run(tmp_path, "pruner=taylor", "pruner.target.removed=0.5")
     other = tmp_path / "other"
     other.mkdir()
@@ -48,13 +48,13 @@ def test_models_of_runs_are_timed_and_told_with_their_accuracy(tmp_path: Path) -
         "16",
         "16",
     ]
-    shown = subprocess.run([*command, "--page", str(tmp_path / "page.html")], capture_output=True, text=True, check=True).stdout
-    (ours,) = [line for line in shown.splitlines() if line.startswith("| UnitTaylor by macs, ranking | 50% of macs |")]
-    (theirs,) = [line for line in shown.splitlines() if line.startswith("| theirs | 50% of macs | 50.0 |")]
+    output = subprocess.run([*command, "--page", str(tmp_path / "page.html")], capture_output=True, text=True, check=True).stdout
+    (ours,) = [line for line in output.splitlines() if line.startswith("| UnitTaylor by macs, ranking | 50% of macs |")]
+    (theirs,) = [line for line in output.splitlines() if line.startswith("| theirs | 50% of macs | 50.0 |")]
     assert float(ours.split("|")[4]) > 0 and theirs.split("|")[5].strip(" *") == "25.0" and (tmp_path / "page.html").exists()
 
 
-def test_a_few_photos_are_judged_by_agreement_and_not_by_their_labels() -> None:
+def test_few_photos_are_compared_by_agreement_and_not_by_their_labels() -> None:
     stages = [{"name": "dense", "metrics": {"top1": 0.9, "agreement": 1.0, "test_samples": 20}}]
     stages.append({"name": "one_shot", "metrics": {"top1": 0.85, "agreement": 0.95, "test_samples": 20}})
     assert accuracy({"stages": stages}, "one_shot") == 0.95 and accuracy({"stages": stages}, "recovered") is None

@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from run_cases import directory, report_of, run
 from sklearn.datasets import load_digits
-from test_end_to_end import directory, run
-from test_gradual_runs import report_of
 
 from orchestrator.config import experiment_of
 from orchestrator.launch import plan_experiment

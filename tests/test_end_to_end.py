@@ -1,10 +1,7 @@
 """The whole program from the command line: equal bytes however it is carried out, and no finished work repeated."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -12,9 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from run_cases import ON_RAY, computed, directory, kill_at, model_bytes, run, start
 from safetensors.torch import load_file, save_file
 from tiny import tiny_overrides
-from warm import orchestrate
 
 from orchestrator.config import experiment_of
 from orchestrator.launch import plan_experiment
@@ -23,61 +20,6 @@ from workers.export import load_pruned, load_state
 
 STAGES = ("evaluate dense", "collect", "score", "allocate", "solve", "join", "compare", "evaluate one-shot")
 SLOW = ("evaluate dense", "allocate", "join", "compare", "evaluate one-shot")  # to be killed at: as the others, in `make test-all`
-ON_RAY = ("cluster=ray", "cluster.cpus_per_worker=0.5")
-
-
-def arguments(folder: Path, *overrides: str) -> list[str]:
-    """Of a run of the tiny model in ``folder``; what ``overrides`` set replaces what it would have."""
-    flags, settings = [o for o in overrides if o.startswith("--")], [o for o in overrides if not o.startswith("--")]
-    kept = [o for o in tiny_overrides(folder) if not any(s.startswith(o.partition("=")[0] + "=") for s in settings)]
-    if any(s.startswith("pruner=") and s != "pruner=cap" for s in settings):
-        kept = [o for o in kept if not o.startswith("pruner.block_size=")]
-    if any(s.startswith("pruner.target.removed=") for s in settings):
-        kept = [o for o in kept if not o.startswith("pruner.target.sparsity=")]
-    if any(s.startswith("model=") for s in settings):
-        kept = [o for o in kept if not o.startswith("model.")]
-    return [*flags, *kept, *settings]
-
-
-def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "orchestrator", *arguments(folder, *overrides)]
-    return subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-
-def run(folder: Path, *overrides: str) -> str:
-    folder.mkdir(exist_ok=True)
-    ended = orchestrate(*arguments(folder, *overrides), cwd=folder)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return ended.stdout + ended.stderr
-
-
-def kill_at(stage: str, folder: Path, *overrides: str) -> None:
-    """Start a run and kill its driver as soon as it says that ``stage`` has started."""
-    process = start(folder, *overrides)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith(f"{stage}: started"):
-            process.send_signal(signal.SIGKILL)
-            break
-    else:
-        pytest.fail(f"{stage} never started")
-    process.wait()
-
-
-def directory(folder: Path) -> Path:
-    (found,) = (path for path in (folder / "runs").iterdir() if path.name.startswith("tiny-"))
-    return found
-
-
-def model_bytes(folder: Path) -> bytes:
-    return (directory(folder) / "model.safetensors").read_bytes()
-
-
-def computed(folder: Path) -> Counter[str]:
-    """How often each result was computed, over all starts of a run."""
-    lines = [json.loads(line) for line in (directory(folder) / "tasks.jsonl").read_text().splitlines()]
-    return Counter(line["fingerprint"] for line in lines if line["computed"])
 
 
 @pytest.fixture(scope="module")

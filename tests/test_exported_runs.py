@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_end_to_end import directory, model_bytes, run, start
-from test_gradual_runs import report_of
-from test_structured_runs import SHAPE, macs, stored
+from run_cases import SHAPE, directory, macs, model_bytes, report_of, run, start, stored
 
 from workers.export import load_family, load_masks, load_pruned, load_state
 from workers.files import read_tensors

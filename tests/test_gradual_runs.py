@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_end_to_end import computed, directory, kill_at, model_bytes, run
+from run_cases import computed, directory, kill_at, model_bytes, report_of, run
 
 from workers.export import load_state
 
@@ -19,10 +19,6 @@ def gradual(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("gradual")
     run(folder, *TWO_ROUNDS)
     return folder
-
-
-def report_of(folder: Path) -> dict:
-    return json.loads((directory(folder) / "report.json").read_text())
 
 
 def models(folder: Path, verb: str) -> list[dict[str, torch.Tensor]]:

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 import pytest
-from test_end_to_end import directory, run
-from test_gradual_runs import report_of
+from run_cases import directory, report_of, run
 
 
 def test_a_run_leaves_a_model_in_8_bits_and_tells_its_accuracy_size_and_time(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from run_cases import directory, run
 from safetensors.torch import load_file, save_file
-from test_end_to_end import directory, run
 from warm import orchestrate
 
 from orchestrator.config import experiment_of

@@ -1,15 +1,12 @@
 """Runs that take units out, from the command line: what they leave computes what it should, is smaller, and does not depend on how."""
 
-import copy
 import json
 from pathlib import Path
 
 import pytest
 import torch
-from test_end_to_end import computed, directory, kill_at, model_bytes, run, start
-from test_gradual_runs import report_of
+from run_cases import SHAPE, computed, directory, kill_at, macs, model_bytes, report_of, run, start, stored
 from tiny import TINY_MODEL, tiny_overrides
-from torch.utils.flop_counter import FlopCounterMode
 
 from workers.export import load_family, load_pruned
 from workers.files import read_tensors
@@ -17,20 +14,7 @@ from workers.models.memory_costs import written
 from workers.models.structures.find import find_groups
 from workers.models.structures.groups import mask_
 
-SHAPE = (1, 16, 16)
 SOSP = ("pruner=sosp_h", "pruner.target.removed=0.5", "pruner.target.of=macs")
-
-
-def stored(folder: Path, verb: str) -> list[Path]:
-    """Directories of the results of a verb, oldest first."""
-    return sorted((path.parent for path in (folder / "runs" / "store" / verb).rglob("record.json")), key=lambda path: path.stat().st_mtime)
-
-
-def macs(model: torch.nn.Module) -> int:
-    """By torch's counter, on the meta device: on the CPU it does not see attention."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        copy.deepcopy(model).to("meta")(torch.zeros(1, *SHAPE, device="meta"))
-    return counter.get_total_flops() // 2
 
 
 @pytest.fixture(scope="module")

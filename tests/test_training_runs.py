@@ -8,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "orchestrator"))
 import offline_wandb
-from test_end_to_end import ON_RAY, computed, directory, kill_at, model_bytes, run
+from run_cases import ON_RAY, computed, directory, kill_at, model_bytes, run
 
 from workers.export import load_state
 

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from test_identity import changed
+from identity_cases import changed
 from tiny import tiny_overrides
 
 from orchestrator import pipeline
@@ -217,5 +217,5 @@ def test_a_choice_by_a_table_is_called_by_the_widths_in_it(tmp_path: Path) -> No
         times = SimpleNamespace(dense_ms=1.0, table=SimpleNamespace(model_ms=1.0, measured=("at 4", "at 64")))
         run = SimpleNamespace(experiment=experiment, steps_left=1, store=Store(tmp_path), find=find)
         with pytest.raises(StopIteration):
-            choose_units(run, None, "ranking", times)  # type: ignore[arg-type]
+            choose_units(run, experiment.pruner, None, "ranking", times)  # type: ignore[arg-type]
     assert len(set(named)) == 2

@@ -1,13 +1,12 @@
 """Every setting that changes a result changes the fingerprint of the run: each is changed once, and exceptions are listed."""
 
 from collections.abc import Iterator
-from copy import copy
 from dataclasses import fields, is_dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import pytest
+from identity_cases import changed
 
 from orchestrator.config import Experiment, experiment_of
 from orchestrator.identity.fingerprints import NO_RESULT, latency_fingerprint, run_fingerprint
@@ -33,26 +32,6 @@ def experiment_named(name: str) -> Experiment:
     return experiment_of(COMMANDS[name])
 
 
-def other(value: Any) -> Any:
-    """Another value of the same type, valid or not."""
-    match value:
-        case bool():
-            return not value
-        case Enum():
-            return next(member for member in type(value) if member is not value)
-        case int() | float():
-            return value + 1
-        case str():
-            return value + "x"
-        case list() | tuple():
-            return [*value, 1]
-        case dict():
-            return value | {"other": 1}
-        case None:
-            return 7
-    raise TypeError(type(value))
-
-
 def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """Paths of all settings below a dataclass, a dict of them, or a value."""
     if is_dataclass(value):
@@ -64,17 +43,6 @@ def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
             yield from leaves(inner, (*path, name))
     else:
         yield path
-
-
-def changed(value: Any, path: tuple[str, ...], to: Any = None) -> Any:
-    """A copy in which the setting at ``path`` has another value (``to``, if given). Nothing is checked."""
-    if not path:
-        return other(value) if to is None else to
-    if isinstance(value, dict):
-        return value | {path[0]: changed(value[path[0]], path[1:], to)}
-    new = copy(value)
-    object.__setattr__(new, path[0], changed(getattr(value, path[0]), path[1:], to))
-    return new
 
 
 # Settings that do not change the fingerprint of any run.

@@ -1,5 +1,7 @@
 """Fixtures that several tests of workers share."""
 
+import json
+
 import numpy as np
 import pytest
 from data_cases import picture
@@ -27,3 +29,25 @@ def pets(tmp_path):
             for number in range(count):
                 picture(tmp_path / "pets" / split / name / f"{number}.png", grey + number)
     return tmp_path / "pets"
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Three images of other shapes for training, two for testing; categories 1 and 4; a crowd, a box that leaves its image, and one without
+    extent."""
+    for split, sizes in (("train", [(40, 20), (30, 30), (20, 60)]), ("test", [(50, 50), (20, 40)])):
+        (tmp_path / split).mkdir()
+        images = []
+        for number, (width, height) in enumerate(sizes):
+            grey_HW = np.full((height, width), 40 * number + 50, np.uint8)
+            Image.fromarray(grey_HW).convert("RGB").save(tmp_path / split / f"{number}.png")
+            images.append({"id": 100 + number, "file_name": f"{number}.png", "width": width, "height": height})
+        annotations = [
+            {"image_id": 100, "category_id": 4, "bbox": [10, 5, 20, 10], "iscrowd": 0},
+            {"image_id": 100, "category_id": 1, "bbox": [30, 10, 20, 20], "iscrowd": 0},  # 10 pixels are outside
+            {"image_id": 101, "category_id": 1, "bbox": [0, 0, 5, 5], "iscrowd": 1},
+            {"image_id": 101, "category_id": 1, "bbox": [3, 3, 0, 5], "iscrowd": 0},
+        ]
+        described = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "cat"}, {"id": 4, "name": "dog"}]}
+        (tmp_path / f"{split}.json").write_text(json.dumps(described))
+    return tmp_path

@@ -1,8 +1,12 @@
 """Small data sets and what is said of their batches, for the tests of data."""
 
+import gzip
+
+import numpy as np
 import torch
 from PIL import Image
 
+from workers.data.coco import Coco
 from workers.data.digits import Digits
 from workers.data.examine import Broken, Examine
 from workers.data.imagefiles import Augmentation, Interpolation
@@ -82,3 +86,18 @@ def numbers(data):
     found = {(bool(image.mean() > 0.5), int(label)) for images, labels in batches for image, label in zip(images, labels, strict=True)}
     assert len(found) == 2, "each class has one number, everywhere"
     return [label for _, label in sorted(found)]
+
+
+def write_idx(path, array, compressed):
+    content = b"\x00\x00\x08" + bytes([array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
+    path.with_name(path.name + ".gz" * compressed).write_bytes(gzip.compress(content) if compressed else content)
+
+
+def coco(root, **changes):
+    names = {f"{split}_images": split for split in ("train", "test")} | {
+        f"{split}_annotations": f"{split}.json" for split in ("train", "test")
+    }
+    numbers = {"expected_train": None, "expected_test": None, "expected_classes": None, "decoders": 0, "background": [1.0]}
+    numbers |= {"broken": Broken.ERROR, "examine": Examine.ENDS}
+    settings = {**BASE, "image_size": 60, "mean": [0.0], "std": [1.0], "max_shift": 0, "flip": False, "root": str(root), **names, **numbers}
+    return Coco(**{**settings, "calibration_batches": 3, "calibration_batch_size": 1, **changes})

@@ -6,6 +6,33 @@ from torch.utils.flop_counter import FlopCounterMode
 from workers.models.shrunk import shrunk
 from workers.models.structures.find import find_structure
 from workers.models.structures.groups import mask_, take
+from workers.models.timm import TimmModel
+
+VIT = {"img_size": 28, "depth": 2, "embed_dim": 48, "num_heads": 4}
+FAMILIES = {
+    "vit_tiny_patch16_224": (VIT | {"img_size": 32, "qkv_bias": False}, 32),
+    "deit_tiny_distilled_patch16_224": (VIT | {"img_size": 32}, 32),
+    "vit_small_patch14_reg4_dinov2": (VIT, 28),  # LayerScale and registers
+    "vit_giant_patch14_dinov2": (VIT, 28),  # both halves of a SwiGLU in one matrix
+    "vit_little_patch16_reg4_gap_256": (VIT | {"img_size": 32}, 32),
+    "eva02_tiny_patch14_224": (VIT, 28),  # rotary positions; both halves of a SwiGLU in one matrix
+    "vit_small_plus_patch16_dinov3": (VIT | {"img_size": 32}, 32),  # ... in two
+    "resnet18": ({}, 32),
+    "resnet50d": ({}, 32),
+    "densenet121": ({}, 32),  # concatenations: several groups in one input
+    "mobilenetv2_100": ({}, 32),
+    "mobilenetv3_small_100": ({}, 64),
+    "efficientnet_b0": ({}, 32),
+    "tf_efficientnet_lite0": ({}, 32),
+    "regnety_002": ({}, 32),  # grouped convolutions, whose channels stay
+    "convnext_atto": ({}, 32),
+    "convnext_tiny": ({"dims": [16, 32, 64, 96], "depths": [1, 1, 2, 1]}, 64),
+    "mixer_s32_224": ({"img_size": 64}, 64),
+}
+
+
+def family(name, **arguments):
+    return TimmModel(name=name, arguments={"num_classes": 10} | arguments, checkpoint=None, include=["*"], exclude=[])
 
 
 def on_meta(made, size, channels=3):

@@ -9,25 +9,13 @@ import sys
 import numpy
 import pytest
 import torch
+from checkpoint_cases import family, trained
 from torch import nn
 
 from workers.errors import ConfigError
 from workers.export import save_model
 from workers.models import checkpoints
 from workers.models.exported import Exported
-from workers.models.timm import TimmModel
-
-TINY = {"img_size": 32, "patch_size": 8, "in_chans": 1, "num_classes": 10, "embed_dim": 32, "depth": 2, "num_heads": 2}
-
-
-def family(checkpoint=None, name="vit_tiny_patch16_224", arguments=None):
-    settings = {"include": ["*"], "exclude": [], "stem_and_head": False}
-    return TimmModel(name=name, arguments=TINY if arguments is None else arguments, checkpoint=checkpoint and str(checkpoint), **settings)
-
-
-def trained(seed=0):
-    torch.manual_seed(seed)
-    return family().build()
 
 
 def assert_read(path, model, notes=()):
@@ -74,7 +62,7 @@ def test_of_timms_own_training_the_averaged_weights_are_read(tmp_path):
     model = trained()
     average = ModelEmaV3(trained(1))
     saver(model, tmp_path, model_ema=average).save_checkpoint(3, metric=numpy.float64(71.5))
-    assert_read(tmp_path / "last.pth.tar", average.module, ["state_dict_ema was taken", "state_dict (weights of this model, too)"])
+    assert_read(tmp_path / "last.pth.tar", average.module, ["loaded state_dict_ema from", "left out: state_dict"])
 
 
 @pytest.mark.parametrize("module", ["numpy._core.multiarray", "numpy.core.multiarray"])
@@ -97,7 +85,7 @@ def test_an_averaged_model_of_torch(tmp_path):
     average.update_parameters(trained(1))
     average.update_parameters(trained(2))
     torch.save(average.state_dict(), tmp_path / "w.pt")
-    assert_read(tmp_path / "w.pt", average.module, ["module.* was taken", "left out: n_averaged (1)"])
+    assert_read(tmp_path / "w.pt", average.module, ["loaded module.* from", "left out: n_averaged (1)"])
 
 
 def test_a_compiled_model_alone_and_inside_wrappers(tmp_path):
@@ -130,7 +118,7 @@ def test_a_lightning_checkpoint_with_what_stands_beside_the_model(tmp_path):
         "hyper_parameters": {"lr": 0.1},
     }
     torch.save(content, tmp_path / "w.ckpt")
-    assert_read(tmp_path / "w.ckpt", model, ["state_dict: model.* was taken", "loss_fn.* (1)", "teacher.* (2)"])
+    assert_read(tmp_path / "w.ckpt", model, ["loaded state_dict: model.* from", "loss_fn.* (1)", "teacher.* (2)"])
 
 
 @pytest.mark.parametrize("key", ["model_state_dict", "state_dict_ema", "net", "my_weights"])
@@ -145,7 +133,7 @@ import sys, warnings
 warnings.filterwarnings("ignore")
 import torch, deepspeed
 sys.path[:0] = {paths!r}
-from test_checkpoints import trained
+from checkpoint_cases import trained
 from workers.files import write_tensors
 deepspeed.init_distributed("gloo", init_method="file://{folder}/meeting", rank=0, world_size=1, auto_mpi_discovery=False)
 model = trained()
@@ -166,7 +154,7 @@ FSDP = """
 import sys
 import torch, torch.distributed as dist
 sys.path[:0] = {paths!r}
-from test_checkpoints import trained
+from checkpoint_cases import trained
 from workers.files import write_tensors
 dist.init_process_group("gloo", init_method="file://{folder}/meeting", rank=0, world_size=1)
 model = trained()
@@ -204,11 +192,11 @@ def test_a_checkpoint_of_deepspeed(tmp_path, stage):
     if stage < 3:
         assert_read(tmp_path / "ds/last/mp_rank_00_model_states.pt", model)
     else:
-        with pytest.raises(ConfigError, match=r"spread over ranks; gather them with DeepSpeed's zero_to_fp32.py"):
+        with pytest.raises(ConfigError, match=r"over ranks, .*zero_to_fp32.py"):
             family(tmp_path / "ds/last/zero_pp_rank_0_mp_rank_00_model_states.pt").pretrained_state()
     if stage:
         assert_read(tmp_path / "gathered.pt", model)
-    with pytest.raises(ConfigError, match=r"it is a folder; make one file of it, DeepSpeed's with its zero_to_fp32.py"):
+    with pytest.raises(ConfigError, match=r"model.checkpoint: .*folder.*zero_to_fp32.py"):
         family(tmp_path / "ds").check()
 
 
@@ -234,7 +222,7 @@ def test_two_models_of_one_architecture_are_refused_by_name(tmp_path):
 def test_one_model_under_two_names_is_no_choice(tmp_path):
     model = trained()
     torch.save({"state_dict": Wrapped(net=model, same=model).state_dict()}, tmp_path / "w.pth")
-    assert_read(tmp_path / "w.pth", model, ["state_dict: same.* (weights of this model, too)"])
+    assert_read(tmp_path / "w.pth", model, ["state_dict: same.*"])
 
 
 def test_a_part_of_the_model_that_looks_like_it_does_not_stand_in_the_way():
@@ -283,7 +271,7 @@ class Custom:
 def test_beside_what_is_allowed_no_code_runs(tmp_path, wrap, zipped):
     content = {"state_dict": trained().state_dict(), "args": wrap(Trap(pytest.fail))}
     torch.save(content, tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
-    named = r"\(it holds _pytest.outcomes.*\)" if zipped else ""
+    named = r"_pytest\.outcomes\." if zipped else ""
     with pytest.raises(ConfigError, match=f"{named}.*could run code"):
         family(tmp_path / "w.pt").pretrained_state()
 

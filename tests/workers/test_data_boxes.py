@@ -5,13 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from data_cases import ARRAYS, BASE, arrays
-from PIL import Image
-from test_data_files import write_idx
+from data_cases import ARRAYS, BASE, arrays, coco, write_idx
 
 from workers.data import scenes
-from workers.data.coco import Coco
-from workers.data.examine import Broken, Examine
 from workers.data.scenes import FashionScenes
 from workers.errors import ConfigError
 
@@ -92,38 +88,6 @@ def test_settings_of_scenes_that_cannot_be_are_refused(garments, tmp_path):
 
 
 # --- COCO's layout
-
-
-@pytest.fixture
-def photos(tmp_path):
-    """Three images of other shapes for training, two for testing; categories 1 and 4; a crowd, a box that leaves its image, and one without
-    extent."""
-    for split, sizes in (("train", [(40, 20), (30, 30), (20, 60)]), ("test", [(50, 50), (20, 40)])):
-        (tmp_path / split).mkdir()
-        images = []
-        for number, (width, height) in enumerate(sizes):
-            grey_HW = np.full((height, width), 40 * number + 50, np.uint8)
-            Image.fromarray(grey_HW).convert("RGB").save(tmp_path / split / f"{number}.png")
-            images.append({"id": 100 + number, "file_name": f"{number}.png", "width": width, "height": height})
-        annotations = [
-            {"image_id": 100, "category_id": 4, "bbox": [10, 5, 20, 10], "iscrowd": 0},
-            {"image_id": 100, "category_id": 1, "bbox": [30, 10, 20, 20], "iscrowd": 0},  # 10 pixels are outside
-            {"image_id": 101, "category_id": 1, "bbox": [0, 0, 5, 5], "iscrowd": 1},
-            {"image_id": 101, "category_id": 1, "bbox": [3, 3, 0, 5], "iscrowd": 0},
-        ]
-        described = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "cat"}, {"id": 4, "name": "dog"}]}
-        (tmp_path / f"{split}.json").write_text(json.dumps(described))
-    return tmp_path
-
-
-def coco(root, **changes):
-    names = {f"{split}_images": split for split in ("train", "test")} | {
-        f"{split}_annotations": f"{split}.json" for split in ("train", "test")
-    }
-    numbers = {"expected_train": None, "expected_test": None, "expected_classes": None, "decoders": 0, "background": [1.0]}
-    numbers |= {"broken": Broken.ERROR, "examine": Examine.ENDS}
-    settings = {**BASE, "image_size": 60, "mean": [0.0], "std": [1.0], "max_shift": 0, "flip": False, "root": str(root), **names, **numbers}
-    return Coco(**{**settings, "calibration_batches": 3, "calibration_batch_size": 1, **changes})
 
 
 def test_boxes_of_coco_are_stretched_with_their_images_and_crowds_left_out(photos):

@@ -7,9 +7,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from data_cases import PLAIN, folder, joined, numbers, picture, settled
+from data_cases import PLAIN, coco, folder, joined, numbers, picture, settled
 from PIL import Image
-from test_data_boxes import coco, photos  # noqa: F401
 
 from workers.data.examine import Broken, Examine
 from workers.errors import ConfigError, SecateurError
@@ -175,7 +174,7 @@ def test_loose_images_may_lie_beside_debris(pets):
 # --- COCO's layout
 
 
-def test_photos_with_boxes_that_cannot_be_read_are_left_out_with_their_objects(photos):  # noqa: F811
+def test_photos_with_boxes_that_cannot_be_read_are_left_out_with_their_objects(photos):
     (photos / "train" / "1.png").write_bytes(b"")
     (photos / "test" / "0.png").unlink()
     settle = lambda **changes: coco(photos, **changes).settled(None, photos / "examined", lambda count: None)  # noqa: E731
@@ -192,7 +191,7 @@ def test_photos_with_boxes_that_cannot_be_read_are_left_out_with_their_objects(p
     assert batch.labels[0, 0].tolist() == [3, 15, 15, 45, 45] and torch.equal(batch.labels[1, :, 0], torch.tensor([-1.0, -1.0]))
 
 
-def test_categories_that_the_two_files_count_from_different_ids_are_refused(photos):  # noqa: F811
+def test_categories_that_the_two_files_count_from_different_ids_are_refused(photos):
     described = json.loads((photos / "test.json").read_text())
     described["categories"] = [{"id": 4, "name": "dog"}, {"id": 7, "name": "cow"}]
     described["annotations"] = [entry for entry in described["annotations"] if entry["category_id"] == 4]

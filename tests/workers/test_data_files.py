@@ -1,13 +1,12 @@
 """The user's arrays and image folders, and Fashion-MNIST as it comes: read exactly, and what is missing or damaged is said in one line."""
 
-import gzip
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from data_cases import ARRAYS, BASE, arrays, folder, joined, same
+from data_cases import ARRAYS, BASE, arrays, folder, joined, same, write_idx
 from PIL import Image
 
 from workers.data.fashion import FashionMnist
@@ -78,11 +77,6 @@ def test_a_missing_or_damaged_array_file_is_named(tmp_path):
     (tmp_path / "b.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:700])
     with pytest.raises(ConfigError, match=r"b.npz"):
         arrays(tmp_path / "b.npz").check()
-
-
-def write_idx(path, array, compressed):
-    content = b"\x00\x00\x08" + bytes([array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
-    path.with_name(path.name + ".gz" * compressed).write_bytes(gzip.compress(content) if compressed else content)
 
 
 def write_fashion(root, compressed=False):

@@ -3,8 +3,7 @@
 import shutil
 
 import pytest
-from data_cases import PLAIN, folder, joined, numbers, picture, settled
-from test_data_boxes import coco, photos  # noqa: F401
+from data_cases import PLAIN, coco, folder, joined, numbers, picture, settled
 
 from orchestrator.checks import class_count
 from workers.errors import ConfigError, SecateurError
@@ -172,7 +171,7 @@ def test_all_of_imagenet_keeps_the_order_of_its_folders(tmp_path):
     assert names[0] == "n01440764" and names[999] == "n15075141"  # the tench and toilet paper
 
 
-def test_detectors_tell_apart_one_class_less_than_they_have_scores(photos):  # noqa: F811
+def test_detectors_tell_apart_one_class_less_than_they_have_scores(photos):
     from types import SimpleNamespace
 
     from workers.models.base import Output

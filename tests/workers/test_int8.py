@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from test_onnx_export import digits, through_onnxruntime, written
+from data_cases import digits
+from onnx_cases import through_onnxruntime, written
 
 from workers import int8
 from workers.errors import SecateurError

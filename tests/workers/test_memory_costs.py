@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from structure_cases import half, on_meta
-from test_structure import FAMILIES, family
+from structure_cases import FAMILIES, family, half, on_meta
 from torch import nn
 
 from workers.models.memory_costs import Memory, written

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from structure_cases import assert_the_same_without_units, half, on_meta, one, silenced, smaller, trained_looking
+from structure_cases import FAMILIES, VIT, assert_the_same_without_units, family, half, on_meta, one, silenced, smaller, trained_looking
 from torch import nn
 
 from workers.errors import ConfigError
@@ -11,33 +11,6 @@ from workers.models.base import Output
 from workers.models.shrunk import shrunk
 from workers.models.structures.groups import Kind, take
 from workers.models.structures.traced import trace
-from workers.models.timm import TimmModel
-
-VIT = {"img_size": 28, "depth": 2, "embed_dim": 48, "num_heads": 4}
-FAMILIES = {
-    "vit_tiny_patch16_224": (VIT | {"img_size": 32, "qkv_bias": False}, 32),
-    "deit_tiny_distilled_patch16_224": (VIT | {"img_size": 32}, 32),
-    "vit_small_patch14_reg4_dinov2": (VIT, 28),  # LayerScale and registers
-    "vit_giant_patch14_dinov2": (VIT, 28),  # both halves of a SwiGLU in one matrix
-    "vit_little_patch16_reg4_gap_256": (VIT | {"img_size": 32}, 32),
-    "eva02_tiny_patch14_224": (VIT, 28),  # rotary positions; both halves of a SwiGLU in one matrix
-    "vit_small_plus_patch16_dinov3": (VIT | {"img_size": 32}, 32),  # ... in two
-    "resnet18": ({}, 32),
-    "resnet50d": ({}, 32),
-    "densenet121": ({}, 32),  # concatenations: several groups in one input
-    "mobilenetv2_100": ({}, 32),
-    "mobilenetv3_small_100": ({}, 64),
-    "efficientnet_b0": ({}, 32),
-    "tf_efficientnet_lite0": ({}, 32),
-    "regnety_002": ({}, 32),  # grouped convolutions, whose channels stay
-    "convnext_atto": ({}, 32),
-    "convnext_tiny": ({"dims": [16, 32, 64, 96], "depths": [1, 1, 2, 1]}, 64),
-    "mixer_s32_224": ({"img_size": 64}, 64),
-}
-
-
-def family(name, **arguments):
-    return TimmModel(name=name, arguments={"num_classes": 10} | arguments, checkpoint=None, include=["*"], exclude=[])
 
 
 @pytest.mark.parametrize("choose", [half, one])

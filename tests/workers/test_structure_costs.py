@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from structure_cases import forward_flops, half, on_meta
-from test_structure import FAMILIES, family
+from structure_cases import FAMILIES, family, forward_flops, half, on_meta
 
 from workers.models import structure_costs
 from workers.models.shrunk import shrunk

@@ -4,13 +4,11 @@ from fnmatch import fnmatchcase
 
 import pytest
 import torch
-from structure_cases import half
-from test_structure import VIT, family
+from structure_cases import VIT, family, half
 
 from workers.errors import ConfigError
 from workers.export import load_family, load_pruned, save_model
 from workers.models.shrunk import shrunk
-from workers.models.structures import groups as structure
 from workers.models.structures.find import find_groups
 from workers.models.structures.groups import take
 from workers.models.widened import WidenedModel
@@ -71,7 +69,7 @@ def test_a_wide_model_is_shrunk_and_loaded_like_any_other(name, tmp_path):
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_wide_model_is_built_without_memory_to_be_planned(name, monkeypatch):
-    monkeypatch.setattr(structure, "_FOUND", {})
+    monkeypatch.setattr(find, "_FOUND", {})
     made = widened(name)
     with torch.device("meta"):
         shapes = {key: tensor.shape for key, tensor in made.build().state_dict().items()}
