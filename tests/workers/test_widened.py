@@ -9,6 +9,7 @@ from structure_cases import VIT, family, half
 from workers.errors import ConfigError
 from workers.export import load_family, load_pruned, save_model
 from workers.models.shrunk import shrunk
+from workers.models.structures import find
 from workers.models.structures.find import find_groups
 from workers.models.structures.groups import take
 from workers.models.widened import WidenedModel
