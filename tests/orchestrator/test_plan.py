@@ -121,15 +121,20 @@ def test_a_layer_that_cannot_fit_is_refused_with_its_name_and_a_remedy() -> None
         portions(layers, costs, footprint, footprint.held + 10_000_000, 1, 1)
 
 
+def goes_back(planned: list[PlannedLayer], costs: CostModel, footprint: Footprint) -> tuple[bool, bool]:
+    """Whether seconds and bytes of collecting depend on how far a layer is from the loss, and on what is kept for a backward pass."""
+    earlier = [replace(layer, depth=replace(layer.depth, weighted_before=layer.depth.weighted_before - 50)) for layer in planned]
+    heavier = [replace(layer, depth=replace(layer.depth, kept_bytes=layer.depth.kept_bytes + 5000)) for layer in planned]
+    return costs.collect(earlier) != costs.collect(planned), footprint.collect(heavier) != footprint.collect(planned)
+
+
 def test_layers_that_share_a_hessian_need_no_backward_pass() -> None:
     layers = chain([64] * 3)
-    hessians = [replace(planned, blocks=1, by_gradients=False) for planned in layers]
     costs, footprint = models_of(layers)
-    passes = costs.network(costs.gradients_per_shard * costs.samples_per_gradient)
-    vectors = 100 * 64 / (2 * 64 * 16)  # of one sample, by its flops
-    outer = 3 * 2 * 400 * vectors * 16**2 / 1e9
-    assert costs.collect(hessians) == pytest.approx(passes + outer + 3 * (4 * 256 + 4 * (136 + 16)) / 1e9)
-    assert footprint.collect(hessians) == footprint.held + 3 * 4 * 256 + 3 * 4 * 100
+    hessians = [replace(planned, blocks=1, by_gradients=False) for planned in layers]
+    assert goes_back(layers[1:], costs, footprint) == (True, True)
+    assert goes_back(hessians[1:], costs, footprint) == (False, False)
+    assert costs.collect(hessians) < costs.collect(layers) and footprint.collect(hessians) < footprint.collect(layers)
 
 
 @given(seconds=st.lists(st.floats(0.1, 10), min_size=1, max_size=6), workers=st.integers(1, 3))
@@ -164,18 +169,23 @@ def test_a_disk_that_is_too_small_for_the_store_is_reported_before_work_starts(
 
 def test_a_depthwise_layer_with_a_hessian_per_row_needs_no_backward_pass_either() -> None:
     """It has as many matrices as a block Fisher: one for each row. The statistic tells the two apart."""
-    model, layer = chain([64]), Layer("conv_dw", 64, 9, kernel=9, groups=64)
-    depth = model[0].depth
+    model, layer = chain([64] * 2), Layer("conv_dw", 64, 9, kernel=9, groups=64)
     hessian, fisher = LayerHessian(FREE), BlockFisher(16, FREE)
     assert hessian.shape(layer) == fisher.shape(layer) == (64, 9)
     costs, footprint = models_of(model)
-    statistics = (hessian, fisher)
-    planned = [PlannedLayer(layer, depth, *statistic.shape(layer), 0, statistic.by_gradients) for statistic in statistics]
-    assert footprint.collect(planned[:1]) < footprint.collect(planned[1:])
-    forward = costs.network(costs.gradients_per_shard * costs.samples_per_gradient)
-    vectors = 400 * depth.flops / (2 * layer.weights)
-    outer, bytes_used = 2 * vectors * 64 * 9**2 / 1e9, planned[0].statistic_bytes + planned[0].stored_bytes
-    assert costs.collect(planned[:1]) == pytest.approx(forward + outer + bytes_used / 1e9)
+    for statistic, backward in ((fisher, True), (hessian, False)):
+        planned = PlannedLayer(layer, model[1].depth, *statistic.shape(layer), 0, statistic.by_gradients)
+        assert goes_back([planned], costs, footprint) == (backward, backward)
+
+
+def test_a_hessian_sums_every_position_of_an_image_and_a_block_fisher_one_gradient_for_all() -> None:
+    """With four times as many positions a layer multiplies four times as much."""
+    model = chain([64])
+    costs, _ = models_of(model)
+    coarse, fine = (replace(model[0], depth=replace(model[0].depth, flops=flops)) for flops in (6400, 4 * 6400))
+    hessians = [replace(planned, by_gradients=False) for planned in (coarse, fine)]
+    assert costs.outer_flops(fine) == costs.outer_flops(coarse)
+    assert costs.outer_flops(hessians[1]) == pytest.approx(4 * costs.outer_flops(hessians[0]))
 
 
 def test_evaluation_and_comparison_are_planned_in_the_parts_that_run() -> None:
