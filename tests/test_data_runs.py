@@ -1,6 +1,7 @@
 """Whole runs on image folders that change between them: what they report is of the images that lie there now."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,7 @@ def test_debris_beside_classes_changes_no_result_and_a_class_without_images_no_r
     shifted = imported(pets)
     assert top1(shifted) == 0.0 and computed(pets) > done, "cats are now number 1, which is the model's number of dogs"
     for text in (" ".join(shifted["warnings"]), shifted["said"]):
-        assert "1 of 3 classes have no training images (ape)" in text
+        assert re.search(r"1 of 3 classes [\w ]*training images \(ape\)", text)
     assert top1(imported(pets, "data.class_map={ape:2,cat:0,dog:1}")) == 1.0
 
     (pets / "pets" / "train" / "ape" / "notes.txt").unlink()

@@ -118,7 +118,7 @@ def test_a_pattern_inside_what_is_left_needs_widths_that_fit_it(tmp_path: Path) 
     refused = start(tmp_path, "--config-dir=my", "+experiment=both")
     told, _ = refused.communicate(timeout=3600)
     assert refused.returncode == 2
-    assert "rounds.shrink.pruner.target.round_to: expected a multiple of 4, since round mask prunes 2:4 in what is left, got 2" in told
+    assert all(text in told for text in ("rounds.shrink.pruner.target.round_to: ", "multiple of 4", "round mask", "2:4", "got 2"))
     assert not (tmp_path / "runs").exists()
     experiment(4)
     run(tmp_path, "--config-dir=my", "+experiment=both")

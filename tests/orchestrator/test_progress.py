@@ -33,12 +33,18 @@ def lines_of(out: io.StringIO) -> list[str]:
     return out.getvalue().splitlines()
 
 
+def says(line: str, *parts: str) -> bool:
+    return all(part in line for part in parts)
+
+
 def test_a_stage_prints_a_line_when_it_starts_and_when_it_ends(out, clock):
     with Progress(out, live=False, clock=clock) as progress, progress.stage("collect", 2) as stage:
         stage.advance(1, "blocks.0")
         clock.now += 5
         stage.advance(1, "blocks.1")
-    assert lines_of(out) == ["collect: started, 2 steps", "collect: done in 5.0 s, 2/2 (100 %), blocks.1"]
+    started, done = lines_of(out)
+    assert started.startswith("collect: ") and "2" in started
+    assert done.startswith("collect: ") and says(done, "5.0 s", "2/2", "100 %", "blocks.1")
 
 
 def test_many_quick_steps_print_few_lines(out, clock):
@@ -55,7 +61,7 @@ def test_slow_steps_print_a_line_after_ten_seconds_with_the_remaining_time(out, 
             clock.now += 6
             stage.advance(1, "blocks.0")
     # 2 steps in 12 s: 998 more take 5988 s, an hour and 40 minutes
-    assert lines_of(out)[1] == "solve: 2/1000 (0 %), 12 s, about 1 h 40 min left, blocks.0"
+    assert says(lines_of(out)[1], "solve: ", "2/1000", "12 s", "1 h 40 min", "blocks.0")
     assert len(lines_of(out)) == 4
 
 
@@ -70,13 +76,10 @@ def test_stages_follow_each_other_and_continue_under_the_same_name(out, clock):
         with progress.stage("evaluate", 1) as stage:
             clock.now += 2
             stage.advance(1)
-    assert lines_of(out) == [
-        "evaluate: started, 2 steps",
-        "evaluate: done in 1.0 s, 2/2 (100 %), from the store",
-        "export: started, 1 step",
-        "export: done in 0.00 s, 1/1 (100 %)",
-        "evaluate: done in 3.0 s, 3/3 (100 %)",
-    ]
+    lines = lines_of(out)
+    assert [line.partition(": ")[0] for line in lines] == ["evaluate", "evaluate", "export", "export", "evaluate"]
+    assert says(lines[1], "1.0 s", "2/2", "from the store") and says(lines[3], "1/1")
+    assert says(lines[4], "3.0 s", "3/3"), "the time of both parts, without the 50 s between them"
 
 
 @pytest.mark.parametrize("live", [False, True])
@@ -86,7 +89,7 @@ def test_an_exception_marks_the_stage_as_failed_and_passes(out, clock, live):
         stage.advance()
         raise ValueError("no weights")
     assert stage.state == "failed"
-    assert ("✗" in out.getvalue()) if live else (lines_of(out)[-1] == "solve: failed (ValueError) in 0.00 s, 1/4 (25 %)")
+    assert ("✗" in out.getvalue()) if live else says(lines_of(out)[-1], "solve: ", "failed", "ValueError", "1/4")
 
 
 def test_notes_and_warnings_are_separate_lines(out):

@@ -10,6 +10,6 @@ def test_groups_that_are_not_offered_are_named_with_the_largest_difference():
         "attn": "without units: shape '[1, 4]' is invalid",
     }
     differing, broken = left_out_sentences(reasons)
-    assert differing.startswith("2 groups not offered") and differing.endswith(" by up to 0.23 of its largest value): stem, head")
-    assert broken.startswith("1 group not offered") and broken.endswith("(without units: shape '[1, 4]' is invalid): attn")
+    assert all(text in differing for text in ("2 groups", "0.23", "stem, head")) and "attn" not in differing
+    assert all(text in broken for text in ("1 group ", "shape '[1, 4]' is invalid", "attn")) and "stem" not in broken
     assert left_out_sentences({}) == []
