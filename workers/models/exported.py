@@ -1,4 +1,4 @@
-"""The model that a run exported, to go on from: whatever is left of it, it is the dense model of the next run."""
+"""The family of a model that a run exported, which is the dense model of the next run."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class Exported(ModelFamily):
-    """A ``model.safetensors``: family, settings and shapes stand in it, so that only the layers to prune are chosen here.
+    """A ``model.safetensors``, which contains family, settings and shapes, so that only the layers to prune are chosen here.
 
-    Targets are relative to the model in the file. Weights that are masked in it stay zero and count as pruned.
+    Targets are relative to the model in the file. Weights that are masked in it remain zero and count as pruned.
     """
 
     checkpoint: str | None
@@ -44,20 +44,21 @@ class Exported(ModelFamily):
 
     @property
     def inside(self) -> ModelFamily:
-        """The family that the file was written by, with this choice of layers. Raises: ConfigError if it is no file of ours."""
+        """The family in the file, with this choice of layers. Raises: ConfigError if the file was not exported by a run."""
         from workers.export import load_family
         from workers.files import read_metadata
 
-        require(self.path.is_file(), "model.checkpoint", "an existing file", self.checkpoint, f"looked at {self.path.absolute()}")
-        with _told():
-            other = "a checkpoint of other origin belongs to its family: model=timm model.name=NAME model.checkpoint=FILE"
-            ours = "secateur" in read_metadata(self.path)
-            require(ours, "model.checkpoint", "the model.safetensors that a run exported", self.checkpoint, other)
+        where = f"the absolute path is {self.path.absolute()}"
+        require(self.path.is_file(), "model.checkpoint", "an existing file", self.checkpoint, where)
+        with _config_errors():
+            remedy = "load any other checkpoint with its family: model=timm model.name=NAME model.checkpoint=FILE"
+            exported = "secateur" in read_metadata(self.path)
+            require(exported, "model.checkpoint", "the model.safetensors that a run exported", self.checkpoint, remedy)
             return selecting(load_family(self.path), {name: getattr(self, name) for name in self.selects})
 
     @property
     def stored(self) -> ModelFamily:
-        """The family inside; a shrunk one becomes the dense family of one that nothing has been taken out of yet."""
+        """The family in the file. A shrunk family becomes the dense family of a new shrunk one, from which nothing was removed yet."""
         from workers.export import target_of
 
         inside = self.inside
@@ -67,18 +68,18 @@ class Exported(ModelFamily):
         self.inside.check()
 
     def build(self) -> nn.Module:
-        with _told():
+        with _config_errors():
             return self.inside.build()
 
     def layers(self, model: nn.Module) -> list[Layer]:
         return self.inside.layers(model)
 
     def pretrained_state(self) -> dict[str, Tensor]:
-        """The tensors of the file. Raises: ConfigError if they are not those of its architecture, or not finite."""
+        """Returns the tensors of the file. Raises: ConfigError if they do not fit its architecture or are not finite."""
         from workers.export import load_pruned
         from workers.models import checkpoints
 
-        with _told():
+        with _config_errors():
             state = load_pruned(self.path).state_dict()
         checkpoints.require_finite(str(self.checkpoint), state)
         return state
@@ -107,7 +108,7 @@ class Exported(ModelFamily):
 
 
 def selecting(family: ModelFamily, selection: dict[str, Any]) -> ModelFamily:
-    """``family`` with another choice of layers, as far as it leaves one: values of the fields that ``selects`` names."""
+    """Returns ``family`` with another choice of layers: values for the fields that ``selects`` names, as far as it has them."""
     match family:
         case ShrunkModel():
             return replace(family, settings=asdict(selecting(family.dense, selection)))
@@ -118,8 +119,8 @@ def selecting(family: ModelFamily, selection: dict[str, Any]) -> ModelFamily:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """Errors of reading a file as what they are here: a bad setting."""
+def _config_errors() -> Iterator[None]:
+    """Raises errors of reading the file as ``ConfigError``, since the file is a setting here."""
     try:
         yield
     except ConfigError:
@@ -127,4 +128,4 @@ def _told() -> Iterator[None]:
     except SecateurError as error:
         raise ConfigError(f"model.checkpoint: {error}") from error
     except library.REFUSALS as error:
-        raise ConfigError(f"model.checkpoint: the file's tensors do not fit its spec: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"model.checkpoint: the file's tensors do not fit its architecture: {' '.join(str(error).split())}") from error

@@ -1,4 +1,4 @@
-"""What families have in common whose architectures a library builds by name: their settings, checkpoints, and which layers are pruned."""
+"""The common part of families whose architectures a library builds by name: settings, checkpoints, and the choice of layers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from workers.models.base import Layer, ModelFamily
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-REFUSALS = (TypeError, ValueError, AssertionError, RuntimeError, KeyError, ZeroDivisionError, AttributeError)  # of unfit arguments
+REFUSALS = (TypeError, ValueError, AssertionError, RuntimeError, KeyError, ZeroDivisionError, AttributeError)  # for invalid arguments
 
 
 @dataclass
@@ -35,11 +35,11 @@ class LibraryModel(ModelFamily):
 
     @abstractmethod
     def require_known(self) -> None:
-        """Raise ``ConfigError``, with suggestions, if the library has no architecture of this name."""
+        """Raises ``ConfigError``, with suggestions, if the library has no architecture of this name."""
 
     @abstractmethod
     def heads(self, model: nn.Module) -> set[str]:
-        """Names of the modules whose outputs leave the model."""
+        """Returns the names of the modules that produce the model's outputs."""
 
     def check(self) -> None:
         from workers.models import checkpoints
@@ -49,11 +49,11 @@ class LibraryModel(ModelFamily):
             checkpoints.check(self.checkpoint)
 
     def matrices(self, model: nn.Module) -> dict[str, nn.Module]:
-        """The layers that can be pruned at all, by name, in the order of definition."""
+        """Returns the layers that can be pruned at all, by name, in the order of definition."""
         return matrices(model)
 
     def ends(self, model: nn.Module) -> set[str]:
-        """Names of the modules at which data enters and results leave; dense unless ``stem_and_head``."""
+        """Returns the names of the stem and the heads, which remain dense unless ``stem_and_head`` is set."""
         return {next(iter(self.matrices(model))), *self.heads(model)}
 
     def layers(self, model: nn.Module) -> list[Layer]:
@@ -61,12 +61,15 @@ class LibraryModel(ModelFamily):
         return chosen(self.matrices(model), dense, self.include, self.exclude, self.name)
 
     def released(self) -> nn.Module:
-        """The architecture with the tensors that checkpoints have."""
+        """Returns the architecture with the tensors of released checkpoints."""
         return self.build()
 
     def pretrained_state(self) -> dict[str, Tensor] | None:
-        """The checkpoint's tensors under the names and in the types of ``build()``. Position embeddings are resized bicubically without
-        antialias where the image size differs. Raises: ConfigError if anything else does not fit."""
+        """Returns the checkpoint's tensors under the names and in the types of ``build()``.
+
+        Position embeddings for another image size are resized bicubically without antialias. Raises: ConfigError if anything else does not
+        fit.
+        """
         import torch
 
         from workers.models import checkpoints
@@ -95,27 +98,27 @@ class LibraryModel(ModelFamily):
 
 
 def check_settings(include: list[str], arguments: Mapping[str, Any], reserved: Collection[str]) -> None:
-    """Raise ``ConfigError`` if nothing is included, or an argument is one of the ``reserved``."""
-    require(bool(include), "model.include", "at least one pattern of layer names", include, 'include: ["*"] takes every layer')
+    """Raises ``ConfigError`` if no layer is included, or if an argument is one of the ``reserved``."""
+    require(bool(include), "model.include", "at least one pattern of layer names", include, 'include: ["*"] selects every layer')
     for argument in reserved:
         require(
             argument not in arguments,
             f"model.arguments.{argument}",
             "an argument that shapes the architecture",
             arguments.get(argument),
-            "weights are given by model.checkpoint; nothing is downloaded",
+            "set model.checkpoint for the weights, since nothing is downloaded",
         )
 
 
 def unknown(name: str, library: str, known: Collection[str], listing: str) -> ConfigError:
-    """That there is no architecture of this name, and what may be meant."""
+    """Returns the error for an unknown architecture, with similar names."""
     near = get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"{listing} lists them all"
+    hint = f"did you mean {' or '.join(near)}?" if near else f"{listing} lists all names"
     return ConfigError(f"model.name: expected an architecture of {library}, got {name!r}; {hint}")
 
 
 def created(name: str, arguments: Mapping[str, Any], create: Callable[[], nn.Module]) -> nn.Module:
-    """What ``create`` makes of the arguments. Raises: ConfigError if it does not take them."""
+    """Returns the result of ``create``. Raises: ConfigError if it does not accept the arguments."""
     try:
         return create()
     except REFUSALS as error:
@@ -124,41 +127,42 @@ def created(name: str, arguments: Mapping[str, Any], create: Callable[[], nn.Mod
 
 
 def matrices(model: nn.Module) -> dict[str, nn.Module]:
-    """The Linear and Conv2d layers by name, in the order of definition."""
+    """Returns the Linear and Conv2d layers by name, in the order of definition."""
     from torch import nn
 
     return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
 
 
 def chosen(
-    every: Mapping[str, nn.Module], dense: Collection[str], include: list[str], exclude: list[str], architecture: str
+    modules: Mapping[str, nn.Module], dense: Collection[str], include: list[str], exclude: list[str], architecture: str
 ) -> list[Layer]:
-    """Of ``every`` layer those that match a pattern of ``include``, none of ``exclude``, and are under no module of ``dense``.
+    """Returns the layers of ``modules`` that match a pattern of ``include`` and none of ``exclude``.
 
-    Patterns are shell globs on dotted module names (``*`` also spans dots). Layers that lost all of their units are left out.
-    Raises: ConfigError if a pattern matches nothing, or nothing is left.
+    Layers under a module of ``dense``, and layers without any remaining unit, are left out. Patterns are shell globs on dotted module names
+    (``*`` also spans dots).
+    Raises: ConfigError if a pattern matches nothing, or if no layer remains.
     """
-    candidates = [name for name in every if not _is_under(name, dense)]
-    _check_patterns("include", include, candidates, list(every), architecture)
-    _check_patterns("exclude", exclude, list(every), list(every), architecture)
-    left = [name for name in candidates if _matches(name, include) and not _matches(name, exclude)]
-    require(bool(left), "model.exclude", "patterns that leave a layer to prune", exclude)
-    return [layer for name in left if (layer := _layer(name, every[name])).weights]
+    candidates = [name for name in modules if not _is_under(name, dense)]
+    _check_patterns("include", include, candidates, list(modules), architecture)
+    _check_patterns("exclude", exclude, list(modules), list(modules), architecture)
+    names = [name for name in candidates if _matches(name, include) and not _matches(name, exclude)]
+    require(bool(names), "model.exclude", "patterns that leave at least one layer to prune", exclude)
+    return [layer for name in names if (layer := _layer(name, modules[name])).weights]
 
 
-def _check_patterns(setting: str, patterns: list[str], names: list[str], every: list[str], architecture: str) -> None:
+def _check_patterns(setting: str, patterns: list[str], candidates: list[str], names: list[str], architecture: str) -> None:
     for pattern in patterns:
-        if _matches_any(pattern, names):
+        if _matches_any(pattern, candidates):
             continue
-        if _matches_any(pattern, every):
+        if _matches_any(pattern, names):
             raise ConfigError(
-                f"model.{setting}: {pattern!r} matches only layers that stay dense (stem and classifier head) in {architecture}; "
-                "set model.stem_and_head=true to prune these too"
+                f"model.{setting}: {pattern!r} matches only the stem or the classifier of {architecture}, which remain dense; "
+                "set model.stem_and_head=true to prune them too"
             )
-        near = get_close_matches(pattern.replace("*", ""), every, n=3, cutoff=0.3) or every[:3]
+        near = get_close_matches(pattern.replace("*", ""), names, n=3, cutoff=0.3) or names[:3]
         raise ConfigError(
-            f"model.{setting}: {pattern!r} matches none of the {len(every)} Linear and Conv2d layers of {architecture}; "
-            f"layers are named like {', '.join(near)}"
+            f"model.{setting}: {pattern!r} matches none of the {len(names)} Linear and Conv2d layers of {architecture}; "
+            f"similar names are {', '.join(near)}"
         )
 
 
@@ -175,6 +179,6 @@ def _is_under(name: str, modules: Collection[str]) -> bool:
 
 
 def _layer(name: str, module: nn.Module) -> Layer:
-    """Rows are outputs; a convolution is flattened to ``in_channels / groups * kh * kw`` columns."""
+    """Returns the layer of a module. A convolution is flattened to ``in_channels / groups * kh * kw`` columns."""
     shape = cast("Tensor", module.weight).shape
     return Layer(name, shape[0], math.prod(shape[1:]), math.prod(shape[2:]), getattr(module, "groups", 1))

@@ -1,4 +1,4 @@
-"""What a forward pass spends its time on: operations by the sizes of what they work on, some of which fall as units are taken out."""
+"""The operations of a forward pass that take time, by the sizes of their inputs and weights, which shrink as units are removed."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from workers.models.structures.groups import Group, remainder
 if TYPE_CHECKING:
     from workers.models.base import ModelFamily
 
-WHOLE = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, Attention, nn.MultiheadAttention)  # timed as one although some have children
-NOTHING = (nn.Identity, nn.Dropout)  # in eval mode
+WHOLE = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, Attention, nn.MultiheadAttention)  # timed as one, although some have children
+NO_OPERATION = (nn.Identity, nn.Dropout)  # in eval mode
 MOST_AXES = 2  # of a function
 Size = TypeVar("Size")
 Value = TypeVar("Value")
-OF_MODULE = -1  # in the place of a dimension: the groups of a convolution
+OF_MODULE = -1  # used instead of a dimension for the groups of a convolution
 
 
 @dataclass(frozen=True, eq=False)
 class Axis:
-    """A width of an operation, in units: how many there are, and the sizes that go with them, so many positions each.
+    """A width of an operation, counted in units, and the sizes that depend on it.
 
-    Sizes are (tensor, dim) of its weights and (number of an input, dim) of what goes in. Its units are those of one group, or of several
-    that lie side by side (concatenated channels).
+    ``positions`` and ``inputs`` map each size to the number of positions of one unit. A size is (tensor, dim) for weights and (number of
+    the input, dim) for inputs. The units are those of one group, or of several groups whose channels are concatenated.
     """
 
     groups: tuple[str, ...]
@@ -44,55 +44,55 @@ class Axis:
 
 @dataclass(frozen=True, eq=False)
 class Operation:
-    """What is timed as one: a weighted layer with the norm and activation that follow it, or a function that no module carries out.
+    """An operation that is timed as one: a weighted layer with the norm and activation after it, or a function called outside of modules.
 
-    ``inputs`` are the shapes of what goes in. ``axes`` are the widths that units can be taken from, at most two: in and out.
+    ``inputs`` are the shapes of its inputs. ``axes`` are the widths that shrink when units are removed, at most two: in and out.
     """
 
     name: str
     modules: tuple[tuple[str, nn.Module], ...]  # on the meta device, applied one after the other
-    function: Any  # or: an operator of torch, with what it was called with, in ``arguments``
+    function: Any  # or an operator of torch, called with ``arguments``
     arguments: tuple[Any, ...]
     inputs: tuple[tuple[int, ...], ...]
     axes: tuple[Axis, ...]
 
     def at(self, units: Sequence[int]) -> Case:
-        """The operation with so many units left on each axis."""
+        """Returns the operation with this number of units on each axis."""
         inputs = [list(shape) for shape in self.inputs]
-        for axis, left in zip(self.axes, units, strict=True):
+        for axis, kept in zip(self.axes, units, strict=True):
             for (index, dim), positions in axis.inputs.items():
-                inputs[index][dim] -= positions * (axis.units - left)
+                inputs[index][dim] -= positions * (axis.units - kept)
         shapes = tuple(map(tuple, inputs))
         if self.function is not None:
             return Case(_Function(self.function, self.arguments), shapes)
         module = nn.Sequential(*(copy.deepcopy(module) for _, module in self.modules))
         tensors, numbers = self._shapes(units)
         resize_(module, self._inside(tensors), self._inside(numbers))
-        return Case(module[0] if len(module) == 1 else module, shapes)  # attention may take several inputs, which a sequence cannot
+        return Case(module[0] if len(module) == 1 else module, shapes)  # attention may have several inputs, which a sequence does not take
 
     def _shapes(self, units: Sequence[int]) -> tuple[dict[str, list[int]], dict[str, int]]:
-        """Of its tensors, and the numbers that its modules keep."""
+        """Returns the shapes of the tensors, and the numbers that the modules keep."""
         tensors = {f"{name}.{leaf}": tensor for name, module in self.modules for leaf, tensor in _tensors(module)}
         numbers = {f"{name}.groups": getattr(module, "groups", 1) for name, module in self.modules}
         shapes: dict[str, list[int]] = {}
         sizes: dict[str, int] = {}
-        for axis, left in zip(self.axes, units, strict=True):
+        for axis, kept in zip(self.axes, units, strict=True):
             for (name, dim), positions in axis.positions.items():
-                gone = positions * (axis.units - left)
+                removed = positions * (axis.units - kept)
                 if dim == OF_MODULE:
-                    sizes[name] = sizes.get(name, numbers[name]) - gone
+                    sizes[name] = sizes.get(name, numbers[name]) - removed
                 else:
-                    shapes.setdefault(name, list(tensors[name].shape))[dim] -= gone
+                    shapes.setdefault(name, list(tensors[name].shape))[dim] -= removed
         return shapes, sizes
 
     def _inside(self, named: Mapping[str, Value]) -> dict[str, Value]:
-        """Under the names that they have in a sequence of the modules."""
+        """Returns the values under the names that they have in a sequence of the modules."""
         places = {name: index for index, (name, _) in enumerate(self.modules)}
-        found = {}
+        renamed = {}
         for key, value in named.items():
             owner = next(name for name in places if key.startswith(f"{name}."))
-            found[f"{places[owner]}.{key.removeprefix(f'{owner}.')}"] = value
-        return found
+            renamed[f"{places[owner]}.{key.removeprefix(f'{owner}.')}"] = value
+        return renamed
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -102,33 +102,34 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """An operation at given sizes, on the meta device: a module and the shapes of what goes in."""
+    """An operation with given sizes: a module on the meta device, and the shapes of its inputs."""
 
     module: nn.Module
     inputs: tuple[tuple[int, ...], ...]
 
     @cached_property
     def text(self) -> str:
-        """All that its time depends on: equal for equal operations, of whichever model."""
+        """Everything that the time depends on, as text. It is the same for equal operations of any model."""
         parts = self.module if isinstance(self.module, nn.Sequential) else [self.module]
-        shown = "; ".join(" ".join(repr(part).split()) + _hidden(part) for part in parts)
-        return f"{' '.join('x'.join(map(str, shape)) for shape in self.inputs)}: {shown}"
+        modules = "; ".join(" ".join(repr(part).split()) + _heads(part) for part in parts)
+        return f"{' '.join('x'.join(map(str, shape)) for shape in self.inputs)}: {modules}"
 
 
-def _hidden(module: nn.Module) -> str:
+def _heads(module: nn.Module) -> str:
+    """Returns the number of heads of attention, which its ``repr`` does not contain."""
     return f" heads={module.num_heads}" if isinstance(module, Attention | nn.MultiheadAttention) else ""
 
 
 class _Function(nn.Module):
-    """Calls an operator with tensors in the places where it had them."""
+    """A module that calls an operator, with its inputs in the places of the original tensors."""
 
     def __init__(self, function: Any, arguments: tuple[Any, ...]) -> None:
         super().__init__()
         self.function, self.places = function, arguments
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        given = iter(tensors)
-        args, kwargs = torch.utils._pytree.tree_map(lambda part: next(given) if isinstance(part, _Place) else part, self.places)
+        inputs = iter(tensors)
+        args, kwargs = torch.utils._pytree.tree_map(lambda part: next(inputs) if isinstance(part, _Place) else part, self.places)
         return self.function(*args, **kwargs)
 
     def extra_repr(self) -> str:
@@ -137,64 +138,64 @@ class _Function(nn.Module):
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a tensor goes."""
+    """The place of a tensor among the arguments."""
 
     def __repr__(self) -> str:
         return "."
 
 
 def find_operations(family: ModelFamily, input_shape: tuple[int, int, int], batch_size: int, groups: Sequence[Group]) -> list[Operation]:
-    """All operations of a forward pass of ``batch_size`` images, in order. Needs no weights."""
+    """Returns all operations of a forward pass of ``batch_size`` images, in order. Needs no weights."""
     with torch.device("meta"):
         model, images_NCHW = family.build().eval(), torch.empty(batch_size, *input_shape)
-    found, positions = _trace(model, images_NCHW), _positions(groups)
-    falling = _falling_inputs(model, images_NCHW, found, groups)
+    calls, positions = _trace(model, images_NCHW), _positions(groups)
+    variable = _variable_inputs(model, images_NCHW, calls, groups)
     units = {group.name: group.units for group in groups}
     return [
-        _operation(f"{index}:{of.name}", of, positions, inputs, units)
-        for index, (of, inputs) in enumerate(zip(found, falling, strict=True))
+        _operation(f"{index}:{call.name}", call, positions, inputs, units)
+        for index, (call, inputs) in enumerate(zip(calls, variable, strict=True))
     ]
 
 
-def _trace(model: nn.Module, images_NCHW: Tensor) -> list[_Found]:
+def _trace(model: nn.Module, images_NCHW: Tensor) -> list[_Call]:
     tracer = _Tracer(model)
     with torch.no_grad(), tracer.watching(), tracer:
         model(images_NCHW)
-    return tracer.found
+    return tracer.calls
 
 
-def _falling_inputs(
-    model: nn.Module, images_NCHW: Tensor, found: Sequence[_Found], groups: Sequence[Group]
+def _variable_inputs(
+    model: nn.Module, images_NCHW: Tensor, calls: Sequence[_Call], groups: Sequence[Group]
 ) -> list[dict[tuple[int, int], dict[str, int]]]:
-    """For each operation, by size (number of an input, dim) of what goes in: positions of a unit, by group.
+    """Returns, for each operation, the sizes (number of the input, dim) that depend on units, with the positions of a unit by group.
 
-    Seen by tracing the model with a unit less of each group in turn, so it holds whatever lies between a layer and what reads it.
+    The model is traced with one unit less of each group in turn, so the result is right whatever lies between a layer and its readers.
     """
     shapes = {name: list(tensor.shape) for name, tensor in _tensors(model)}
-    falling: list[dict[tuple[int, int], dict[str, int]]] = [{} for _ in found]
-    less = copy.deepcopy(model)
+    variable: list[dict[tuple[int, int], dict[str, int]]] = [{} for _ in calls]
+    smaller = copy.deepcopy(model)
     for group in (group for group in groups if group.units > 1):
-        whole = {part.tensor: shapes[part.tensor] for part in group.slices}
-        narrower = copy.deepcopy(whole)
+        dense_shapes = {part.tensor: shapes[part.tensor] for part in group.slices}
+        narrower = copy.deepcopy(dense_shapes)
         for part in group.slices:
             narrower[part.tensor][part.dim] -= part.index_UK.shape[1]
         kept = {group.name: torch.arange(group.units) > 0}
         rest = remainder(model, [group], kept)
-        resize_(less, narrower | rest.shapes, rest.sizes, rest.narrow)
-        traced = _trace(less, images_NCHW)
-        dense = {name: number_of(model, name) for name in rest.sizes}
-        resize_(less, whole, dense, {name: [of, of] for name, (_, of) in rest.narrow.items()})
-        for before, after, sizes in zip(found, traced, falling, strict=True):
+        resize_(smaller, narrower | rest.shapes, rest.sizes, rest.narrow)
+        traced = _trace(smaller, images_NCHW)
+        dense_sizes = {name: number_of(model, name) for name in rest.sizes}
+        resize_(smaller, dense_shapes, dense_sizes, {name: [heads, heads] for name, (_, heads) in rest.narrow.items()})
+        for before, after, sizes in zip(calls, traced, variable, strict=True):
             if before.arguments != after.arguments:
-                continue  # sizes are among them, so it can only be timed as it is
-            for index, (full, left) in enumerate(zip(before.inputs, after.inputs, strict=True)):
-                for dim in (dim for dim, size in enumerate(full) if left[dim] != size):
-                    sizes.setdefault((index, dim), {})[group.name] = full[dim] - left[dim]
-    return falling
+                continue  # the arguments contain sizes, so the operation can only be timed with the dense ones
+            for index, (dense_shape, shape) in enumerate(zip(before.inputs, after.inputs, strict=True)):
+                for dim in (dim for dim, size in enumerate(dense_shape) if shape[dim] != size):
+                    sizes.setdefault((index, dim), {})[group.name] = dense_shape[dim] - shape[dim]
+    return variable
 
 
 @dataclass
-class _Found:
+class _Call:
     name: str
     modules: list[tuple[str, nn.Module]]
     function: Any
@@ -203,13 +204,13 @@ class _Found:
 
 
 class _Tracer(TorchDispatchMode):
-    """Notes modules that do their work themselves, and what is computed outside of them."""
+    """A mode that records the calls of modules without children (or ``WHOLE``), and of operators outside of them."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.found: list[_Found] = []
+        self.calls: list[_Call] = []
         self._model, self._inside = model, 0
-        self._last: Any = None  # what the last module gave
+        self._last: Any = None  # output of the last module
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -233,23 +234,23 @@ class _Tracer(TorchDispatchMode):
 
     def _enter(self, name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._inside += 1
-        if self._inside > 1 or isinstance(module, NOTHING) or not inputs or not isinstance(inputs[0], Tensor):
+        if self._inside > 1 or isinstance(module, NO_OPERATION) or not inputs or not isinstance(inputs[0], Tensor):
             return
-        follows = self._last is inputs[0] and self.found and self.found[-1].function is None
+        follows = self._last is inputs[0] and self.calls and self.calls[-1].function is None
         if follows and not any(parameter.ndim > 1 for parameter in module.parameters()):
-            self.found[-1].modules.append((name, module))
+            self.calls[-1].modules.append((name, module))
         else:
             shapes = tuple(tuple(part.shape) for part in inputs if isinstance(part, Tensor))
-            self.found.append(_Found(name, [(name, module)], None, (), shapes))
+            self.calls.append(_Call(name, [(name, module)], None, (), shapes))
 
     def _leave(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         self._inside -= 1
-        if self._inside == 0 and not (isinstance(module, NOTHING) and inputs[0] is not self._last):
+        if self._inside == 0 and not (isinstance(module, NO_OPERATION) and inputs[0] is not self._last):
             self._last = output
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
-        if not self._inside and not _costs_nothing(function) and isinstance(result, Tensor):
+        if not self._inside and not _takes_no_time(function) and isinstance(result, Tensor):
             tensors: list[Tensor] = []
 
             def place(part: Any) -> Any:
@@ -260,12 +261,12 @@ class _Tracer(TorchDispatchMode):
 
             arguments = torch.utils._pytree.tree_map(place, (tuple(args), dict(kwargs or {})))
             if tensors:
-                self.found.append(_Found(str(function), [], function, arguments, tuple(tuple(tensor.shape) for tensor in tensors)))
+                self.calls.append(_Call(str(function), [], function, arguments, tuple(tuple(tensor.shape) for tensor in tensors)))
         return result
 
 
-def _costs_nothing(function: Any) -> bool:
-    """Views, and what only looks at a tensor."""
+def _takes_no_time(function: Any) -> bool:
+    """Returns whether an operator makes a view, or does not compute anything."""
     returns, arguments = function._schema.returns, function._schema.arguments
     writes = any(argument.alias_info is not None and argument.alias_info.is_write for argument in arguments)
     aliases = any(part.alias_info is not None for part in returns)
@@ -273,45 +274,46 @@ def _costs_nothing(function: Any) -> bool:
 
 
 def _positions(groups: Sequence[Group]) -> dict[tuple[str, int], dict[str, int]]:
-    """By size (tensor, dim): positions of a unit, by group."""
-    found: dict[tuple[str, int], dict[str, int]] = {}
+    """Returns, for each size (tensor, dim), the positions of a unit by group."""
+    positions: dict[tuple[str, int], dict[str, int]] = {}
     for group in groups:
         for part in group.slices:
-            of = found.setdefault((part.tensor, part.dim), {})
-            of[group.name] = of.get(group.name, 0) + part.index_UK.shape[1]
+            by_group = positions.setdefault((part.tensor, part.dim), {})
+            by_group[group.name] = by_group.get(group.name, 0) + part.index_UK.shape[1]
         for size in group.sizes:
-            found.setdefault((size.name, OF_MODULE), {})[group.name] = size.of_unit
-    return found
+            positions.setdefault((size.name, OF_MODULE), {})[group.name] = size.of_unit
+    return positions
 
 
 def _operation(
     name: str,
-    found: _Found,
+    call: _Call,
     positions: Mapping[tuple[str, int], Mapping[str, int]],
-    falling: Mapping[tuple[int, int], Mapping[str, int]],
+    variable: Mapping[tuple[int, int], Mapping[str, int]],
     units: Mapping[str, int],
 ) -> Operation:
     weights = {
         (f"{module_name}.{leaf}", dim): positions.get((f"{module_name}.{leaf}", dim), {})
-        for module_name, module in found.modules
+        for module_name, module in call.modules
         for leaf, tensor in _tensors(module)
         for dim in range(tensor.ndim)
     }
-    weights |= {(f"{name}.groups", OF_MODULE): of for name, _ in found.modules if (of := positions.get((f"{name}.groups", OF_MODULE)))}
-    of_weights, of_inputs = _by_groups(weights), _by_groups(falling)
+    convolutions = [(f"{module_name}.groups", OF_MODULE) for module_name, _ in call.modules]
+    weights |= {size: positions[size] for size in convolutions if positions.get(size)}
+    weights_by_groups, inputs_by_groups = _by_groups(weights), _by_groups(variable)
     axes = tuple(
-        Axis(names, sum(units[name] for name in names), of_weights.get(names, {}), of_inputs.get(names, {}))
-        for names in dict.fromkeys((*of_weights, *of_inputs))
+        Axis(names, sum(units[name] for name in names), weights_by_groups.get(names, {}), inputs_by_groups.get(names, {}))
+        for names in dict.fromkeys((*weights_by_groups, *inputs_by_groups))
     )
-    if found.function is not None and len(axes) > MOST_AXES:  # much is put together here: it stays as it is
+    if call.function is not None and len(axes) > MOST_AXES:  # a function of many groups is timed with its dense sizes
         axes = ()
-    return Operation(name, tuple(found.modules), found.function, found.arguments, found.inputs, axes)
+    return Operation(name, tuple(call.modules), call.function, call.arguments, call.inputs, axes)
 
 
 def _by_groups(sizes: Mapping[Size, Mapping[str, int]]) -> dict[tuple[str, ...], dict[Size, int]]:
-    """Sizes whose units are those of the same groups, where all of these have as many positions each."""
-    found: dict[tuple[str, ...], dict[Size, int]] = {}
-    for size, of in sizes.items():
-        if of and len(set(of.values())) == 1:
-            found.setdefault(tuple(sorted(of)), {})[size] = next(iter(of.values()))
-    return found
+    """Returns the sizes by the groups of their units, as far as a unit has the same number of positions in all of these groups."""
+    by_groups: dict[tuple[str, ...], dict[Size, int]] = {}
+    for size, positions in sizes.items():
+        if positions and len(set(positions.values())) == 1:
+            by_groups.setdefault(tuple(sorted(positions)), {})[size] = next(iter(positions.values()))
+    return by_groups

@@ -1,4 +1,4 @@
-"""What a model costs, found without weights, data or device: everything happens on the meta device."""
+"""The cost of a model, counted on the meta device, without weights, data or accelerator."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ if TYPE_CHECKING:
 
     from workers.errors import ConfigError
 
-WEIGHTED = ("addmm", "mm", "convolution", "_convolution")  # products with a weight; all others are of activations with each other
+WEIGHTED = ("addmm", "mm", "convolution", "_convolution")  # products with a weight; all other products are between activations
 
 
 @dataclass(frozen=True)
 class Depth:
-    """Where a layer stands in the forward pass of one sample, and what a backward pass down to it takes."""
+    """The position of a layer in the forward pass of one sample, and the cost of a backward pass down to it."""
 
-    flops: int  # of its own product; as many for the gradient of its weight, and as many for that of its input
+    flops: int  # of its own product; the gradients of its weight and of its input take as many each
     weighted_before: int  # flops of all products with weights before it
-    mixed_before: int  # flops of products of activations with each other (attention) before it
+    mixed_before: int  # flops of products between activations (attention) before it
     kept_bytes: int  # activations that a backward pass down to it needs, from it to the loss
-    input_bytes: int  # more that it needs for the gradient of its own weight: its input, unless something else keeps that
+    input_bytes: int  # additional memory for the gradient of its weight: its input, if nothing else keeps that
 
 
 @dataclass(frozen=True)
 class ModelProfile:
-    """Sizes of a model for inputs of one shape. Flops and activations are per sample (float32), a multiply-add being 2 flops.
+    """The sizes of a model for inputs of one shape. Flops and activations are for one sample (float32); a multiply-add is 2 flops.
 
-    ``layers`` are in the order of the forward pass, ``depths`` belong to them.
+    ``layers`` are in the order of the forward pass, ``depths`` in the same order.
     """
 
     layers: tuple[Layer, ...]
     depths: tuple[Depth, ...]
     parameters: int
-    outputs: int  # numbers per sample: classes, or features
-    weighted_flops: int  # of a forward pass: products with weights
-    mixed_flops: int  # ... and of activations with each other
-    activation_bytes: int  # what is kept when every weight is trained
-    largest_bytes: int  # the largest output of a module: the unit of what comes and goes
+    outputs: int  # numbers for one sample: classes, or features
+    weighted_flops: int  # of a forward pass, for products with weights
+    mixed_flops: int  # ... and for products between activations
+    activation_bytes: int  # activations that are kept when every weight is trained
+    largest_bytes: int  # the largest output of a module, as an estimate for temporary memory
 
     @property
     def forward_flops(self) -> int:
@@ -58,9 +58,9 @@ class ModelProfile:
 
 
 def profile(family: ModelFamily, input_shape: tuple[int, int, int]) -> ModelProfile:
-    """Build ``family`` on the meta device and push one sample of ``(channels, height, width)`` through it, three times.
+    """Returns the profile of a model that is built on the meta device and run three times on a sample of ``(channels, height, width)``.
 
-    Raises: ConfigError if a pattern matches no layer, or the model does not take such images.
+    Raises: ConfigError if a pattern matches no layer, or if the model does not accept such images.
     """
     import torch
 
@@ -95,33 +95,35 @@ def profile(family: ModelFamily, input_shape: tuple[int, int, int]) -> ModelProf
 
 
 def _reason(model: nn.Module, image_1CHW: Tensor, error: Exception) -> ConfigError:
-    """Why a pass failed that was looked at: a pass that is not looked at tells whether the image is to blame."""
+    """Returns why a traced forward pass failed. A second pass without tracing shows whether the size of the image is the cause."""
     import torch
 
     from workers.errors import ConfigError
 
     shape, made_for = "x".join(map(str, image_1CHW.shape[1:])), (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
     size = "x".join(map(str, made_for or ()))
-    hint = f"; weights of this architecture are released for {size}" if made_for and size != shape else ""
+    hint = f"; the released weights of this architecture are for {size}" if made_for and size != shape else ""
     try:
         with torch.no_grad():
             model(image_1CHW)
     except Exception as misfit:
         if isinstance(misfit, NotImplementedError) or "meta tensor" in str(misfit):
-            why = "since its forward pass looks at values"
-            return ConfigError(f"model: what it costs cannot be found without weights, {why}: {_line(misfit)}")
+            why = "since its forward pass depends on values of tensors"
+            return ConfigError(f"model: the cost of the model cannot be counted without weights, {why}: {_line(misfit)}")
         return ConfigError(f"data: images of {shape} (channels x height x width) do not fit the model: {_line(misfit)}{hint}")
-    return ConfigError(f"model: what it costs cannot be counted, although it takes images of {shape}: {_line(error)}; please report this")
+    return ConfigError(
+        f"model: the cost of the model cannot be counted, although it accepts images of {shape}: {_line(error)}; please report this"
+    )
 
 
 def _line(error: Exception) -> str:
-    """An exception's first line, with its name where that says more."""
+    """Returns the first line of an exception, with the name of its class unless that is a generic one."""
     first = next(iter(str(error).splitlines()), "").rstrip(".")
     return first if isinstance(error, RuntimeError | AssertionError) and first else f"{type(error).__name__} {first}".rstrip()
 
 
 class _Flops:
-    """Flops of a forward pass up to each layer, those with weights and all others, as torch's own counter sees them."""
+    """The flops of a forward pass up to each layer, with weights and without, counted by torch's own counter."""
 
     def __init__(self, model: nn.Module, layers: list[Layer], image_1CHW: Tensor) -> None:
         import torch
@@ -145,18 +147,18 @@ class _Flops:
         def leave(name: str) -> None:
             self.own[name] += now()[0] - self._started[0]
 
-        model.requires_grad_(False)  # torch's counter fails on parameters that are expanded without gradients (class tokens)
+        model.requires_grad_(False)  # torch's counter fails on expanded parameters (class tokens) that require gradients
         with torch.no_grad(), counter, Products(model, layers, enter, leave):
             self.output = model(image_1CHW)
         self.total = now()
 
     def before(self, name: str) -> tuple[int, int]:
-        """A layer that the forward pass does not come to stands at its end."""
+        """Returns the flops before a layer. A layer that the forward pass does not reach is placed at its end."""
         return self._before.get(name, self.total)
 
 
 class _Kept:
-    """Bytes that autograd keeps: for gradients of activations everywhere, for a layer's own weight, and when all weights are trained."""
+    """The bytes that autograd keeps for gradients of activations, for the gradient of one layer's weight, and for those of all weights."""
 
     def __init__(self, model: nn.Module, layers: list[Layer], image_1CHW: Tensor) -> None:
         from workers.collect.products import Products
@@ -166,10 +168,10 @@ class _Kept:
         self._entered: dict[str, int] = {}
         self._input: dict[str, Any] = {}
 
-        def enter(name: str, given: dict[str, Any]) -> None:
+        def enter(name: str, arguments: dict[str, Any]) -> None:
             self._clock += 1
             self._entered.setdefault(name, self._clock)
-            self._input.setdefault(name, given["input"].untyped_storage())
+            self._input.setdefault(name, arguments["input"].untyped_storage())
 
         def record(_: object, __: object, output: object) -> None:
             self.largest = max(self.largest, getattr(output, "nbytes", 0))
@@ -180,7 +182,7 @@ class _Kept:
         self.everything = sum(storage.nbytes() for storage, _ in self._forward(model.requires_grad_(True), image_1CHW).values())
 
     def _forward(self, model: nn.Module, image_1CHW: Tensor) -> dict[int, tuple[Any, int]]:
-        """Storages that are kept beside the weights, and the clock when each first was; holding them keeps their names unique."""
+        """Returns the storages that are kept beside the weights, with the time of each. References to them keep their keys unique."""
         from torch.autograd.graph import saved_tensors_hooks
 
         constant = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
@@ -197,7 +199,7 @@ class _Kept:
         return saved
 
     def after(self, name: str) -> int:
-        """Kept at or after a layer. A layer that the forward pass does not come to needs nothing."""
+        """Returns the bytes that are kept at or after a layer; 0 for a layer that the forward pass does not reach."""
         since = self._entered.get(name, self._clock + 1)
         return sum(storage.nbytes() for storage, when in self._saved.values() if when >= since)
 
@@ -217,7 +219,7 @@ def _removing(hooks: list[Any]) -> Iterator[None]:
 
 @contextmanager
 def _flash_attention() -> Iterator[None]:
-    """Attention as devices do it: without the matrix of all pairs, which the meta device would keep."""
+    """A context in which attention is fused, as on accelerators. The meta device would keep the matrix of all pairs otherwise."""
     import torch
     from torch.nn import functional
     from torch.overrides import TorchFunctionMode
@@ -225,9 +227,9 @@ def _flash_attention() -> Iterator[None]:
     class Flash(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
             kwargs = kwargs or {}
-            plain = func is functional.scaled_dot_product_attention and len(args) == 3 and not kwargs.get("enable_gqa")
-            plain = plain and args[0].ndim == 4 and args[0].shape[-1] == args[1].shape[-1] == args[2].shape[-1]  # as devices ask for
-            if plain and kwargs.get("attn_mask") is None and not kwargs.get("dropout_p"):
+            fusible = func is functional.scaled_dot_product_attention and len(args) == 3 and not kwargs.get("enable_gqa")
+            fusible = fusible and args[0].ndim == 4 and args[0].shape[-1] == args[1].shape[-1] == args[2].shape[-1]
+            if fusible and kwargs.get("attn_mask") is None and not kwargs.get("dropout_p"):
                 causal = kwargs.get("is_causal", False)
                 return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args, 0.0, causal, scale=kwargs.get("scale"))[0]
             return func(*args, **kwargs)

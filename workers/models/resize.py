@@ -1,4 +1,4 @@
-"""A built model with tensors of other shapes: its modules say again what their tensors are."""
+"""Change of the shapes of tensors in a built model, with the attributes of its modules that depend on them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ def resize_(
     sizes: Mapping[str, int] | None = None,
     narrow: Mapping[str, Sequence[int]] | None = None,
 ) -> None:
-    """Give the named tensors of a model new shapes, in place. Their values are arbitrary then; buffers keep their first ones, since what is
-    in no state dict is the same for all units.
+    """Gives the named tensors of a model new shapes, in place.
 
-    ``sizes`` are numbers that modules keep, such as how many heads they have, by dotted name. ``narrow`` are modules that have so many
-    of so many heads (left, whole) and read their width off that of their input (``NarrowHeads``).
+    The values of parameters are arbitrary afterwards. A smaller buffer keeps its first values, since buffers outside of state dicts are the
+    same for all units. ``sizes`` are numbers that modules keep, such as their number of heads, by dotted name. ``narrow`` maps attention
+    modules that derive the width of a head from the width of their input to their (remaining, original) numbers of heads; see
+    ``NarrowHeads``.
     """
     for name, shape in shapes.items():
         module, leaf = _owner(model, name)
@@ -36,14 +37,14 @@ def resize_(
             setattr(module, leaf, _first(old, shape) if all(map(int.__le__, shape, old.shape)) else new)
     for name, value in (sizes or {}).items():
         _set_number(model, name, value)
-    for name, (left, whole) in (narrow or {}).items():
-        _narrow(model.get_submodule(name), left, whole)
+    for name, (heads, dense_heads) in (narrow or {}).items():
+        _narrow(model.get_submodule(name), heads, dense_heads)
     for name, module in model.named_modules():
         _fit(module, f"{name}.groups" in (sizes or {}))
 
 
 def number_of(model: nn.Module, name: str) -> int:
-    """A number that a module keeps, or an element of several: ``blocks.0.attn.num_heads``, ``conv.split_sizes[1]``.
+    """Returns a number that a module keeps, alone or in a list: ``blocks.0.attn.num_heads``, ``conv.split_sizes[1]``.
 
     Raises: ValueError if there is no such number.
     """
@@ -53,7 +54,7 @@ def number_of(model: nn.Module, name: str) -> int:
     if index and isinstance(value, list | tuple):
         value = value[int(index[:-1])]
     if type(value) is not int:
-        raise ValueError(f"{name} is no whole number of a {type(module).__name__}")
+        raise ValueError(f"expected {name} to be a whole number of a {type(module).__name__}, got {value!r}")
     return value
 
 
@@ -83,7 +84,7 @@ def _fit(module: nn.Module, grouped: bool) -> None:
         case nn.Linear():
             module.out_features, module.in_features = module.weight.shape
         case nn.Conv2d():
-            if module.groups == module.in_channels and module.groups > 1 and not grouped:  # depthwise; each channel has as many outputs
+            if module.groups == module.in_channels and module.groups > 1 and not grouped:  # depthwise: as many outputs for each channel
                 module.groups = len(module.weight) * module.groups // module.out_channels
             module.out_channels, module.in_channels = len(module.weight), module.weight.shape[1] * module.groups
         case nn.BatchNorm2d() if module.running_mean is not None:
@@ -94,9 +95,9 @@ def _fit(module: nn.Module, grouped: bool) -> None:
 
 
 class NarrowHeads:
-    """Attention that has lost heads and whose ``forward`` takes the width of its input, C, for that of all heads, and C / heads for one's.
+    """Attention from which heads were removed, and whose ``forward`` takes the width C of its input as the width of all heads.
 
-    While it runs, shapes that it asks for with these numbers are those of the heads that are left.
+    While it runs, reshapes to the width C, or C / heads, are corrected to the remaining heads.
     """
 
     units_left: int
@@ -108,30 +109,30 @@ class NarrowHeads:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
 
 
-def _narrow(module: nn.Module, left: int, whole: int) -> None:
+def _narrow(module: nn.Module, heads: int, dense_heads: int) -> None:
     if not isinstance(module, NarrowHeads):
-        whole_class = type(module)
-        module.__class__ = type(f"Narrow{whole_class.__name__}", (NarrowHeads, whole_class), {"__module__": whole_class.__module__})
-    module.units_left, module.units_whole = left, whole  # type: ignore[assignment]
+        dense_class = type(module)
+        module.__class__ = type(f"Narrow{dense_class.__name__}", (NarrowHeads, dense_class), {"__module__": dense_class.__module__})
+    module.units_left, module.units_whole = heads, dense_heads  # type: ignore[assignment]
 
 
 class _Widths(TorchFunctionMode):
-    """Corrects shapes that do not hold what is reshaped."""
+    """A mode that corrects the shapes of reshapes whose sizes do not fit the number of entries."""
 
-    def __init__(self, left: int, whole: int, widths: set[int]) -> None:
+    def __init__(self, heads: int, dense_heads: int, widths: set[int]) -> None:
         super().__init__()
-        self.of_one = {width // left: width // whole for width in widths if width % whole == 0 and left}
-        self.of_all = {width: width // whole * left for width in widths if width % whole == 0}
+        self.of_one = {width // heads: width // dense_heads for width in widths if width % dense_heads == 0 and heads}
+        self.of_all = {width: width // dense_heads * heads for width in widths if width % dense_heads == 0}
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function in RESHAPES and not kwargs:
             tensor, *rest = args
             shape = list(rest[0]) if len(rest) == 1 and isinstance(rest[0], list | tuple | torch.Size) else rest
             if all(isinstance(size, int) for size in shape):
-                args = (tensor, self._held(tensor.numel(), shape))
+                args = (tensor, self._corrected(tensor.numel(), shape))
         return function(*args, **(kwargs or {}))
 
-    def _held(self, count: int, shape: list[int]) -> list[int]:
+    def _corrected(self, count: int, shape: list[int]) -> list[int]:
         if -1 in shape:
             index = next((index for index in reversed(range(len(shape))) if shape[index] in self.of_one), None)
             if index is None or count % -prod(shape) == 0:
@@ -139,14 +140,14 @@ class _Widths(TorchFunctionMode):
             return [*shape[:index], self.of_one[shape[index]], *shape[index + 1 :]]
         for index in reversed(range(len(shape))):
             for widths in (self.of_one, self.of_all):
-                held = [*shape[:index], widths.get(shape[index], shape[index]), *shape[index + 1 :]]
-                if prod(shape) != count == prod(held):
-                    return held
+                corrected = [*shape[:index], widths.get(shape[index], shape[index]), *shape[index + 1 :]]
+                if prod(shape) != count == prod(corrected):
+                    return corrected
         return shape
 
 
 class NoHeads(nn.Module):
-    """What attention without a head adds to its residual stream: the bias of its projection, the same for all tokens."""
+    """Attention without heads: it adds the bias of its projection to the residual stream, the same for all tokens."""
 
     def __init__(self, bias_D: Tensor) -> None:
         super().__init__()
@@ -157,7 +158,7 @@ class NoHeads(nn.Module):
 
 
 def without_empty_attention_(model: nn.Module) -> None:
-    """Replace attention that lost all of its heads, in place: torch carries out products of nothing, ONNX knows no such shapes."""
+    """Replaces attention without heads, in place. Torch supports products with empty tensors, but ONNX does not."""
     for name, module in list(model.named_modules()):
         if isinstance(module, Attention) and module.num_heads == 0:
             bias_D = module.proj.bias

@@ -1,4 +1,4 @@
-"""A model of another family with structures taken out."""
+"""The family of a model of another family from which units were removed."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class ShrunkModel(ModelFamily):
-    """What ``family`` with its ``settings`` builds, with some tensors of other ``shapes``, numbers that modules keep beside their tensors
-    (``sizes``) and heads that are left in ``narrow`` modules (see ``resize_``): all that there is to say of the architecture."""
+    """The model that ``family`` builds with ``settings``, with smaller tensors.
+
+    ``shapes`` are those of the smaller tensors, ``sizes`` the numbers that modules keep beside their tensors, and ``narrow`` the heads that
+    are kept in narrow modules (see ``resize_``). Together they define the architecture.
+    """
 
     checkpoint: str | None
     family: str
@@ -29,7 +32,7 @@ class ShrunkModel(ModelFamily):
 
     @property
     def dense(self) -> ModelFamily:
-        """The family before anything was taken out."""
+        """The family of the model before anything was removed."""
         from workers.export import family_of
 
         return family_of(self.family, self.settings)
@@ -69,18 +72,20 @@ class ShrunkModel(ModelFamily):
 def shrunk(
     family: ModelFamily, before: Mapping[str, Tensor], after: Mapping[str, Tensor], groups: Sequence[Group], kept: Mapping[str, Tensor]
 ) -> ShrunkModel:
-    """The family of a model built by ``family``, once its tensors are those of ``after`` instead of ``before``, which is when units of
-    ``groups`` are left as ``kept`` says."""
+    """Returns the family of a model built by ``family`` after its tensors changed from ``before`` to ``after``.
+
+    ``kept`` says which units of ``groups`` are kept in ``after``.
+    """
     import torch
 
     from workers.export import target_of
     from workers.models.structures.groups import Remainder, remainder
 
-    family, left = family.stored, Remainder()
+    family, rest = family.stored, Remainder()
     if any(group.sizes or group.narrow or group.running for group in groups):
         with torch.device("meta"):
-            left = remainder(family.build(), groups, kept)
-    shapes = {name: list(after[name].shape) for name, tensor in before.items() if tensor.shape != after[name].shape} | left.shapes
+            rest = remainder(family.build(), groups, kept)
+    shapes = {name: list(after[name].shape) for name, tensor in before.items() if tensor.shape != after[name].shape} | rest.shapes
     if isinstance(family, ShrunkModel):
-        return replace(family, shapes=family.shapes | shapes, sizes=family.sizes | left.sizes, narrow=family.narrow | left.narrow)
-    return ShrunkModel(None, target_of(family), asdict(family) | {"checkpoint": None}, shapes, left.sizes, left.narrow)
+        return replace(family, shapes=family.shapes | shapes, sizes=family.sizes | rest.sizes, narrow=family.narrow | rest.narrow)
+    return ShrunkModel(None, target_of(family), asdict(family) | {"checkpoint": None}, shapes, rest.sizes, rest.narrow)

@@ -1,7 +1,7 @@
-"""Convolutions of timm that standardise their weights in every pass (BiT, NFNets, hybrid ViTs), as plain ones with the weights they use.
+"""Replacement of timm's convolutions that standardise their weights in every pass (BiT, NFNets, hybrid ViTs) by ordinary ones.
 
-The function is the same, to the last bit. A pruned weight of a plain convolution is zero where it meets the image, which one that is
-standardised afterwards would not be, and the other weights do not change with those that go.
+The outputs are the same, to the last bit. In an ordinary convolution a masked weight is zero in the product, and masking it does not change
+the other weights; standardisation would break both.
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ KINDS = (StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame)
 
 
 def standardised(model: nn.Module) -> dict[str, nn.Conv2d]:
-    """The convolutions that standardise their weights, by name."""
+    """Returns the convolutions that standardise their weights, by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, KINDS)}
 
 
 def folded_(model: nn.Module) -> nn.Module:
-    """``model``, changed in place: each of them replaced by a plain convolution, with the weight that it used."""
+    """Replaces these convolutions in place by ordinary ones with the standardised weights. Returns ``model``."""
     for name, module in standardised(model).items():
-        plain = _plain(module)
+        convolution = _ordinary_convolution(module)
         with torch.no_grad():
-            plain.weight.copy_(_used(module, dict(module.named_parameters())))
+            convolution.weight.copy_(_standardised_weight(module, dict(module.named_parameters())))
             if module.bias is not None:
-                assert plain.bias is not None
-                plain.bias.copy_(module.bias)
-        model.set_submodule(name, plain)
+                assert convolution.bias is not None
+                convolution.bias.copy_(module.bias)
+        model.set_submodule(name, convolution)
     return model
 
 
 def folded_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of ``folded_(model)`` from those of ``model``, which may be on the meta device. Raises no errors of its own."""
-    found = dict(state)
+    """Returns the tensors of ``folded_(model)`` from those of ``model``, which may be on the meta device."""
+    folded = dict(state)
     for name, module in standardised(model).items():
-        own = {key: found[f"{name}.{key}"] for key, _ in module.named_parameters()}
-        found[f"{name}.weight"] = _used(module, own)
-        found.pop(f"{name}.gain", None)
-    return found
+        parameters = {key: folded[f"{name}.{key}"] for key, _ in module.named_parameters()}
+        folded[f"{name}.weight"] = _standardised_weight(module, parameters)
+        folded.pop(f"{name}.gain", None)
+    return folded
 
 
-def _plain(module: nn.Conv2d) -> nn.Conv2d:
+def _ordinary_convolution(module: nn.Conv2d) -> nn.Conv2d:
     kind = Conv2dSame if getattr(module, "same_pad", False) else nn.Conv2d
-    plain = kind(
+    convolution = kind(
         module.in_channels,
         module.out_channels,
         module.kernel_size,  # type: ignore[arg-type]
@@ -60,20 +60,21 @@ def _plain(module: nn.Conv2d) -> nn.Conv2d:
         device=module.weight.device,
         dtype=module.weight.dtype,
     )
-    return plain.train(module.training)
+    return convolution.train(module.training)
 
 
 @torch.no_grad()
-def _used(module: nn.Conv2d, tensors: dict[str, Tensor]) -> Tensor:
-    """The weight that ``conv2d`` gets when ``module`` has these parameters."""
-    with _Weight() as seen:
-        weight = tensors["weight"]
+def _standardised_weight(module: nn.Conv2d, parameters: dict[str, Tensor]) -> Tensor:
+    """Returns the weight that ``module`` passes to ``conv2d`` with these parameters."""
+    with _WeightOfConv2d() as call:
         sides = [1 + (size - 1) * step for size, step in zip(module.kernel_size, module.dilation, strict=True)]
-        torch.func.functional_call(module, tensors, (weight.new_zeros(1, module.in_channels, *sides),))
-    return seen.weight
+        torch.func.functional_call(module, parameters, (parameters["weight"].new_zeros(1, module.in_channels, *sides),))
+    return call.weight
 
 
-class _Weight(TorchFunctionMode):
+class _WeightOfConv2d(TorchFunctionMode):
+    """A mode that keeps the weight of the last call of ``conv2d``."""
+
     weight: Tensor
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:

@@ -1,4 +1,4 @@
-"""What a model costs as units go: parameters and multiply-adds as sums of products of sizes, times from tables of what was measured."""
+"""The cost of a model as units are removed: parameters and multiply-adds as sums of products of sizes, latency from tables."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Term:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a model's cost: ``value`` of the units that are left, by group, of which it reads those of ``groups``."""
+    """A part of a model's cost: ``value`` as a function of the units that are kept, by group, which reads those of ``groups``."""
 
     groups: tuple[str, ...]
     value: Callable[[Mapping[str, int]], float]
 
 
 class Cost:
-    """A sum of terms that falls as units are taken out."""
+    """A cost that is a sum of terms and decreases as units are removed."""
 
     def __init__(self, terms: Iterable[Term], shapes: dict[str, torch.Size]) -> None:
         self._terms = tuple(terms)
@@ -50,16 +50,16 @@ class Cost:
         return term.factor * prod(self._sizes[size] for size in term.sizes)
 
     def take(self, group: Group) -> None:
-        """One unit of ``group`` goes."""
+        """Removes one unit of ``group`` from the cost."""
         narrower = [((part.tensor, part.dim), part.index_UK.shape[1]) for part in group.slices if (part.tensor, part.dim) in self._sizes]
-        touched = {index for size, _ in narrower for index in self._with[size]}
-        self.total -= sum(self._value(index) for index in touched)
+        affected = {index for size, _ in narrower for index in self._with[size]}
+        self.total -= sum(self._value(index) for index in affected)
         for size, positions in narrower:
             self._sizes[size] -= positions
-        self.total += sum(self._value(index) for index in touched)
+        self.total += sum(self._value(index) for index in affected)
 
     def parts(self, groups: Iterable[Group]) -> list[Part]:
-        """The same as a function of how many units are left, of a model that nothing was taken from yet."""
+        """Returns the cost as a function of the units that are kept, for a model from which nothing was removed yet."""
         positions: dict[Size, list[tuple[str, int, int]]] = {}
         for group in groups:
             for part in group.slices:
@@ -69,16 +69,16 @@ class Cost:
             read = {size: positions.get(size, []) for size in term.sizes}
 
             def value(units: Mapping[str, int]) -> float:
-                gone = (sum(each * (dense - units[name]) for name, dense, each in read[size]) for size in term.sizes)
-                return term.factor * prod(self._sizes[size] - taken for size, taken in zip(term.sizes, gone, strict=True))
+                removed = (sum(count * (dense - units[name]) for name, dense, count in read[size]) for size in term.sizes)
+                return term.factor * prod(self._sizes[size] - positions for size, positions in zip(term.sizes, removed, strict=True))
 
-            return Part(tuple(dict.fromkeys(name for found in read.values() for name, _, _ in found)), value)
+            return Part(tuple(dict.fromkeys(name for entries in read.values() for name, _, _ in entries)), value)
 
         return [part_of(term) for term in self._terms]
 
 
 class Count:
-    """Units, each of which counts as one."""
+    """A cost that counts units."""
 
     def __init__(self, groups: Iterable[Group]) -> None:
         self.total = sum(group.units for group in groups)
@@ -91,7 +91,7 @@ class Count:
 
 
 class PartCost:
-    """A sum of parts that falls as units are taken out."""
+    """A cost that is a sum of parts and decreases as units are removed."""
 
     def __init__(self, parts: Sequence[Part], units: Mapping[str, int]) -> None:
         self._parts, self._units = parts, dict(units)
@@ -99,11 +99,11 @@ class PartCost:
         self.total = sum(part.value(self._units) for part in parts)
 
     def take(self, group: Group) -> None:
-        """One unit of ``group`` goes."""
-        touched = self._of[group.name]
-        self.total -= sum(part.value(self._units) for part in touched)
+        """Removes one unit of ``group`` from the cost."""
+        affected = self._of[group.name]
+        self.total -= sum(part.value(self._units) for part in affected)
         self._units[group.name] -= 1
-        self.total += sum(part.value(self._units) for part in touched)
+        self.total += sum(part.value(self._units) for part in affected)
 
     def parts(self, groups: Iterable[Group]) -> list[Part]:
         return list(self._parts)
@@ -111,19 +111,19 @@ class PartCost:
 
 @torch.no_grad()
 def parameters(model: nn.Module) -> Cost:
-    """Numbers in all parameters of a model, which may be on the meta device."""
+    """Returns the number of parameters of a model, which may be on the meta device."""
     shapes = {name: tensor.shape for name, tensor in model.named_parameters()}
     return Cost((Term(1, tuple((name, dim) for dim in range(len(shape)))) for name, shape in shapes.items()), shapes)
 
 
 @torch.no_grad()
 def macs(model: nn.Module, image_1CHW: Tensor, groups: Sequence[Group]) -> Cost:
-    """Multiply-adds of a forward pass of one sample, as torch's counter has them (where it sees attention: on the meta device).
+    """Returns the multiply-adds of a forward pass of one sample, as torch's counter counts them (including attention on the meta device).
 
-    A weight of a Linear or Conv2d layer meets every position of its layer's output once; what attention multiplies beside falls with each
-    of its heads. What else the counter finds does not depend on units of ``groups`` that may go.
+    Each weight of a Linear or Conv2d layer is multiplied once for every position of the layer's output. The other products of attention
+    decrease with the number of heads. Everything else that is counted does not depend on the units of ``groups``.
     """
-    model.requires_grad_(False)  # torch's counter fails on a parameter that is expanded
+    model.requires_grad_(False)  # torch's counter fails on expanded parameters that require gradients
     shapes = {name: tensor.shape for name, tensor in model.named_parameters()}
     terms: list[Term] = []
 
@@ -151,31 +151,35 @@ def macs(model: nn.Module, image_1CHW: Tensor, groups: Sequence[Group]) -> Cost:
 
 
 def _beside_weights(model: nn.Module, image_1CHW: Tensor, heads: Sequence[Group]) -> list[Term]:
-    """A term for the heads of each group: what its module multiplies without a Linear or Conv2d layer, seen on a model with a head less."""
+    """Returns a term for each group of heads: the products of its module outside of Linear and Conv2d layers.
+
+    They are the difference between the model and one with a head less.
+    """
     if not heads:
         return []
-    kept = {group.name: torch.arange(group.units) >= min(1, group.units - 1) for group in heads}  # the last one stays
-    state, less = model.state_dict(), copy.deepcopy(model)
-    left = remainder(model, heads, kept)
-    resize_(less, {name: list(tensor.shape) for name, tensor in take(state, heads, kept).items()} | left.shapes, left.sizes, left.narrow)
-    before, after = _unweighted(model, image_1CHW, heads), _unweighted(less, image_1CHW, heads)
-    found = []
+    kept = {group.name: torch.arange(group.units) >= min(1, group.units - 1) for group in heads}  # at least one head is kept
+    state, smaller = model.state_dict(), copy.deepcopy(model)
+    rest = remainder(model, heads, kept)
+    shapes = {name: list(tensor.shape) for name, tensor in take(state, heads, kept).items()}
+    resize_(smaller, shapes | rest.shapes, rest.sizes, rest.narrow)
+    before, after = _unweighted(model, image_1CHW, heads), _unweighted(smaller, image_1CHW, heads)
+    terms = []
     for group in heads:
-        part, fallen = group.consumed[0], before[group.name] - (after[group.name] if group.units > 1 else 0)
-        found.append(Term(fallen // part.index_UK.shape[1], ((part.tensor, part.dim),)))
-    return found
+        part, of_head = group.consumed[0], before[group.name] - (after[group.name] if group.units > 1 else 0)
+        terms.append(Term(of_head // part.index_UK.shape[1], ((part.tensor, part.dim),)))
+    return terms
 
 
 def _unweighted(model: nn.Module, image_1CHW: Tensor, groups: Sequence[Group]) -> dict[str, int]:
-    """Multiply-adds in the module of each group that are not those of its Linear and Conv2d layers."""
+    """Returns the multiply-adds in the module of each group outside of its Linear and Conv2d layers."""
     root = type(model).__name__
     with FlopCounterMode(display=False) as counter:
         model(image_1CHW)
-    counts = {name: sum(of.values()) // 2 for name, of in counter.get_flop_counts().items()}
+    counts = {name: sum(flops.values()) // 2 for name, flops in counter.get_flop_counts().items()}
     layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    found = {}
+    unweighted = {}
     for group in groups:
         name = home(group)
         inside = [layer for layer in layers if layer.startswith(f"{name}.")]
-        found[group.name] = counts.get(f"{root}.{name}", 0) - sum(counts.get(f"{root}.{layer}", 0) for layer in inside)
-    return found
+        unweighted[group.name] = counts.get(f"{root}.{name}", 0) - sum(counts.get(f"{root}.{layer}", 0) for layer in inside)
+    return unweighted

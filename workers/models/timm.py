@@ -1,4 +1,4 @@
-"""Any timm architecture, pruned at the level of its Linear and Conv2d layers."""
+"""The model family of all timm architectures."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ RESERVED = (
 class TimmModel(library.LibraryModel):
     """A timm model by name, with the keyword arguments of ``timm.create_model``.
 
-    **Which layers are prunable.** Candidates are all ``Linear`` and ``Conv2d`` layers except the stem (the first convolution or patch
-    embedding) and the classifier heads, which stay dense as in the CAP paper unless ``stem_and_head`` is true. Of these, the ones that
-    match a pattern of ``include`` and none of ``exclude`` are pruned. Patterns are shell globs on dotted module names (``*`` also spans
-    dots). Norms, embeddings, layer scales and biases are never pruned.
+    **Prunable layers.** Candidates are all ``Linear`` and ``Conv2d`` layers except the stem (the first convolution or patch embedding) and
+    the classifier heads, which remain dense as in the CAP paper unless ``stem_and_head`` is true. Those that match a pattern of ``include``
+    and none of ``exclude`` are pruned. Patterns are shell globs on dotted module names (``*`` also spans dots). Norms, embeddings, layer
+    scales and biases are never pruned.
 
-    **Differs from timm.** Convolutions that standardise their weights in every pass (BiT, NFNets, hybrid ViTs) are plain ones here, with
-    the weights that they would use: the same outputs, and a zero stays zero.
+    **Differs from timm.** Convolutions that standardise their weights in every pass (BiT, NFNets, hybrid ViTs) are ordinary ones here, with
+    the standardised weights: the outputs are the same, and a masked weight is zero in the product.
     """
 
     def __post_init__(self) -> None:
         library.check_settings(self.include, self.arguments, RESERVED)
 
     def build(self) -> nn.Module:
-        """The architecture with initial weights drawn from torch's global generator. Raises: ConfigError for arguments it does not take."""
+        """Returns the architecture with weights drawn from torch's global generator. Raises: ConfigError for invalid arguments."""
         from workers.models.standardised import folded_
 
         return folded_(self._created())
@@ -53,11 +53,11 @@ class TimmModel(library.LibraryModel):
         return library.created(self.name, self.arguments, lambda: timm.create_model(self.name, pretrained=False, **self.arguments))
 
     def released(self) -> nn.Module:
-        """As timm has it; as it is here where the checkpoint is a model file of our own."""
+        """Returns timm's own architecture, or that of ``build()`` if the checkpoint was exported by a run."""
         from workers.models import checkpoints
 
-        ours = self.checkpoint is not None and checkpoints.is_exported(self.checkpoint)
-        return self.build() if ours else self._created()
+        exported = self.checkpoint is not None and checkpoints.is_exported(self.checkpoint)
+        return self.build() if exported else self._created()
 
     def pretrained_state(self) -> dict[str, Tensor] | None:
         import torch
@@ -79,20 +79,20 @@ class TimmModel(library.LibraryModel):
         with torch.device("meta"):
             folded = len(standardised(self.released()))
         note = (
-            f"model: {folded} convolutions of {self.name} standardise their weights in every pass; here they are plain ones with the "
-            "weights that this gives: the same outputs, and zeros stay"
+            f"model: {folded} convolutions of {self.name} standardise their weights in every pass; they are replaced by ordinary ones with "
+            "the standardised weights, which have the same outputs"
         )
         return super().pretrained_notes() + ([note] if folded else [])
 
     def heads(self, model: nn.Module) -> set[str]:
-        """The classifier heads; none of a headless model."""
+        """Returns the classifier heads; empty for a model without a classifier."""
         classifier = cast(Any, model).get_classifier()
         modules = classifier if isinstance(classifier, tuple | list) else (classifier,)
-        used = {name for name, module in model.named_modules() if any(module is head for head in modules)}
-        return used | _recorded(model, "classifier")
+        names = {name for name, module in model.named_modules() if any(module is head for head in modules)}
+        return names | _recorded(model, "classifier")
 
     def ends(self, model: nn.Module) -> set[str]:
-        """As timm records them of the architecture."""
+        """Returns the stem and the heads as timm records them for the architecture."""
         return {"patch_embed", *_recorded(model, "first_conv"), *self.heads(model)}
 
     @property
@@ -109,7 +109,7 @@ class TimmModel(library.LibraryModel):
         self._pretrained_cfg()
 
     def _pretrained_cfg(self) -> dict[str, Any]:
-        """timm's description of the architecture. Raises: ConfigError, with suggestions, if there is none of this name."""
+        """Returns timm's description of the architecture. Raises: ConfigError, with suggestions, if there is none of this name."""
         import timm
 
         architecture, _, tag = self.name.partition(".")
@@ -117,9 +117,10 @@ class TimmModel(library.LibraryModel):
             raise library.unknown(architecture, f"timm {timm.__version__}", timm.list_models(), "timm.list_models()")
         tags = timm.list_pretrained(f"{architecture}.*")
         if tag and self.name not in tags:
-            hint = f"known are {', '.join(tags)}" if tags else "this architecture has no tags"
+            known = f"the known tags are {', '.join(tags)}" if tags else "it has no tags"
             raise ConfigError(
-                f"model.name: {architecture} has no tag {tag!r}; {hint}; {architecture} alone will do, since nothing is downloaded"
+                f"model.name: {architecture} has no tag {tag!r}, {known}; set model.name={architecture}, since a tag only names weights "
+                "and nothing is downloaded"
             )
         settings = timm.get_pretrained_cfg(self.name)
         return {"num_classes": 1000} if settings is None else settings.to_dict()

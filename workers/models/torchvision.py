@@ -1,4 +1,4 @@
-"""Any torchvision classifier, pruned at the level of its Linear and Conv2d layers."""
+"""The model family of all torchvision classifiers."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 
 
 RESERVED = ("weights", "progress", "pretrained", "aux_logits")
-AUXILIARY = {"googlenet", "inception_v3"}  # have classifiers on the way that only torchvision's own training uses
+AUXILIARY = {"googlenet", "inception_v3"}  # have auxiliary classifiers, which only torchvision's own training uses
 
 
 @dataclass
 class TorchvisionModel(library.LibraryModel):
     """A classifier of ``torchvision.models`` by name, with the keyword arguments of its builder.
 
-    **Which layers are prunable.** As in ``TimmModel``; stem and head are the first convolution and the last ``Linear`` or ``Conv2d``. The
-    attention of ``vit_*`` stays dense: ``nn.MultiheadAttention`` holds its weights as raw parameters and hands them to a fused kernel.
-    timm's ViTs have them in ``Linear`` layers.
+    **Prunable layers.** As in ``TimmModel``; the stem is the first convolution and the head the last ``Linear`` or ``Conv2d``. The
+    attention of ``vit_*`` remains dense, since ``nn.MultiheadAttention`` holds its weights as raw parameters and passes them to a fused
+    kernel. timm's ViTs have ``Linear`` layers instead.
 
-    **Differs from torchvision.** GoogLeNet and Inception are built without their auxiliary classifiers, whose tensors in a checkpoint are
-    ignored. Their released weights also want ``transform_input: true``, which torchvision sets by itself when it downloads them.
+    **Differs from torchvision.** GoogLeNet and Inception are built without auxiliary classifiers, whose tensors in checkpoints are ignored.
+    Their released weights need ``transform_input: true``, which torchvision sets when it downloads them.
     """
 
     def __post_init__(self) -> None:
@@ -35,26 +35,26 @@ class TorchvisionModel(library.LibraryModel):
         require(classes >= 1, "model.arguments.num_classes", "at least 1, since torchvision has no models without a classifier", classes)
 
     def build(self) -> nn.Module:
-        """The architecture with initial weights drawn from torch's global generator. Raises: ConfigError for arguments it does not take."""
+        """Returns the architecture with weights drawn from torch's global generator. Raises: ConfigError for invalid arguments."""
         import torch
         from torchvision import models
 
         self.require_known()
         arguments = ({"aux_logits": False, "init_weights": True} if self.name in AUXILIARY else {}) | self.arguments
         device = torch.get_default_device()
-        with torch.device("cpu" if self.name.startswith("regnet") else device):  # RegNets compute their widths with tensors
+        with torch.device("cpu" if self.name.startswith("regnet") else device):  # RegNets compute their widths from values of tensors
             model = library.created(self.name, self.arguments, lambda: models.get_model(self.name, weights=None, **arguments))
         return model if device.type == "cpu" else model.to(device)
 
     def matrices(self, model: nn.Module) -> dict[str, nn.Module]:
-        """Without the output projections of ``nn.MultiheadAttention``, which are never called as modules."""
+        """Returns the layers without the output projections of ``nn.MultiheadAttention``, which are never called as modules."""
         from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-        every = super().matrices(model)
-        return {name: module for name, module in every.items() if not isinstance(module, NonDynamicallyQuantizableLinear)}
+        modules = super().matrices(model)
+        return {name: module for name, module in modules.items() if not isinstance(module, NonDynamicallyQuantizableLinear)}
 
     def heads(self, model: nn.Module) -> set[str]:
-        """The layer that yields class scores: in all of torchvision's classifiers the one defined last."""
+        """Returns the layer that produces class scores, which is defined last in all classifiers of torchvision."""
         return {list(self.matrices(model))[-1]}
 
     @property

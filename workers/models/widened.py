@@ -1,4 +1,4 @@
-"""A model of another family with some of its groups wider: for training with room where a narrow one is a bottleneck."""
+"""The family of a model of another family with some groups made wider, so that a narrow group is no bottleneck for training."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ if TYPE_CHECKING:
 
 @dataclass
 class WidenedModel(ModelFamily):
-    """What ``family`` builds with ``settings``, its groups (see ``mode=structure``) that match a pattern wider by a factor.
+    """The model that ``family`` builds with ``settings``, with the groups that match a pattern (see ``mode=structure``) made wider.
 
-    The first pattern that matches a group counts; other groups stay as they are. Initial weights of a tensor that became larger are drawn,
-    with replacement, from those that it had, and so have their distribution. Trained here: there is no checkpoint of another size.
+    The first matching pattern decides the factor of a group; other groups do not change. The initial weights of a larger tensor are drawn
+    with replacement from its original ones, so they have the same distribution. A widened model has no checkpoint and must be trained.
     """
 
     checkpoint: str | None
-    family: str  # class of the family, for example workers.models.timm.TimmModel
+    family: str  # class of the family, such as workers.models.timm.TimmModel
     settings: dict[str, Any]  # of that family
-    widths: dict[str, float]  # pattern of names of groups: factor of their units
+    widths: dict[str, float]  # factor for the number of units, by pattern of group names
     input_shape: list[int]  # channels, height and width of the images, to find the groups
 
     selects: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        require(self.checkpoint is None, "model.checkpoint", "null: a widened model is trained here", self.checkpoint)
+        require(self.checkpoint is None, "model.checkpoint", "null, since a widened model is trained in the run", self.checkpoint)
         require(bool(self.widths), "model.widths", "at least one pattern of groups and its factor", self.widths, '"blocks.5.*": 2.0')
         for pattern, factor in self.widths.items():
             require(factor >= 1.0, f"model.widths[{pattern}]", "a factor of at least 1", factor)
 
     @property
     def narrow(self) -> ModelFamily:
-        """The family as it was."""
+        """The original family."""
         from workers.export import family_of
 
         return family_of(self.family, {"checkpoint": None} | self.settings)
@@ -81,8 +81,10 @@ class WidenedModel(ModelFamily):
         return self.narrow.output
 
     def _wider(self, model: nn.Module, before: dict[str, Tensor]) -> tuple[dict[str, Sequence[int]], dict[str, int], dict[str, list[int]]]:
-        """New shapes of the tensors that grow, and the numbers that go with them (``resize_``). Raises: ConfigError if a pattern matches
-        no group."""
+        """Returns the new shapes of larger tensors, and the sizes and narrow modules for ``resize_``.
+
+        Raises: ConfigError if a pattern matches no group.
+        """
         from workers.models.resize import number_of
         from workers.models.structures.find import find_groups
 
@@ -108,7 +110,7 @@ class WidenedModel(ModelFamily):
 
 
 def _drawn(values: Tensor, shape: Sequence[int]) -> Tensor:
-    """Numbers of ``values``, drawn from torch's global generator."""
+    """Returns a tensor of entries of ``values``, drawn with torch's global generator."""
     import torch
 
     if values.is_meta:

@@ -1,4 +1,4 @@
-"""Classes of atoms, once all ties are known: where a product of dimensions could be cut in several ways, the ties decide."""
+"""The classes of atoms from all ties of a forward pass. If a product of dimensions can be cut in several ways, the ties decide."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from workers.models.structures.labels import FROZEN, Atoms, Factor, Ties
 
 
 def classes(ties: Ties) -> Atoms:
-    """The class of each atom, once it is decided along which dimension the units of each product are."""
+    """Returns the class of each atom, after deciding along which dimension the units of each product of dimensions are."""
     steps = (_decided, _along_the_outer, _along_the_inner, _cut)
     class_ = _connected(ties)
     step = 0
@@ -26,7 +26,7 @@ def classes(ties: Ties) -> Atoms:
 
 
 def _connected(ties: Ties) -> Atoms:
-    left_, right_ = (np.concatenate([np.zeros(1, np.int64), *(pair[side] for pair in ties.pairs)]) for side in (0, 1))
+    left_, right_ = (np.concatenate([np.zeros(1, np.int64), *(pair[index] for pair in ties.pairs)]) for index in (0, 1))
     ties.pairs[:] = [(left_, right_)]
     graph = coo_array((np.ones(len(left_), np.int8), (left_, right_)), shape=(ties.atoms, ties.atoms))
     return connected_components(graph, directed=False)[1]
@@ -37,44 +37,44 @@ def _varies(class_: Atoms, axes: Iterable[int]) -> bool:
 
 
 def _axes(larger: Factor, smaller: Factor) -> tuple[list[int], list[int]]:
-    """Those that the smaller factor has, and the rest."""
+    """Returns the axes of the larger factor that the smaller one has too, and the others."""
     shared = [axis for axis, dim in enumerate(larger.dims) if dim in smaller.dims]
     return shared, [axis for axis in range(len(larger.dims)) if axis not in shared]
 
 
 def _decided(ties: Ties, class_: Atoms) -> None:
-    """Units are along the dimensions of the smaller factor, so both go together; or along the others, so the smaller one stays."""
+    """Ties both factors if units are along dimensions of the smaller one; freezes the smaller one if they are along the others."""
     for larger, smaller in ties.meetings:
-        of_, (shared, rest) = class_[larger.atoms_], _axes(larger, smaller)
-        if not _varies(of_, shared):
+        classes_, (shared, rest) = class_[larger.atoms_], _axes(larger, smaller)
+        if not _varies(classes_, shared):
             if (class_[smaller.atoms_] != class_[FROZEN]).any():
                 ties.freeze([smaller])
-        elif not _varies(of_, rest) and (class_[smaller.spread(larger.dims)] != of_).any():
+        elif not _varies(classes_, rest) and (class_[smaller.spread(larger.dims)] != classes_).any():
             ties.tie(larger.atoms_, smaller.spread(larger.dims))
 
 
 def _along_the_outer(ties: Ties, class_: Atoms) -> None:
-    """Where nothing else says it: a factor that lacks the innermost dimension tells the units, such as heads."""
+    """If undecided, units are along the dimensions of a smaller factor without the innermost dimension, such as heads."""
     for larger, smaller in ties.meetings:
-        of_, (shared, rest) = class_[larger.atoms_], _axes(larger, smaller)
-        if smaller.dims[-1] < larger.dims[-1] and _varies(of_, shared) and _varies(of_, rest):
+        classes_, (shared, rest) = class_[larger.atoms_], _axes(larger, smaller)
+        if smaller.dims[-1] < larger.dims[-1] and _varies(classes_, shared) and _varies(classes_, rest):
             ties.tie(larger.atoms_, smaller.spread(larger.dims))
 
 
 def _along_the_inner(ties: Ties, class_: Atoms) -> None:
-    """And one that has it is the same for all units, such as the scale of a norm inside a head."""
+    """If still undecided, a smaller factor is the same for all units, such as the scale of a norm inside each head."""
     for larger, smaller in ties.meetings:
-        of_, (shared, rest) = class_[larger.atoms_], _axes(larger, smaller)
-        if _varies(of_, shared) and _varies(of_, rest):
+        classes_, (shared, rest) = class_[larger.atoms_], _axes(larger, smaller)
+        if _varies(classes_, shared) and _varies(classes_, rest):
             larger.tied_along([larger.dims[axis] for axis in shared], ties)
             return
 
 
 def _cut(ties: Ties, class_: Atoms) -> None:
-    """Units of a product are along one dimension: that with most of them, if nothing else says which."""
+    """Cuts remaining products along one dimension, the one with the most units."""
     for factor in ties.products:
-        of_ = class_[factor.atoms_]
-        varying = [axis for axis in range(of_.ndim) if _varies(of_, [axis])]
+        classes_ = class_[factor.atoms_]
+        varying = [axis for axis in range(classes_.ndim) if _varies(classes_, [axis])]
         if len(varying) > 1:
-            kept = max(varying, key=lambda axis: of_.shape[axis])
+            kept = max(varying, key=lambda axis: classes_.shape[axis])
             factor.tied_along([dim for axis, dim in enumerate(factor.dims) if axis != kept], ties)

@@ -1,4 +1,4 @@
-"""The groups of a family's models: found once for each family, and for a shrunk model from those of the dense one."""
+"""The groups of a family's models, traced once for each family. Those of a shrunk model are derived from the dense model."""
 
 from __future__ import annotations
 
@@ -15,50 +15,52 @@ from workers.models.structures.checked import check
 from workers.models.structures.groups import Group, Kind, Slice
 from workers.models.structures.traced import trace
 
-KEPT = 8  # models whose groups are remembered: tracing takes seconds
-_FOUND: dict[str, Structure] = {}  # by family and shape of the images
+KEPT = 8  # models whose groups are cached, since tracing takes seconds
+_CACHE: dict[str, Structure] = {}  # by family and shape of the images
 
 
 @dataclass(frozen=True, eq=False)
 class Structure:
-    """Groups of a model, in the order of definition, and those that were seen and do not hold, by name, with the reason (``DIFFERS by`` so
-    much, relative to the largest output, or whatever ended the forward pass)."""
+    """The groups of a model, in the order of definition, and by name the reasons why other groups are left out.
+
+    A reason is ``DIFFERS`` with the difference relative to the largest output, or the error that ended the forward pass.
+    """
 
     groups: list[Group]
     left_out: dict[str, str]
 
 
 def find_structure(family: ModelFamily, input_shape: tuple[int, int, int]) -> Structure:
-    """What can be taken out of a family's models whole, as they take images of ``(channels, height, width)``; found without weights.
+    """Returns the groups of units that can be removed from a family's models, for images of ``(channels, height, width)``.
 
-    Of a model that units were taken from, the groups of the dense one with fewer units: their names stay over rounds.
-    Raises: ConfigError if a forward pass cannot be followed.
+    Needs no weights. The groups of a shrunk model are those of the dense one with fewer units, so their names do not change over rounds.
+    Raises: ConfigError if the forward pass cannot be traced.
     """
     key = repr((family, input_shape))
-    if key not in _FOUND:
+    if key not in _CACHE:
         stored = family.stored
-        with torch.device("cpu"):  # positions are real, also for whoever builds a model on the meta device and asks here
-            found = _of_shrunk(stored, input_shape) if isinstance(stored, ShrunkModel) else _of_whole(family, input_shape)
-        if len(_FOUND) == KEPT:
-            del _FOUND[next(iter(_FOUND))]
-        _FOUND[key] = found
-    return _FOUND[key]
+        with torch.device("cpu"):  # positions have values, also if the caller builds a model on the meta device
+            structure = _of_shrunk(stored, input_shape) if isinstance(stored, ShrunkModel) else _of_dense(family, input_shape)
+        if len(_CACHE) == KEPT:
+            del _CACHE[next(iter(_CACHE))]
+        _CACHE[key] = structure
+    return _CACHE[key]
 
 
 def find_groups(family: ModelFamily, input_shape: tuple[int, int, int], streams: bool) -> list[Group]:
-    """Groups of ``find_structure``; those of residual streams only if asked for. Raises: ConfigError if there are none."""
-    found = find_structure(family, input_shape)
-    groups = [group for group in found.groups if streams or group.kind is not Kind.STREAM]
+    """Returns the groups of ``find_structure``, those of residual streams only with ``streams``. Raises: ConfigError if there are none."""
+    structure = find_structure(family, input_shape)
+    groups = [group for group in structure.groups if streams or group.kind is not Kind.STREAM]
     if not groups:
-        out = f" ({len(found.left_out)} do not hold; mode=structure says why)" if found.left_out else ""
+        left_out = f" ({len(structure.left_out)} groups are left out, see mode=structure)" if structure.left_out else ""
         raise ConfigError(
-            "pruner: expected a model with heads, hidden neurons or channels that can be taken out, got one with none"
-            f"{out}; prune it with a pruner of single weights, such as pruner=cap"
+            "pruner: expected a model with heads, hidden neurons or channels that can be removed, got one without"
+            f"{left_out}; choose a pruner of weights, such as pruner=cap"
         )
     return groups
 
 
-def _of_whole(family: ModelFamily, input_shape: tuple[int, int, int]) -> Structure:
+def _of_dense(family: ModelFamily, input_shape: tuple[int, int, int]) -> Structure:
     with torch.device("meta"):
         model, image_1CHW = family.build().eval(), torch.empty(1, *input_shape)
     checked = check(family.build, trace(model, image_1CHW))
@@ -73,27 +75,28 @@ def _of_shrunk(family: ShrunkModel, input_shape: tuple[int, int, int]) -> Struct
 
 
 def fewer(groups: Sequence[Group], before: Mapping[str, Sequence[int]], after: Mapping[str, Sequence[int]]) -> list[Group]:
-    """Groups of a model once its tensors have the shapes ``after`` instead of ``before``; without those that have no unit left.
+    """Returns the groups of a model after its tensors changed from the shapes ``before`` to ``after``, without groups that have no unit.
 
-    Units of a group are alike, so where a tensor has lost some, the places of the others are those that the first ones would have.
+    The units of a group are interchangeable, so the first units are taken as the remaining ones.
     """
     readers: dict[tuple[str, int], list[Group]] = {}
     for group in groups:
         for part in group.slices:
             readers.setdefault((part.tensor, part.dim), []).append(group)
-    left: dict[str, int] = {}
+    kept_units: dict[str, int] = {}
     for group in groups:
         part = next(part for part in group.produced if len(readers[part.tensor, part.dim]) == 1)
-        left[group.name] = group.units - (before[part.tensor][part.dim] - after[part.tensor][part.dim]) // part.index_UK.shape[1]
-    stays: dict[tuple[str, int], Tensor] = {}
+        removed = (before[part.tensor][part.dim] - after[part.tensor][part.dim]) // part.index_UK.shape[1]
+        kept_units[group.name] = group.units - removed
+    kept: dict[tuple[str, int], Tensor] = {}
     for group in groups:
         for part in group.slices:
-            of = stays.setdefault((part.tensor, part.dim), torch.ones(before[part.tensor][part.dim], dtype=torch.bool))
-            of[part.index_UK[left[group.name] :].reshape(-1)] = False
+            kept_P = kept.setdefault((part.tensor, part.dim), torch.ones(before[part.tensor][part.dim], dtype=torch.bool))
+            kept_P[part.index_UK[kept_units[group.name] :].reshape(-1)] = False
 
     def narrower(part: Slice, units: int) -> Slice:
-        place = stays[part.tensor, part.dim].cumsum(0) - 1
-        return replace(part, index_UK=place[part.index_UK[:units]])
+        position_P = kept[part.tensor, part.dim].cumsum(0) - 1
+        return replace(part, index_UK=position_P[part.index_UK[:units]])
 
     return [
         replace(
@@ -103,5 +106,5 @@ def fewer(groups: Sequence[Group], before: Mapping[str, Sequence[int]], after: M
             running=tuple(narrower(part, units) for part in group.running),
         )
         for group in groups
-        if (units := left[group.name])
+        if (units := kept_units[group.name])
     ]

@@ -1,4 +1,4 @@
-"""What can be taken out of a model whole: groups of coupled slices of its tensors, and the smaller tensors that are left without them."""
+"""Groups of units, which are coupled slices of a model's tensors, and the tensors that remain after units are removed."""
 
 from __future__ import annotations
 
@@ -15,35 +15,37 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-DIFFERS = "the output differs"  # how the reason begins of a group that is another function without its units
+DIFFERS = "the output differs"  # start of the reason for a group whose removal changes the function
 
 
 class Kind(Enum):
-    """What a unit of a group is."""
+    """The kind of the units of a group."""
 
-    CHANNEL = "channel"  # of a convolution, with the depthwise convolutions, norms and gates that are tied to it
-    NEURON = "neuron"  # hidden neuron of an MLP; of a gated one, both halves
-    HEAD = "head"  # of attention: its query, key, value and output
-    STREAM = "stream"  # of the residual stream: tied over all blocks that add to it
+    CHANNEL = "channel"  # channel of a convolution, with the depthwise convolutions, norms and gates that are tied to it
+    NEURON = "neuron"  # hidden neuron of an MLP; of a gated MLP, both halves
+    HEAD = "head"  # head of attention: its query, key, value and output
+    STREAM = "stream"  # channel of the residual stream, tied over all blocks that add to it
 
 
 @dataclass(frozen=True, eq=False)
 class Slice:
-    """Entries of one tensor along ``dim``: row u of ``index_UK`` are the K positions that belong to unit u."""
+    """Entries of one tensor along ``dim``. Row u of ``index_UK`` holds the K positions of unit u."""
 
     tensor: str
     dim: int
     index_UK: Tensor
 
     def view(self, tensor: Tensor) -> Tensor:
-        """The tensor with ``dim`` first."""
+        """Returns a view of the tensor with ``dim`` first."""
         return tensor.movedim(self.dim, 0)
 
 
 @dataclass(frozen=True)
 class Size:
-    """A number that a module keeps beside its tensors, such as the groups of a convolution or how many heads it has: ``of_unit`` less for
-    each unit that goes."""
+    """A number that a module keeps beside its tensors, such as the number of groups of a convolution or of heads.
+
+    It decreases by ``of_unit`` for each unit that is removed.
+    """
 
     name: str  # dotted
     of_unit: int
@@ -51,12 +53,12 @@ class Size:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Units that can be removed one by one, each with all of its slices.
+    """A set of interchangeable units that can be removed one by one, each with all of its slices.
 
-    ``produced`` is the structure itself: what makes a unit's output, zero wherever all of it is zero (rows, biases, scales and shifts of
-    norms). ``running`` goes with it without being a weight (statistics of norms). ``consumed`` reads the output and goes too, but is
-    counted as part of what it produces elsewhere. ``sizes`` are numbers that go with the units, ``least`` is 1 where nothing
-    works without one.
+    ``produced`` are the entries that produce a unit's output, which is zero if all of them are zero (rows, biases, scales and shifts of
+    norms). ``running`` are removed with them but are not weights (statistics of norms). ``consumed`` are the entries that read the output;
+    they are removed too, but belong to the units that they produce elsewhere. ``sizes`` are numbers that depend on the units. ``least`` is
+    1 if the model needs at least one unit.
     """
 
     name: str
@@ -65,7 +67,7 @@ class Group:
     consumed: tuple[Slice, ...]
     running: tuple[Slice, ...] = ()
     sizes: tuple[Size, ...] = ()
-    narrow: tuple[str, ...] = ()  # modules that read the width of their heads off that of their input
+    narrow: tuple[str, ...] = ()  # modules that derive the width of their heads from the width of their input
     least: int = 0
 
     @property
@@ -78,7 +80,7 @@ class Group:
 
 
 def home(group: Group) -> str:
-    """The innermost module that holds all tensors of a group."""
+    """Returns the name of the innermost module that holds all tensors of a group."""
     paths = [part.tensor.split(".")[:-1] for part in group.slices]
     shared = [names[0] for names in zip(*paths, strict=False) if len(set(names)) == 1]
     for length in range(len(shared), -1, -1):
@@ -88,7 +90,7 @@ def home(group: Group) -> str:
 
 
 def join(groups: Sequence[Group]) -> Group:
-    """One group of groups with as many units each: those of the same number go together."""
+    """Returns one group from several with the same number of units, whose u-th units are removed together."""
     first = groups[0]
     produced, consumed, running = (
         tuple(part for group in groups for part in getattr(group, name)) for name in ("produced", "consumed", "running")
@@ -100,32 +102,34 @@ def join(groups: Sequence[Group]) -> Group:
 
 @torch.no_grad()
 def mask_(tensors: Mapping[str, Tensor], groups: Iterable[Group], kept: Mapping[str, Tensor]) -> None:
-    """Zero what produces the units that are not kept, in place. ``kept`` maps names of groups to bool (U,)."""
+    """Zeroes everything that produces the units that are not kept, in place. ``kept`` maps names of groups to bool (U,)."""
     for group in groups:
         for part in group.produced:
-            gone = part.index_UK[~kept[group.name]].reshape(-1)
-            part.view(tensors[part.tensor])[gone.to(tensors[part.tensor].device)] = 0
+            removed = part.index_UK[~kept[group.name]].reshape(-1)
+            part.view(tensors[part.tensor])[removed.to(tensors[part.tensor].device)] = 0
 
 
 def take(tensors: Mapping[str, Tensor], groups: Iterable[Group], kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``tensors`` (those of a model, or some of them) without the units that are not kept. Several groups may read one tensor."""
-    gone: dict[tuple[str, int], list[Tensor]] = {}
+    """Returns ``tensors`` (all or some of a model's) without the units that are not kept. Several groups may read one tensor."""
+    removed: dict[tuple[str, int], list[Tensor]] = {}
     for group in groups:
         for part in group.slices:
-            gone.setdefault((part.tensor, part.dim), []).append(part.index_UK[~kept[group.name]].reshape(-1))
+            removed.setdefault((part.tensor, part.dim), []).append(part.index_UK[~kept[group.name]].reshape(-1))
     smaller = dict(tensors)
-    for (name, dim), indices in gone.items():
+    for (name, dim), indices in removed.items():
         if name in smaller and any(len(index) for index in indices):
-            stays = torch.ones(smaller[name].shape[dim], dtype=torch.bool)
-            stays[torch.cat(indices)] = False
-            smaller[name] = smaller[name].index_select(dim, stays.nonzero()[:, 0].to(smaller[name].device))
+            kept_P = torch.ones(smaller[name].shape[dim], dtype=torch.bool)
+            kept_P[torch.cat(indices)] = False
+            smaller[name] = smaller[name].index_select(dim, kept_P.nonzero()[:, 0].to(smaller[name].device))
     return smaller
 
 
 @dataclass(frozen=True)
 class Remainder:
-    """What is left of a model's own numbers once units are gone, by name, for ``resize_``: shapes of tensors that no state dict holds,
-    sizes, and heads (left, whole) of narrow modules."""
+    """The numbers of a model after units are removed, by name, for ``resize_``.
+
+    ``shapes`` are those of tensors outside of the state dict, ``narrow`` holds the (remaining, original) heads of narrow modules.
+    """
 
     shapes: dict[str, list[int]] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
@@ -133,20 +137,20 @@ class Remainder:
 
 
 def remainder(model: nn.Module, groups: Iterable[Group], kept: Mapping[str, Tensor]) -> Remainder:
-    """Of ``model`` without the units of ``groups`` that are not kept."""
+    """Returns the numbers of ``model`` without the units of ``groups`` that are not kept."""
     from workers.models.resize import number_of
 
-    left, stored, buffers = Remainder(), set(model.state_dict()), dict(model.named_buffers())
+    rest, stored, buffers = Remainder(), set(model.state_dict()), dict(model.named_buffers())
     for group in groups:
-        gone = int((~kept[group.name]).sum())
-        if not gone:
+        removed = int((~kept[group.name]).sum())
+        if not removed:
             continue
         for size in group.sizes:
-            left.sizes[size.name] = left.sizes.get(size.name, number_of(model, size.name)) - size.of_unit * gone
+            rest.sizes[size.name] = rest.sizes.get(size.name, number_of(model, size.name)) - size.of_unit * removed
         for name in group.narrow:
-            left.narrow[name] = [group.units - gone, getattr(model.get_submodule(name), "units_whole", group.units)]
+            rest.narrow[name] = [group.units - removed, getattr(model.get_submodule(name), "units_whole", group.units)]
         for part in group.running:
             if part.tensor not in stored:
-                shape = left.shapes.setdefault(part.tensor, list(buffers[part.tensor].shape))
-                shape[part.dim] -= gone * part.index_UK.shape[1]
-    return left
+                shape = rest.shapes.setdefault(part.tensor, list(buffers[part.tensor].shape))
+                shape[part.dim] -= removed * part.index_UK.shape[1]
+    return rest

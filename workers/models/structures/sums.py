@@ -1,4 +1,4 @@
-"""What norms, sums over positions, and operations on the places of an image do to labels."""
+"""The rules of norms, of reductions, and of operations on the positions of an image."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from workers.models.structures.rules import Call, Result, leaving, mixed, moved,
 def batch_norm(call: Call) -> Result:
     inputs, rank = call.first, call.first.ndim
     labels = call.labels(inputs)
-    if call.given.get("training"):
+    if call.arguments.get("training"):
         call.ties.freeze(factor for factor in labels if factor.dims != (1,))
-    found = call.ties.combine([*labels, *(Factor((1,), factor.atoms_) for tensor in call.tensors[1:] for factor in call.labels(tensor))])
+    output = call.ties.combine([*labels, *(Factor((1,), factor.atoms_) for tensor in call.tensors[1:] for factor in call.labels(tensor))])
     for tensor in call.tensors[1:]:
         if tensor.numel() > 1 and rank > 1 and not call.labels(tensor):
-            call.ties.freeze(factor for factor in found if 1 in factor.dims)
-    return [found]
+            call.ties.freeze(factor for factor in output if 1 in factor.dims)
+    return [output]
 
 
 @rule("native_layer_norm", "_fused_rms_norm", "rms_norm", "layer_norm")
 def layer_norm(call: Call) -> Result:
     inputs = call.first
-    within = range(inputs.ndim - len(call.given["normalized_shape"]), inputs.ndim)
-    found = mixed(call, call.labels(inputs), list(within))
+    within = range(inputs.ndim - len(call.arguments["normalized_shape"]), inputs.ndim)
+    output = mixed(call, call.labels(inputs), list(within))
     for tensor in call.tensors[1:]:
         call.ties.freeze(call.labels(tensor))
-    return [found]
+    return [output]
 
 
 @rule("native_group_norm", "group_norm")
@@ -46,8 +46,8 @@ def group_norm(call: Call) -> Result:
 
 @rule("_softmax", "_log_softmax", "_safe_softmax", "cumsum", "softmax", "sort", "logcumsumexp")
 def softmax(call: Call) -> Result:
-    found = mixed(call, call.labels(call.first), call.dims("dim", call.first.ndim))
-    return [found, found] if call.name == "sort" else found
+    output = mixed(call, call.labels(call.first), call.dims("dim", call.first.ndim))
+    return [output, output] if call.name == "sort" else output
 
 
 @rule(
@@ -69,20 +69,20 @@ def softmax(call: Call) -> Result:
     "any",
 )
 def reduced(call: Call) -> Result:
-    """Over a dimension of its own, what is computed of all units stays as it is only if all stay."""
-    found = without(call, mixed(call, call.labels(call.first), call.dims("dim", call.first.ndim)))
-    return [found, found]
+    """A result over the dimension of the units does not change only if all units are kept, so they are frozen."""
+    output = without(call, mixed(call, call.labels(call.first), call.dims("dim", call.first.ndim)))
+    return [output, output]
 
 
 @rule("sum", "linalg_vector_norm", "norm")
 def summed(call: Call) -> Result:
-    """Over a dimension of its own, units are read: without one the sum is that with a zero."""
+    """A sum over the dimension of the units reads them: without a unit it is the same as with zeros."""
     return without(call, call.labels(call.first))
 
 
 @rule("glu")
 def glu(call: Call) -> Result:
-    dim = call.given["dim"] % call.first.ndim
+    dim = call.arguments["dim"] % call.first.ndim
     half = call.first.shape[dim] // 2
     one, other = parts(call, dim, [(0, half, 1), (half, 2 * half, 1)])
     return call.ties.combine([*one, *other])
@@ -94,19 +94,19 @@ def glu(call: Call) -> Result:
     "_upsample_nearest_exact2d", "reflection_pad2d", "replication_pad2d", "avg_pool1d", "avg_pool3d", "upsample_linear1d", "lp_pool2d",
 )  # fmt: skip
 def space(call: Call) -> Result:
-    found = leaving(call, range(call.first.ndim - 2 if "1d" not in call.name else call.first.ndim - 1, call.first.ndim))
-    return [found, found]
+    output = leaving(call, range(call.first.ndim - 2 if "1d" not in call.name else call.first.ndim - 1, call.first.ndim))
+    return [output, output]
 
 
 @rule("grid_sampler_2d", "grid_sampler")
 def sampled(call: Call) -> Result:
-    call.ties.freeze(call.labels(call.given["grid"]))
+    call.ties.freeze(call.labels(call.arguments["grid"]))
     return leaving(call, [2, 3])
 
 
 @rule("constant_pad_nd", "pad")
 def pad(call: Call) -> Result:
-    rank, sizes = call.first.ndim, call.given["pad"]
+    rank, sizes = call.first.ndim, call.arguments["pad"]
     padded = [rank - 1 - index // 2 for index in range(len(sizes)) if sizes[index] != 0]
     return leaving(call, padded)
 
@@ -118,23 +118,23 @@ def fft(call: Call) -> Result:
 
 @rule("index")
 def index(call: Call) -> Result:
-    """Positions chosen by other tensors, along dimensions that stay."""
-    inputs, chosen = call.first, call.given["indices"]
-    at = [dim for dim, tensor in enumerate(chosen) if tensor is not None]
-    rank = max(chosen[dim].ndim for dim in at) if all(chosen[dim].dtype != torch.bool for dim in at) else None
-    if rank is None or at != list(range(at[0], at[0] + len(at))):
+    """Positions are selected by other tensors. The indexed dimensions are frozen."""
+    inputs, indices = call.first, call.arguments["indices"]
+    dims = [dim for dim, tensor in enumerate(indices) if tensor is not None]
+    rank = max(indices[dim].ndim for dim in dims) if all(indices[dim].dtype != torch.bool for dim in dims) else None
+    if rank is None or dims != list(range(dims[0], dims[0] + len(dims))):
         call.freeze_all()
         return ()
-    shift = {dim: dim if dim < at[0] else dim - len(at) + rank for dim in range(inputs.ndim) if dim not in at}
-    return moved(leaving(call, at), shift)
+    shift = {dim: dim if dim < dims[0] else dim - len(dims) + rank for dim in range(inputs.ndim) if dim not in dims}
+    return moved(leaving(call, dims), shift)
 
 
 @rule("index_select")
 def index_select(call: Call) -> Result:
-    return leaving(call, [call.given["dim"] % call.first.ndim])
+    return leaving(call, [call.arguments["dim"] % call.first.ndim])
 
 
 @rule("embedding")
 def embedding(call: Call) -> Result:
-    call.ties.freeze(factor for factor in call.labels(call.given["weight"]) if 0 in factor.dims)
-    return tuple(Factor((call.output.ndim - 1,), factor.atoms_) for factor in call.labels(call.given["weight"]) if factor.dims == (1,))
+    call.ties.freeze(factor for factor in call.labels(call.arguments["weight"]) if 0 in factor.dims)
+    return tuple(Factor((call.output.ndim - 1,), factor.atoms_) for factor in call.labels(call.arguments["weight"]) if factor.dims == (1,))

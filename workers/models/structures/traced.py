@@ -1,7 +1,7 @@
-"""What can be taken out of any model, from the operations of one forward pass on the meta device.
+"""The groups of units of any model, traced from the operations of one forward pass on the meta device.
 
-Each position of each parameter is an atom (``labels.py``), each operation ties those that go together (``rules.py``), and what is
-tied is a class. Classes that read and are read by the same tensors in the same numbers are the units of one group.
+Each position of each parameter is an atom (``labels.py``). Each operation ties the atoms that have to be removed together (``rules.py``),
+and tied atoms form a class. Classes with the same numbers of positions in the same tensors are the units of one group.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from workers.errors import ConfigError
-from workers.models.structures import products, sums, views  # noqa: F401, their rules are registered when they are imported
+from workers.models.structures import products, sums, views  # noqa: F401, importing them registers their rules
 from workers.models.structures.classes import classes
 from workers.models.structures.groups import Group, Kind, Size, Slice, home
 from workers.models.structures.labels import FROZEN, Atoms, Factor, Labels, Ties
@@ -27,7 +27,7 @@ from workers.models.structures.rules import RULES, VIEWS, Call, Result, pointwis
 
 @dataclass(frozen=True, eq=False)
 class Entered:
-    """A call of a module: what it was given, tensors on the meta device."""
+    """The arguments of a call of a module, with tensors on the meta device."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -35,27 +35,27 @@ class Entered:
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """What one forward pass tells of a model's structure."""
+    """The result of tracing one forward pass."""
 
     groups: list[Group]
     entered: dict[str, Entered]  # the first call of each module that was called
 
 
 def trace(model: nn.Module, image_1CHW: Tensor) -> Trace:
-    """Groups in the order of definition. ``model`` and image live on the meta device.
+    """Returns the groups of a model in the order of definition. ``model`` and image are on the meta device.
 
-    Not found are units that a norm takes a mean over (without one it is another function), that no layer reads, or whose output leaves the
-    model. Raises: ConfigError naming the module at which the forward pass of one image ended.
+    Units are not included if a norm takes a mean over them (removal would change the function), if no layer reads them, or if they are
+    outputs of the model. Raises: ConfigError that names the module at which the forward pass failed.
     """
     follower = _Follower(model)
     try:
         with torch.no_grad(), follower.watching(), follower:
             output = model(image_1CHW)
-    except Exception as error:  # whatever a foreign model raises
+    except Exception as error:  # a model may raise anything
         raise ConfigError(
             f"model.name: the forward pass of {type(model).__name__} on one image of {'x'.join(map(str, image_1CHW.shape[1:]))} "
-            f"(channels x height x width) ended at module {follower.at or 'none'}: {' '.join(str(error).split())[:160]}; prune it with a "
-            "pruner of single weights, such as pruner=cap"
+            f"(channels x height x width) failed at module {follower.module or 'none'}: {' '.join(str(error).split())[:160]}; choose a "
+            "pruner of weights, such as pruner=cap"
         ) from error
     for tensor in tree_flatten(output)[0]:
         if isinstance(tensor, Tensor):
@@ -65,7 +65,7 @@ def trace(model: nn.Module, image_1CHW: Tensor) -> Trace:
 
 @dataclass(frozen=True)
 class _Dimension:
-    """Whose positions a run of atoms are."""
+    """The dimension of a tensor whose positions are a range of atoms."""
 
     tensor: str
     dim: int
@@ -75,7 +75,7 @@ class _Dimension:
 
 
 class _Follower(TorchDispatchMode):
-    """Watches operations and ties the atoms of their tensors."""
+    """A mode that ties the atoms of tensors at each operation."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class _Follower(TorchDispatchMode):
         self.read: set[int] = set()  # first atoms of dimensions that are summed over
         self.added: list[Atoms] = []  # atoms of residual streams
         self.attended: list[Atoms] = []
-        self.at = ""
+        self.module = ""  # the last module that was called
         self._model = model
         self._labels: dict[int, Labels] = {}
         self._whose: dict[int, str] = {}  # parameters, and views of them
@@ -99,7 +99,7 @@ class _Follower(TorchDispatchMode):
         tensors: list[tuple[str, Tensor, bool]] = [(*item, False) for item in self._model.named_parameters(remove_duplicate=False)]
         tensors += [(*item, True) for item in self._model.named_buffers(remove_duplicate=False)]
         for name, tensor, running in tensors:
-            if id(tensor) in self._labels:  # under two names: what both places need is not followed
+            if id(tensor) in self._labels:  # a tensor with two names is frozen
                 self.ties.freeze(self._labels[id(tensor)])
                 continue
             factors = []
@@ -127,8 +127,8 @@ class _Follower(TorchDispatchMode):
 
     def _entering(self, name: str) -> Callable[..., None]:
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self.at = name
-            self.entered.setdefault(name, Entered(*tree_map(lambda value: value, (args, kwargs))))  # lists may grow later
+            self.module = name
+            self.entered.setdefault(name, Entered(*tree_map(lambda value: value, (args, kwargs))))  # a copy, since lists may grow later
 
         return enter
 
@@ -146,7 +146,7 @@ class _Follower(TorchDispatchMode):
 
     def _follow(self, call: Call, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         name = call.name.rstrip("_") if call.name.endswith("_") and not call.name.startswith("__") else call.name
-        per_output = self._found(name, call, inputs)
+        per_output = self._labels_of_outputs(name, call, inputs)
         constant = all(id(tensor) in self._constant for tensor in inputs)
         if name == "add" and len(inputs) == 2:
             self._note_streams(inputs, per_output[0] if per_output else ())
@@ -169,15 +169,15 @@ class _Follower(TorchDispatchMode):
         if call.groups is not None:
             self._note_groups(call)
 
-    def _found(self, name: str, call: Call, inputs: list[Tensor]) -> list[Labels]:
-        """Labels of what an operation gives: of its first results, as far as they have any."""
+    def _labels_of_outputs(self, name: str, call: Call, inputs: list[Tensor]) -> list[Labels]:
+        """Returns the labels of the first outputs of an operation."""
         if not any(self.labels(tensor) for tensor in inputs):
             return []
-        of_activations = name in ("bmm", "baddbmm") and not any(id(tensor) in self._constant for tensor in inputs)
-        found = products.attention(call) if "scaled_dot_product" in name else self._ruled(name, call)
-        if of_activations or "scaled_dot_product" in name:
-            self.attended += [factor.atoms_ for factor in found if isinstance(factor, Factor) and factor.dims[0] <= 1]
-        return found if isinstance(found, list) else [found]
+        between_activations = name in ("bmm", "baddbmm") and not any(id(tensor) in self._constant for tensor in inputs)
+        labels = products.attention(call) if "scaled_dot_product" in name else self._ruled(name, call)
+        if between_activations or "scaled_dot_product" in name:
+            self.attended += [factor.atoms_ for factor in labels if isinstance(factor, Factor) and factor.dims[0] <= 1]
+        return labels if isinstance(labels, list) else [labels]
 
     def _ruled(self, name: str, call: Call) -> Result:
         if name in RULES:
@@ -188,7 +188,7 @@ class _Follower(TorchDispatchMode):
         return ()
 
     def _note_streams(self, inputs: list[Tensor], labels: Any) -> None:
-        """What is added to something that it was computed from."""
+        """Records a residual stream: a sum of two tensors of which one was computed from the other."""
         one, other = inputs
         if id(one) in self._constant or id(other) in self._constant:
             return
@@ -207,7 +207,7 @@ class _Follower(TorchDispatchMode):
 
     def _note_groups(self, call: Call) -> None:
         assert call.groups is not None
-        name = self._whose.get(id(call.given["weight"]))
+        name = self._whose.get(id(call.arguments["weight"]))
         if name is None:
             self.ties.freeze([Factor((0,), call.groups)])
         else:
@@ -216,24 +216,24 @@ class _Follower(TorchDispatchMode):
 
 
 def _groups(model: nn.Module, follower: _Follower) -> list[Group]:
-    """Classes with the same slices, as groups."""
+    """Returns groups of classes with the same slices."""
     class_ = classes(follower.ties)
     frozen = class_[FROZEN]
-    of: dict[int, dict[tuple[int, bool], list[int]]] = {}
+    positions_of: dict[int, dict[tuple[int, bool], list[int]]] = {}
     for index, dimension in enumerate(follower.dimensions):
         first = dimension.first
         for position, number in enumerate(class_[first : first + dimension.count].tolist()):
             if number != frozen:
-                of.setdefault(number, {}).setdefault((index, first + position in follower.read), []).append(position)
-    alike: dict[tuple, list[dict[tuple[int, bool], list[int]]]] = {}
-    for parts in of.values():
+                positions_of.setdefault(number, {}).setdefault((index, first + position in follower.read), []).append(position)
+    by_signature: dict[tuple, list[dict[tuple[int, bool], list[int]]]] = {}
+    for parts in positions_of.values():
         signature = tuple(sorted((index, read, len(positions)) for (index, read), positions in parts.items()))
-        alike.setdefault(signature, []).append(parts)
+        by_signature.setdefault(signature, []).append(parts)
     kinds = ((Kind.STREAM, follower.added), (Kind.HEAD, follower.attended))
-    marked = {kind: {int(number) for atoms_ in found for number in np.unique(class_[atoms_])} for kind, found in kinds}
+    marked = {kind: {int(number) for atoms_ in recorded for number in np.unique(class_[atoms_])} for kind, recorded in kinds}
     order = {name: index for index, (name, _) in enumerate(model.named_modules())}
     groups: list[Group] = []
-    for units in alike.values():
+    for units in by_signature.values():
         number = int(class_[follower.dimensions[next(iter(units[0]))[0]].first + next(iter(units[0].values()))[0]])
         marks = {kind for kind, numbers in marked.items() if number in numbers}
         group = _group(model, follower.dimensions, units, marks, order)
@@ -249,7 +249,7 @@ def _group(
     marks: set[Kind],
     order: Mapping[str, int],
 ) -> Group | None:
-    """None of what no layer makes, nothing reads, or has one unit."""
+    """Returns a group; None if no layer produces it, nothing reads it, or it has one unit."""
     produced, consumed, running, sizes = [], [], [], []
     roots: dict[str, nn.Module] = {}
     for index, read in units[0]:
@@ -281,14 +281,17 @@ def _group(
 
 
 def _named(groups: list[Group]) -> list[Group]:
-    """Heads and neurons by the module that all of their tensors are in, if they are the only ones there; all others by the first layer that
-    makes them, with a number if there are several."""
+    """Returns the groups with their final names.
+
+    Heads and neurons are named after the module that holds all of their tensors, if they are the only ones in it. All others are named
+    after the first layer that produces them, with a number if there are several.
+    """
     homes = [home(group) for group in groups]
     times: dict[str, int] = {}
-    found = []
+    named = []
     for group, module in zip(groups, homes, strict=True):
         alone = group.kind in (Kind.HEAD, Kind.NEURON) and module and homes.count(module) == 1
         name = module if alone else group.name
         times[name] = times.get(name, 0) + 1
-        found.append(replace(group, name=name if times[name] == 1 else f"{name}:{times[name]}"))
-    return found
+        named.append(replace(group, name=name if times[name] == 1 else f"{name}:{times[name]}"))
+    return named

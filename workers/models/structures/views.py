@@ -1,4 +1,4 @@
-"""What views, cuts and concatenations do to labels."""
+"""The rules of views, slices and concatenations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 from torch import Tensor
 
-from workers.models.structures.labels import FROZEN, Factor, whole
+from workers.models.structures.labels import FROZEN, Factor, factor_of
 from workers.models.structures.rules import Call, Result, channels, leaving, moved, parts, pointwise, rule, selected
 
 
@@ -25,7 +25,7 @@ def permute(call: Call) -> Result:
 @rule("transpose", view=True)
 def transpose(call: Call) -> Result:
     rank = call.first.ndim
-    one, other = call.given["dim0"] % rank, call.given["dim1"] % rank
+    one, other = call.arguments["dim0"] % rank, call.arguments["dim1"] % rank
     return moved(call.labels(call.first), {dim: dim for dim in range(rank)} | {one: other, other: one})
 
 
@@ -36,7 +36,7 @@ def t(call: Call) -> Result:
 
 @rule("unsqueeze", view=True)
 def unsqueeze(call: Call) -> Result:
-    added = call.given["dim"] % call.output.ndim
+    added = call.arguments["dim"] % call.output.ndim
     return moved(call.labels(call.first), {dim: dim + (dim >= added) for dim in range(call.first.ndim)})
 
 
@@ -53,44 +53,44 @@ def expand(call: Call) -> Result:
 
 @rule("select", view=True)
 def select(call: Call) -> Result:
-    dim, index = call.given["dim"] % call.first.ndim, int(call.given["index"])
+    dim, index = call.arguments["dim"] % call.first.ndim, int(call.arguments["index"])
     return selected(call, call.labels(call.first), dim, index)
 
 
 @rule("unbind", view=True)
 def unbind(call: Call) -> Result:
-    dim = call.given["dim"] % call.first.ndim
+    dim = call.arguments["dim"] % call.first.ndim
     return [selected(call, call.labels(call.first), dim, index) for index in range(call.first.shape[dim])]
 
 
 @rule("slice", view=True)
 def slice_(call: Call) -> Result:
-    dim = call.given["dim"] % call.first.ndim
-    start, stop, step = slice(call.given["start"], call.given["end"], call.given["step"]).indices(call.first.shape[dim])
+    dim = call.arguments["dim"] % call.first.ndim
+    start, stop, step = slice(call.arguments["start"], call.arguments["end"], call.arguments["step"]).indices(call.first.shape[dim])
     return parts(call, dim, [(start, stop, step)])[0]
 
 
 @rule("split", view=True)
 def split(call: Call) -> Result:
-    dim, size = call.given["dim"] % call.first.ndim, call.given["split_size"]
+    dim, size = call.arguments["dim"] % call.first.ndim, call.arguments["split_size"]
     length = call.first.shape[dim]
     return parts(call, dim, [(start, min(start + size, length), 1) for start in range(0, length, size)])
 
 
 @rule("split_with_sizes", view=True)
 def split_with_sizes(call: Call) -> Result:
-    dim = call.given["dim"] % call.first.ndim
-    ends = np.cumsum([0, *call.given["split_sizes"]]).tolist()
+    dim = call.arguments["dim"] % call.first.ndim
+    ends = np.cumsum([0, *call.arguments["split_sizes"]]).tolist()
     return parts(call, dim, [(start, stop, 1) for start, stop in pairwise(ends)])
 
 
 @rule("roll")
 def roll(call: Call) -> Result:
-    shifts = call.given["shifts"] if isinstance(call.given["shifts"], list | tuple) else [call.given["shifts"]]
-    found = call.labels(call.first)
+    shifts = call.arguments["shifts"] if isinstance(call.arguments["shifts"], list | tuple) else [call.arguments["shifts"]]
+    labels = call.labels(call.first)
     for dim, shift in zip(call.dims("dims", call.first.ndim), shifts, strict=False):
-        found = tuple(Factor(f.dims, np.roll(f.atoms_, shift, f.dims.index(dim))) if dim in f.dims else f for f in found)
-    return found
+        labels = tuple(Factor(f.dims, np.roll(f.atoms_, shift, f.dims.index(dim))) if dim in f.dims else f for f in labels)
+    return labels
 
 
 @rule("flip")
@@ -102,70 +102,69 @@ def flip(call: Call) -> Result:
 
 @rule("cat")
 def cat(call: Call) -> Result:
-    """Along a labelled dimension one tensor's atoms follow the other's; along all others they are tied."""
-    tensors = [tensor for tensor in call.given["tensors"] if tensor.numel() or tensor.ndim > 1]
-    dim = call.given["dim"] % call.output.ndim
-    along = [whole(call.labels(tensor), dim) for tensor in tensors]
+    """Concatenates the atoms along the dimension of the concatenation, and ties them along all others."""
+    tensors = [tensor for tensor in call.arguments["tensors"] if tensor.numel() or tensor.ndim > 1]
+    dim = call.arguments["dim"] % call.output.ndim
+    along = [factor_of(call.labels(tensor), dim) for tensor in tensors]
     dims = along[0].dims if along[0] is not None else (dim,)
     rest: list[tuple[Tensor, Factor]] = []
-    alike = all(factor is not None and factor.dims == dims for factor in along)
-    if not alike and any(
-        factor is not None and factor.dims != (dim,) for factor in along
-    ):  # such as heads of which one tensor knows nothing: units are not along this dimension
+    same_dims = all(factor is not None and factor.dims == dims for factor in along)
+    if not same_dims and any(factor is not None and factor.dims != (dim,) for factor in along):
+        # Such as heads, if one of the tensors has none: units are not along this dimension.
         for tensor, factor in zip(tensors, along, strict=True):
-            left = None if factor is None else factor.without(dim, call.ties)
-            if factor is not None and left is None:
+            remaining = None if factor is None else factor.without(dim, call.ties)
+            if factor is not None and remaining is None:
                 call.ties.freeze([factor])
-            rest += [(tensor, left)] if left is not None else []
+            rest += [(tensor, remaining)] if remaining is not None else []
         along = [None for _ in tensors]
     rest += [(tensor, factor) for tensor in tensors for factor in call.labels(tensor) if dim not in factor.dims]
     for _, factor in rest if len(tensors) > 1 else ():
         for axis in factor.dims:
             for tensor in tensors:
-                if whole(call.labels(tensor), axis) is None and tensor.shape[axis] > 1 and tensor.stride(axis) != 0:
+                if factor_of(call.labels(tensor), axis) is None and tensor.shape[axis] > 1 and tensor.stride(axis) != 0:
                     call.ties.fix([factor], axis)
-    found = call.ties.combine([factor for _, factor in rest])
+    labels = call.ties.combine([factor for _, factor in rest])
     if all(factor is None for factor in along):
-        return found
+        return labels
     axis = dims.index(dim)
-    stays = [np.full(tensor.shape[dim], FROZEN, np.int64) for tensor in tensors]
-    pieces = [piece if factor is None else factor.atoms_ for piece, factor in zip(stays, along, strict=True)]
-    return call.ties.combine([*found, Factor(dims, np.concatenate(pieces, axis))])
+    frozen = [np.full(tensor.shape[dim], FROZEN, np.int64) for tensor in tensors]
+    pieces = [piece if factor is None else factor.atoms_ for piece, factor in zip(frozen, along, strict=True)]
+    return call.ties.combine([*labels, Factor(dims, np.concatenate(pieces, axis))])
 
 
 @rule("stack")
 def stack(call: Call) -> Result:
-    dim = call.given["dim"] % call.output.ndim
+    dim = call.arguments["dim"] % call.output.ndim
     shape = [size for axis, size in enumerate(call.output.shape) if axis != dim]
-    return moved(pointwise(call, call.given["tensors"], shape), {axis: axis + (axis >= dim) for axis in range(len(shape))})
+    return moved(pointwise(call, call.arguments["tensors"], shape), {axis: axis + (axis >= dim) for axis in range(len(shape))})
 
 
 @rule("repeat")
 def repeat(call: Call) -> Result:
     shift = call.output.ndim - call.first.ndim
-    times = list(call.given["repeats"])
-    found = []
+    times = list(call.arguments["repeats"])
+    factors = []
     for factor in call.labels(call.first):
-        tiled = np.tile(factor.atoms_, [times[dim + shift] for dim in factor.dims])
-        found.append(Factor(tuple(dim + shift for dim in factor.dims), tiled))
-    return tuple(found)
+        repeated = np.tile(factor.atoms_, [times[dim + shift] for dim in factor.dims])
+        factors.append(Factor(tuple(dim + shift for dim in factor.dims), repeated))
+    return tuple(factors)
 
 
 @rule("pixel_shuffle", "pixel_unshuffle")
 def pixels(call: Call) -> Result:
-    """(C r r, H, W) as (C, H r, W r) and back: a channel's r x r positions are one after the other."""
-    found = []
+    """(C r r, H, W) as (C, H r, W r) and back: the r x r positions of a channel are consecutive."""
+    factors = []
     for factor in call.labels(call.first):
         channel = call.first.ndim - 3
         if factor.dims != (channel,):
             call.ties.freeze([factor])
         elif call.name == "pixel_unshuffle":
-            found.append(Factor(factor.dims, np.repeat(factor.atoms_, call.output.shape[channel] // len(factor.atoms_))))
+            factors.append(Factor(factor.dims, np.repeat(factor.atoms_, call.output.shape[channel] // len(factor.atoms_))))
         else:
-            of_CR = factor.atoms_.reshape(call.output.shape[channel], -1)
-            call.ties.tie(of_CR, of_CR[:, :1])
-            found.append(Factor(factor.dims, of_CR[:, 0]))
-    return tuple(found)
+            atoms_CR = factor.atoms_.reshape(call.output.shape[channel], -1)
+            call.ties.tie(atoms_CR, atoms_CR[:, :1])
+            factors.append(Factor(factor.dims, atoms_CR[:, 0]))
+    return tuple(factors)
 
 
 @rule("im2col")
@@ -176,13 +175,13 @@ def im2col(call: Call) -> Result:
 @rule("col2im")
 def col2im(call: Call) -> Result:
     def channel(factor: Factor) -> Factor:
-        of_CK = factor.atoms_.reshape(call.output.shape[1], -1)
-        call.ties.tie(of_CK, of_CK[:, :1])
-        return Factor((1,), of_CK[:, 0])
+        atoms_CK = factor.atoms_.reshape(call.output.shape[1], -1)
+        call.ties.tie(atoms_CK, atoms_CK[:, :1])
+        return Factor((1,), atoms_CK[:, 0])
 
     return channels(call, channel)
 
 
 @rule("unfold")
 def unfold(call: Call) -> Result:
-    return leaving(call, [call.given["dimension"] % call.first.ndim])
+    return leaving(call, [call.arguments["dimension"] % call.first.ndim])
