@@ -1,9 +1,10 @@
-"""How far the sum of operations is from a whole model, and how well it predicts the model with half of all units.
+"""Compare the time of models with the sum of their operations, and with its prediction for half of all units.
 
     python scripts/bench_latency.py resnet50:224 mobilenetv2_100:224 vit_small_patch16_224:224 [--runtime onnxruntime] [--threads 1]
 
-Models of timm, by name and size of the image, with random weights, one image at a time. For the half, the sum is scaled by what the dense
-model takes over its own sum, as a run does it, or has the difference of the two added as a constant. Run it on an idle machine.
+Models of timm are given by name and image size. Weights are random, and the batch is one image. The prediction for half of the units is the
+sum of their operations, either scaled by the ratio of the dense model's time to its sum (as a run does) or with the difference of the two
+added as a constant. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from workers.timing import realised, time_model, time_operation
 CPU = torch.device("cpu")
 
 
-def total_ms(operations: list[Operation], units: dict[str, int], settings: Latency, known: dict[str, float]) -> float:
-    """Of all operations with so many units left, each timed once."""
+def total_ms(operations: list[Operation], units: dict[str, int], settings: Latency, timed: dict[str, float]) -> float:
+    """Returns the time of all operations with ``units`` of each group; each size is timed once."""
     total = 0.0
     for operation in operations:
         case = operation.at([sum(units[name] for name in axis.groups) for axis in operation.axes])
-        if case.text not in known:
-            known[case.text] = time_operation(case.module, case.inputs, settings, CPU).ms
-        total += known[case.text]
+        if case.text not in timed:
+            timed[case.text] = time_operation(case.module, case.inputs, settings, CPU).ms
+        total += timed[case.text]
     return total
 
 
@@ -50,19 +51,17 @@ def main() -> None:
         name, _, pixels = model.partition(":")
         family, shape = TimmModel(name=name, arguments={}, checkpoint=None, include=["*"], exclude=[]), (3, int(pixels), int(pixels))
         groups, image = find_groups(family, shape, streams=False), torch.randn(1, *shape)
-        operations, known = find_operations(family, shape, 1, groups), {}
+        operations, timed = find_operations(family, shape, 1, groups), {}
         whole = time_model(realised(family.build(), CPU), image, settings).ms
-        summed = total_ms(operations, {group.name: group.units for group in groups}, settings, known)
+        summed = total_ms(operations, {group.name: group.units for group in groups}, settings, timed)
         half = {group.name: max(1, group.units // 2) for group in groups}
         kept = {group.name: torch.arange(group.units) < half[group.name] for group in groups}
         with torch.device("meta"):
             state = family.build().state_dict()
         smaller = shrunk(family, state, take(state, groups, kept), groups, kept)
-        measured, told = (
-            time_model(realised(smaller.build(), CPU), image, settings).ms,
-            total_ms(operations, half, settings, known),
-        )
-        scaled, constant = told * whole / summed / measured, (told + whole - summed) / measured
+        measured = time_model(realised(smaller.build(), CPU), image, settings).ms
+        half_sum = total_ms(operations, half, settings, timed)
+        scaled, constant = half_sum * whole / summed / measured, (half_sum + whole - summed) / measured
         print(f"| {model} | {whole:.2f} | {whole / summed:.2f} | {measured:.2f} | {scaled:.2f} | {constant:.2f} |", flush=True)
 
 

@@ -1,10 +1,9 @@
-"""Speed of the block kernels on this machine: from gradients in hand to pruned weights, stage by stage.
+"""Time the block kernels on this machine: from gradients to pruned weights, stage by stage.
 
 Rates use the operation counts of the method (per weight of a block of B, N gradients): collect 2 N B, invert 2 B^2, eliminate 2/3 B^2,
-solve B^2, whatever the code really does (it uses symmetry: half of these to invert and to eliminate). Rows of a layer that share one
-Hessian are only eliminated. Fractions are of this machine's own matrix product in the same precision (float32 to collect, float64
-otherwise): the best seen between the measurements of the same run. Times are lower quartiles, which a neighbour on the machine disturbs
-less than means.
+solve B^2. The code does less: symmetry saves half of the operations to invert and to eliminate. Rows of a layer that share one Hessian are
+only eliminated. Fractions are of this machine's own matrix product in the same precision (float32 to collect, float64 otherwise), as the
+best rate measured during the same run. Times are lower quartiles, which other processes disturb less than means.
 
     python scripts/bench_obs.py [--sizes 64 128 192 256] [--threads 2] [--json bench_obs.json]
 """
@@ -37,10 +36,11 @@ from workers.collect.base import chunk_size
 
 DAMPENING = 1e-8
 SPARSITY = 0.75
-BLOCKS = 768  # of the whole way: the 384 x 384 projection of a small vision transformer
+BLOCKS = 768  # from gradients to weights: the 384 x 384 projection of a small vision transformer
 
 
 def usual_seconds(work: Callable[[], object], repeats: int) -> float:
+    """Returns the lower quartile of several runs, after one to warm up."""
     work()
     times = []
     for _ in range(repeats):
@@ -51,14 +51,14 @@ def usual_seconds(work: Callable[[], object], repeats: int) -> float:
 
 
 def matrix_product_rate(dtype: torch.dtype, repeats: int, size: int = 1024) -> float:
-    """Flops per second of a square matrix product."""
+    """Returns the flops per second of a square matrix product."""
     square = torch.randn(size, size, dtype=dtype)
     return 2 * size**3 / usual_seconds(lambda: square @ square, repeats)
 
 
 @numba.njit(parallel=True, error_model="numpy")
 def _invert_all(mean_nBB, absolute):  # type: ignore[no-untyped-def]
-    """The factor and inverse that ``cpu.eliminate`` computes, alone."""
+    """Computes only the factor and inverse of ``cpu.eliminate``."""
     blocks, block_size = mean_nBB.shape[:2]
     for portion in numba.prange(PORTIONS):
         work, report, everything = scratch(block_size, 1), np.zeros(2), np.ones(block_size, dtype=np.bool_)
@@ -67,7 +67,7 @@ def _invert_all(mean_nBB, absolute):  # type: ignore[no-untyped-def]
 
 
 def problem(blocks: int, size: int, gradients: int) -> tuple[Tensor, Tensor]:
-    """Gradients of the size that large vision models have, and weights."""
+    """Returns gradients of the magnitude that large vision models have, and weights."""
     generator = torch.Generator().manual_seed(0)
     scale_nB = torch.randn(blocks, size, generator=generator).exp() * 1e-3
     return torch.randn(gradients, blocks, size, generator=generator) * scale_nB, torch.randn(blocks, size, generator=generator) * 0.02
@@ -85,7 +85,7 @@ def add(sum_nBB: Tensor, gradients_KnB: Tensor) -> None:
 
 
 def prune(gradients_KnB: Tensor, weights_nB: Tensor) -> Tensor:
-    """The whole way with our kernels: gradients in hand to pruned weights."""
+    """Computes pruned weights from gradients with this project's kernels."""
     mean_nBB = collect(gradients_KnB).mean_nBB()
     alive_nB = torch.ones_like(weights_nB, dtype=torch.bool)
     done = obs.eliminate(weights_nB, mean_nBB, alive_nB, DAMPENING, False)
@@ -94,7 +94,7 @@ def prune(gradients_KnB: Tensor, weights_nB: Tensor) -> Tensor:
 
 
 def prune_by_rank_one(gradients_KnB: Tensor, weights_nB: Tensor) -> Tensor:
-    """The whole way as published: N Sherman-Morrison updates of the inverse, whole-matrix elimination with traces."""
+    """Computes pruned weights from gradients as published: N Sherman-Morrison updates of the inverse, and elimination with traces."""
     count, blocks, size = gradients_KnB.shape
     everything_n = torch.arange(blocks)
     inverse_nBB = (torch.eye(size) / DAMPENING).repeat(blocks, 1, 1)
@@ -103,19 +103,19 @@ def prune_by_rank_one(gradients_KnB: Tensor, weights_nB: Tensor) -> Tensor:
         root_n1 = (count + (gradient_nB * product_nB).sum(dim=1, keepdim=True)).sqrt()
         product_nB /= root_n1
         inverse_nBB.baddbmm_(product_nB[:, :, None], product_nB[:, None, :], alpha=-1)
-    w_nB, gone_nB = weights_nB.clone(), torch.zeros(blocks, size, dtype=torch.bool)
+    w_nB, pruned_nB = weights_nB.clone(), torch.zeros(blocks, size, dtype=torch.bool)
     trace = torch.empty(size + 1, blocks, size)
     trace[0] = w_nB
     loss_nB = torch.empty(blocks, size)
     for step in range(size):
         diagonal_nB = inverse_nBB.diagonal(dim1=1, dim2=2)
-        cost_nB = (w_nB.square() / diagonal_nB).masked_fill(gone_nB, torch.inf)
+        cost_nB = (w_nB.square() / diagonal_nB).masked_fill(pruned_nB, torch.inf)
         loss_nB[:, step], q_n = cost_nB.min(dim=1)
         column_nB = inverse_nBB[everything_n, :, q_n] / diagonal_nB[everything_n, q_n].sqrt()[:, None]
         w_nB -= (w_nB[everything_n, q_n] / diagonal_nB[everything_n, q_n].sqrt())[:, None] * column_nB
         inverse_nBB.baddbmm_(column_nB[:, :, None], column_nB[:, None, :], alpha=-1)
-        gone_nB[everything_n, q_n] = True
-        w_nB[gone_nB] = 0
+        pruned_nB[everything_n, q_n] = True
+        w_nB[pruned_nB] = 0
         inverse_nBB[everything_n, q_n, q_n] = 1
         trace[step + 1] = w_nB
     score_nB = loss_nB.cumsum(dim=1)
@@ -124,7 +124,7 @@ def prune_by_rank_one(gradients_KnB: Tensor, weights_nB: Tensor) -> Tensor:
 
 
 def stages(size: int, weights: int, repeats: int) -> list[dict[str, Any]]:
-    """Time, weights per second, rate and fraction of the matrix product for each stage at one block size, and against plain torch."""
+    """Returns the time, weights per second and rate of each stage at one block size, and its speed relative to plain torch."""
     blocks, gradients = max(1, weights // size), size
     gradients_KnB, weights_nB = problem(blocks, size, gradients)
     mean_nBB = collect(gradients_KnB).mean_nBB()
@@ -134,7 +134,7 @@ def stages(size: int, weights: int, repeats: int) -> list[dict[str, Any]]:
     few = slice(0, max(1, blocks // 16))
     arguments = weights_nB[few], mean_nBB[few], alive_nB[few], DAMPENING, False
 
-    sum_nBB = zeros(blocks, size).sum_nBB  # memory that a run asks for once, and not for each chunk
+    sum_nBB = zeros(blocks, size).sum_nBB  # a run allocates this memory once, not for each chunk
     collecting = usual_seconds(lambda: add(sum_nBB, gradients_KnB), repeats)
     inverting = usual_seconds(lambda: _invert_all(mean_nBB.numpy(), DAMPENING), repeats)
     both = usual_seconds(lambda: obs.eliminate(weights_nB, mean_nBB, alive_nB, DAMPENING, False), repeats)
@@ -247,8 +247,8 @@ def main() -> None:
             f"{row['flops_per_second'] / 1e9:8.1f} {row['of_matrix_product']:11.0%} {times:>8}"
         )
     print(
-        f"gradients in hand to pruned weights (N={way['gradients']}, B={way['block']}, {way['blocks']} blocks): {way['seconds']:.3f} s, "
-        f"as published by rank-one updates {way['rank_one_seconds']:.2f} s: {way['times']:.0f} times"
+        f"from gradients to pruned weights (N={way['gradients']}, B={way['block']}, {way['blocks']} blocks): {way['seconds']:.3f} s, "
+        f"with rank-one updates as published {way['rank_one_seconds']:.2f} s: {way['times']:.0f} times as long"
     )
     if options.json:
         options.json.write_text(json.dumps({"machine": machine(), "matrix_product": rates, "stages": rows, "whole_way": way}, indent=1))

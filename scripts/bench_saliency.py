@@ -1,12 +1,12 @@
-"""What saliencies of whole units take as a model grows: seconds and memory beside a first-order pass over the same images.
+"""Compare the time and memory of unit saliencies with those of a first-order pass over the same images, as a model grows.
 
     python scripts/bench_saliency.py [--widths 48 96 192 384] [--classes 10] [--threads 2] [--device cpu] [--json bench_saliency.json]
         [--page saliencies.html]
 
-Vision transformers of growing width, so that heads and hidden neurons grow in number and the images do not. SOSP-H is to stay within three
-first-order passes whatever their number; SOSP-I takes a backward pass for each class and sample, and memory in their square. Times are the
-best of several runs after one that is not counted; memory is the peak above what the process, or on a GPU torch, held before. ``--page``
-draws both as a page for the browser.
+The models are vision transformers of growing width, with growing numbers of heads and hidden neurons. SOSP-H should take at most three
+first-order passes, whatever the number of units. SOSP-I takes a backward pass for each class and sample, and memory that is quadratic in
+the number of units. Times are the best of several runs after a warm-up. Memory is the peak above what the process, or torch on a GPU,
+held before. ``--page`` writes a page with a figure of both.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ METHODS = (FIRST_ORDER, "SOSP-H", "SOSP-H, exact", "SOSP-I")
 
 
 def vit(width: int, depth: int, classes: int) -> TimmModel:
+    """Returns a vision transformer for small images."""
     arguments = {
         "img_size": IMAGE[1],
         "patch_size": 4,
@@ -54,7 +55,7 @@ def vit(width: int, depth: int, classes: int) -> TimmModel:
 
 
 def measured(work: Callable[[], UnitSums], device: torch.device, repeats: int) -> tuple[float, int]:
-    """The least seconds, and the peak of the memory that was taken."""
+    """Returns the seconds of the fastest run, and the peak of the memory that it needed."""
     work()
     seconds, extra = [], []
     for _ in range(repeats):
@@ -64,13 +65,14 @@ def measured(work: Callable[[], UnitSums], device: torch.device, repeats: int) -
         before = torch.cuda.memory_allocated(device) if device.type == "cuda" else idle.bytes or 0
         started = time.perf_counter()
         with peak_bytes(device) as peak:
-            work()  # its sums come back to the host, which waits for the device
+            work()  # copies its sums to the host, which waits for the device
         seconds.append(time.perf_counter() - started)
         extra.append((peak.bytes or 0) - before)
     return min(seconds), max(extra)
 
 
-def rows(width: int, options: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(width: int, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Returns a row for each method on a model of this width."""
     device = torch.device(options.device)
     torch.manual_seed(0)
     family = vit(width, options.depth, options.classes)
@@ -84,13 +86,13 @@ def rows(width: int, options: argparse.Namespace) -> list[dict[str, Any]]:
         "SOSP-H, exact": lambda: saliency.sosp_h_exact(model, groups, batches, Loss.LABELS),
         "SOSP-I": lambda: saliency.sosp_i(model, groups, batches, Loss.LABELS),
     }
-    found: list[dict[str, Any]] = []
+    measurements: list[dict[str, Any]] = []
     for method in METHODS:
         if method == "SOSP-I" and units > options.most_units:
             continue
         seconds, extra = measured(works[method], device, options.repeats)
-        first = found[0] if found else {"seconds": seconds, "bytes": extra}
-        found.append(
+        first = measurements[0] if measurements else {"seconds": seconds, "bytes": extra}
+        measurements.append(
             {
                 "width": width,
                 "units": units,
@@ -102,35 +104,35 @@ def rows(width: int, options: argparse.Namespace) -> list[dict[str, Any]]:
                 "times_bytes": extra / max(1, first["bytes"]),
             }
         )
-    return found
+    return measurements
 
 
-def table(found: list[dict[str, Any]]) -> Table:
-    lines = Table()
+def table(rows: list[dict[str, Any]]) -> Table:
+    printed = Table()
     for column in ("units", "weights", "method", "seconds", "x first order", "memory", "x first order"):
-        lines.add_column(column, justify="left" if column == "method" else "right")
-    for row in found:
+        printed.add_column(column, justify="left" if column == "method" else "right")
+    for row in rows:
         times = f"{row['times_seconds']:.2f}", f"{row['times_bytes']:.2f}"
         model = f"{row['units']:,}", f"{row['parameters']:,}"
-        lines.add_row(*model, row["method"], f"{row['seconds']:.3f}", times[0], size(row["bytes"]), times[1])
-    return lines
+        printed.add_row(*model, row["method"], f"{row['seconds']:.3f}", times[0], size(row["bytes"]), times[1])
+    return printed
 
 
-def figure(found: list[dict[str, Any]]) -> go.Figure:
-    """Seconds above and memory below against units, all logarithmic."""
+def figure(rows: list[dict[str, Any]]) -> go.Figure:
+    """Returns a figure with seconds above and memory below, against units, on logarithmic axes."""
     traces = []
     for method, colour in zip(METHODS, PALETTE, strict=False):
-        rows = [row for row in found if row["method"] == method]
-        units = [row["units"] for row in rows]
-        look = {"name": method, "mode": "lines+markers", "line": {"color": colour}, "marker": {"size": 7}}
-        traces.append(go.Scatter(x=units, y=[row["seconds"] for row in rows], **look))
-        traces.append(go.Scatter(x=units, y=[row["bytes"] / 1e6 for row in rows], yaxis="y2", showlegend=False, **look))
-    units = sorted({row["units"] for row in found})
-    across = {"type": "log", "tickvals": units, "ticktext": [f"{count:,}" for count in units]}
+        points = [row for row in rows if row["method"] == method]
+        units = [row["units"] for row in points]
+        style = {"name": method, "mode": "lines+markers", "line": {"color": colour}, "marker": {"size": 7}}
+        traces.append(go.Scatter(x=units, y=[row["seconds"] for row in points], **style))
+        traces.append(go.Scatter(x=units, y=[row["bytes"] / 1e6 for row in points], yaxis="y2", showlegend=False, **style))
+    units = sorted({row["units"] for row in rows})
+    unit_axis = {"type": "log", "tickvals": units, "ticktext": [f"{count:,}" for count in units]}
     return figure_of(
         640,
         traces,
-        xaxis={"title": "units", "anchor": "y2", **across},
+        xaxis={"title": "units", "anchor": "y2", **unit_axis},
         yaxis={"title": "seconds", "type": "log", "dtick": "D2", "domain": [0.54, 1]},
         yaxis2={"title": "MB beside the model", "type": "log", "dtick": "D2", "domain": [0, 0.46]},
     )
@@ -146,23 +148,23 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--most-units", type=int, default=10_000, help="of a model that SOSP-I is measured on")
+    parser.add_argument("--most-units", type=int, default=10_000, help="of the largest model for which SOSP-I is measured")
     parser.add_argument("--json", type=Path, default=Path("bench_saliency.json"))
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    found = [row for width in options.widths for row in rows(width, options)]
+    rows = [row for width in options.widths for row in measure(width, options)]
     machine = torch.cuda.get_device_name() if options.device == "cuda" else f"{options.threads} CPU threads"
     console = Console()
     console.print(f"{machine}, torch {torch.__version__}; {options.batches} batches of {options.batch_size} images")
-    console.print(table(found))
-    worst = max(row["times_seconds"] for row in found if row["method"] == "SOSP-H")
+    console.print(table(rows))
+    worst = max(row["times_seconds"] for row in rows if row["method"] == "SOSP-H")
     console.print(f"SOSP-H takes at most {worst:.2f} first-order passes: {'within' if worst <= LIMIT else 'MORE than'} {LIMIT:.0f}.")
     if options.page is not None:
         title = f"Saliencies of all units: time and memory on {machine}, {options.batches * options.batch_size} images"
-        options.page.write_text(figure_page(title, figure(found)), encoding="utf-8")
+        options.page.write_text(figure_page(title, figure(rows)), encoding="utf-8")
     options.json.write_text(
-        json.dumps({"machine": machine, "torch": torch.__version__, "settings": vars(options), "rows": found}, indent=1, default=str)
+        json.dumps({"machine": machine, "torch": torch.__version__, "settings": vars(options), "rows": rows}, indent=1, default=str)
     )
 
 

@@ -1,4 +1,4 @@
-"""The elimination kernel for GPUs: what it takes of a multiprocessor, and its speed beside the machine's own limits where there is a GPU.
+"""Show the resources of the elimination kernel for GPUs and, if there is a GPU, its speed relative to the GPU's limits.
 
     python scripts/bench_triton.py [--blocks 4096]
 
@@ -34,7 +34,7 @@ SIGNATURE = {f"{name}_ptr": "*fp64" for name in DOUBLES} | {f"{name}_ptr": "*i32
 
 @dataclass(frozen=True)
 class Resources:
-    """Of one program: 32-bit registers of a thread, bytes of shared memory, and bytes of a thread that went to local memory."""
+    """Resources of one program: 32-bit registers per thread, bytes of shared memory, and bytes per thread that spilled to local memory."""
 
     threads: int
     registers: int
@@ -43,7 +43,7 @@ class Resources:
 
 
 def resources(architecture: int, block_size: int) -> Resources:
-    """Compile for ``sm_<architecture>`` and read what the assembler allotted."""
+    """Compiles for ``sm_<architecture>`` and reads the resources that the assembler allocated."""
     settings = gpu.launch_settings(block_size, bucket=4)
     warps = settings.pop("num_warps")
     names = gpu.eliminate_block.arg_names
@@ -57,15 +57,15 @@ def resources(architecture: int, block_size: int) -> Resources:
         cubin.write(compiled.asm["cubin"])
         cubin.flush()
         command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", cubin.name]
-        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", told)}
-    return Resources(32 * warps, found["REG"], compiled.metadata.shared, found["STACK"] + found["LOCAL"])
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    numbers = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    return Resources(32 * warps, numbers["REG"], compiled.metadata.shared, numbers["STACK"] + numbers["LOCAL"])
 
 
 def compiled_table() -> Table:
     table = Table(title="Compiled ahead of time", title_justify="left")
-    used_up = ("threads", "registers", "shared bytes", "spilled bytes")
-    for column in ("target", "B", *used_up, "flops of a block", "bytes of rows", "of the inverse"):
+    resource_columns = ("threads", "registers", "shared bytes", "spilled bytes")
+    for column in ("target", "B", *resource_columns, "flops per block", "bytes of rows", "bytes of the inverse"):
         table.add_column(column, justify="right" if column != "target" else "left")
     for architecture, name in TARGETS.items():
         for size in BLOCK_SIZES:
@@ -76,7 +76,7 @@ def compiled_table() -> Table:
 
 
 def seconds(work: Callable[[], object], repeats: int = 5) -> float:
-    """Of one call on the GPU, the fastest of several."""
+    """Returns the time of the fastest of several calls on the GPU."""
     work()
     taken = []
     for _ in range(repeats):
@@ -90,7 +90,7 @@ def seconds(work: Callable[[], object], repeats: int = 5) -> float:
 
 
 def measured_table(blocks: int) -> Table:
-    """Elimination alone, and with factor and inverse, against a copy and a float64 matrix product of the same GPU."""
+    """Compares elimination, alone and with factor and inverse, with a copy and a float64 matrix product on the same GPU."""
     device = torch.device("cuda")
     square, line = torch.randn(4096, 4096, dtype=torch.float64, device=device), torch.empty(2**28, dtype=torch.float32, device=device)
     product = 2 * 4096**3 / seconds(lambda: square @ square)
@@ -105,10 +105,10 @@ def measured_table(blocks: int) -> Table:
         alive_nB = torch.ones_like(weights_nB, dtype=torch.bool)
         inverse_nBB, dampening_n = dampened_inverse(mean_nBB, alive_nB, 1e-2, relative=False)
         floor_nB = reference.least_pivots(mean_nBB, alive_nB, dampening_n, unit=1)[..., 0]
-        given = (weights_nB, mean_nBB, alive_nB, 1e-2, False)
+        arguments = (weights_nB, mean_nBB, alive_nB, 1e-2, False)
         alone = seconds(partial(gpu.eliminate_inverse, weights_nB, inverse_nBB, floor_nB, alive_nB, FREE))
-        whole = seconds(partial(gpu.eliminate, *given))
-        loop = seconds(partial(reference.eliminate, *given), repeats=1)
+        whole = seconds(partial(gpu.eliminate, *arguments))
+        loop = seconds(partial(reference.eliminate, *arguments), repeats=1)
         table.add_row(
             str(size),
             f"{1e3 * alone:.1f} ms",
@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=4096)
     options, console = parser.parse_args(), Console()
     console.print(compiled_table())
-    console.print(measured_table(options.blocks) if torch.cuda.is_available() else "No CUDA device here: nothing was timed.")
+    console.print(measured_table(options.blocks) if torch.cuda.is_available() else "This machine has no CUDA device, so nothing was timed.")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Accuracy against measured time: models of finished runs, timed in turn with the dense model, as a table and a picture.
+"""Compare the accuracy and the measured time of the models of finished runs, in a table and a figure.
 
     python scripts/compare_latency.py runs/budgets/fashion_resnet-*/ --shape 1 32 32 [--batch-size 32] [--threads 1] [--page pareto.html]
 
-A line for each method and target: accuracy one-shot and after recovery, and the time of a forward pass as a fraction of the dense model's,
-mean and spread over the seeds. All models take turns of a few runs, so that a machine whose speed drifts drifts for all of them. A line is
-marked when no other one is both faster and more accurate. Also reads what scripts/compare_torch_pruning.py leaves.
+Each line is a method and a target, with the accuracy before and after recovery, and the time of a forward pass as a fraction of the dense
+model's: mean and spread over the seeds. The models take turns of a few runs, so that drifts of the machine's speed affect all of them. A
+star marks an accuracy if no other line is both faster and more accurate. Also reads the results of scripts/compare_torch_pruning.py.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ STAGES = ("one_shot", "recovered")
 
 @dataclass(frozen=True)
 class Model:
-    """A model of a run: who chose its units, what was asked for, and what it reached (fractions)."""
+    """A model of a run: its method, its target, and what it reached, as fractions."""
 
     file: Path
     method: str
     asked: str
-    macs: float  # taken out
+    macs: float  # removed
     one_shot: float | None
     recovered: float | None
 
 
 @dataclass(frozen=True)
 class Line:
-    """Models that differ in the seed alone; times are fractions of the dense model's."""
+    """Models that differ only in the seed. Times are fractions of the dense model's."""
 
     method: str
     asked: str
@@ -62,11 +62,11 @@ class Line:
         return mean(self.times)
 
     def accuracies(self, stage: str) -> list[float]:
-        return [found for model in self.models if (found := getattr(model, stage)) is not None]
+        return [accuracy for model in self.models if (accuracy := getattr(model, stage)) is not None]
 
 
-def told(folder: Path) -> Model | None:
-    """What a run, or a script, says of the model that it left in a folder."""
+def read_model(folder: Path) -> Model | None:
+    """Returns the model that a run, or a script, wrote into a folder, or None if there is none."""
     file = folder / "model.safetensors"
     if (folder / "result.json").exists():
         return Model(file, **json.loads((folder / "result.json").read_text(encoding="utf-8")))
@@ -80,7 +80,7 @@ def told(folder: Path) -> Model | None:
 
 
 def method(report: dict[str, Any]) -> str:
-    """The pruner, what its target is of, and how that was solved."""
+    """Returns the name of the pruner, the cost that its target limits, and the solver."""
     pruner = report["experiment"]["pruner"]
     target = pruner["target"]
     name = pruner["_target_"].rpartition(".")[2]
@@ -90,22 +90,27 @@ def method(report: dict[str, Any]) -> str:
 
 
 def accuracy(report: dict[str, Any], stage: str) -> float | None:
+    """Returns the accuracy that a report gives for a stage, if any."""
     return next((entry["metrics"].get(headline(report)) for entry in report["stages"] if entry["name"] == stage), None)
 
 
 def front(points: list[tuple[float, float]]) -> list[bool]:
-    """Of (time, accuracy), those that no other point beats in one without losing in the other."""
-    return [not any((a <= time and b >= found and (a, b) != (time, found)) for a, b in points) for time, found in points]
+    """Returns which points (time, accuracy) are on the Pareto front: no other point is at least as fast and as accurate."""
+
+    def is_beaten(point: tuple[float, float]) -> bool:
+        return any(other[0] <= point[0] and other[1] >= point[1] and other != point for other in points)
+
+    return [not is_beaten(point) for point in points]
 
 
 def lines_of(models: Iterable[Model], ratios: Iterable[float]) -> list[Line]:
-    """Seeds together, fastest last."""
+    """Returns a line for each method and target, with all seeds; the fastest is the last of its method."""
     ordered = sorted(zip(models, ratios, strict=True), key=lambda pair: (pair[0].method, pair[0].asked))
-    found = []
+    lines = []
     for (name, asked), pairs in groupby(ordered, key=lambda pair: (pair[0].method, pair[0].asked)):
-        together = list(pairs)
-        found.append(Line(name, asked, [model for model, _ in together], [ratio for _, ratio in together]))
-    return sorted(found, key=lambda line: (line.method, -line.time))
+        seeds = list(pairs)
+        lines.append(Line(name, asked, [model for model, _ in seeds], [ratio for _, ratio in seeds]))
+    return sorted(lines, key=lambda line: (line.method, -line.time))
 
 
 def over_seeds(values: list[float]) -> str:
@@ -115,30 +120,30 @@ def over_seeds(values: list[float]) -> str:
 
 def table(lines: list[Line]) -> str:
     on_front = {
-        stage: front([(line.time, mean(found) if (found := line.accuracies(stage)) else -1.0) for line in lines]) for stage in STAGES
+        stage: front([(line.time, mean(values) if (values := line.accuracies(stage)) else -1.0) for line in lines]) for stage in STAGES
     }
-    rows = ["| method | asked | multiply-adds taken out, % | time, % of dense | one-shot | recovered |", "|---" * 6 + "|"]
+    rows = ["| method | target | multiply-adds removed, % | time, % of dense | one-shot | recovered |", "|---" * 6 + "|"]
     for index, line in enumerate(lines):
-        found = {stage: line.accuracies(stage) for stage in STAGES}
-        cells = [over_seeds(found[stage]) + (" *" if found[stage] and on_front[stage][index] else "") for stage in STAGES]
+        accuracies = {stage: line.accuracies(stage) for stage in STAGES}
+        cells = [over_seeds(accuracies[stage]) + (" *" if accuracies[stage] and on_front[stage][index] else "") for stage in STAGES]
         macs, times = over_seeds([model.macs for model in line.models]), over_seeds(line.times)
         rows.append(f"| {line.method} | {line.asked} | {macs} | {times} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
 def figure(lines: list[Line], stage: str) -> go.Figure:
-    """Accuracy over time, a curve for each method."""
+    """Returns a figure of accuracy over time with a curve for each method."""
     traces = []
-    by_method = groupby((found for found in lines if found.accuracies(stage)), key=lambda found: found.method)
-    for (name, of), colour in zip(by_method, cycle(PALETTE), strict=False):
-        points = [(100 * found.time, [100 * reached for reached in found.accuracies(stage)]) for found in of]
+    by_method = groupby((line for line in lines if line.accuracies(stage)), key=lambda line: line.method)
+    for (name, method_lines), colour in zip(by_method, cycle(PALETTE), strict=False):
+        points = [(100 * line.time, [100 * accuracy for accuracy in line.accuracies(stage)]) for line in method_lines]
         traces.append(
             go.Scatter(
                 name=name,
                 mode="lines+markers",
                 x=[time for time, _ in points],
-                y=[mean(reached) for _, reached in points],
-                error_y={"array": [pstdev(reached) for _, reached in points], "thickness": 1},
+                y=[mean(accuracies) for _, accuracies in points],
+                error_y={"array": [pstdev(accuracies) for _, accuracies in points], "thickness": 1},
                 line_color=colour,
                 marker_size=7,
             )
@@ -153,25 +158,25 @@ def figure(lines: list[Line], stage: str) -> go.Figure:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, help="directories of runs of one model")
+    parser.add_argument("runs", nargs="+", type=Path, help="directories of runs with the same dense model")
     parser.add_argument("--shape", nargs=3, type=int, required=True, metavar=("C", "H", "W"), help="of an image")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runtime", choices=[runtime.value for runtime in Runtime], default="eager")
-    parser.add_argument("--stage", choices=STAGES, default="recovered", help="of the picture")
+    parser.add_argument("--stage", choices=STAGES, default="recovered", help="whose accuracy the figure shows")
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()
     keep_freed_memory()
     settings = Latency(Runtime(options.runtime), options.batch_size, options.threads, 2, 0.005, 0.1)
-    models = [model for folder in options.runs if (model := told(folder)) is not None]
+    models = [model for folder in options.runs if (model := read_model(folder)) is not None]
     dense = dense_family(load_family(models[0].file)).build().eval()
     images_NCHW = torch.randn(options.batch_size, *options.shape)
     timed = time_in_turn([load_pruned(model.file) for model in models], dense, images_NCHW, settings)
-    lines = lines_of(models, [found.ratio for found in timed])
+    lines = lines_of(models, [comparison.ratio for comparison in timed])
     conditions = f"{options.runtime}, {count(options.batch_size, 'image')}, {count(options.threads, 'thread')}"
-    print(f"{conditions} of {processor()}, torch {torch.__version__};")
-    worst = max(found.spread for found in timed)
-    print(f"dense {timed[0].beside_ms:.3g} ms, {timed[0].repeats} turns, standard error of a time at most {worst:.1%} of it\n")
+    print(f"{conditions} of {processor()}, torch {torch.__version__}")
+    worst = max(comparison.spread for comparison in timed)
+    print(f"dense model {timed[0].beside_ms:.3g} ms, {timed[0].repeats} turns, relative standard errors of times up to {worst:.1%}\n")
     print(table(lines))
     if options.page is not None:
         title = f"Accuracy against measured time ({conditions})"

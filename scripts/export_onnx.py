@@ -1,4 +1,4 @@
-"""A model file of a finished run as ONNX, checked with onnxruntime on test images of the data set that the settings name.
+"""Export the model of a finished run to ONNX, and check it with onnxruntime on test images of the data set that the settings name.
 
 python scripts/export_onnx.py runs/NAME/model.safetensors model.onnx data=imagefolder data.root=pets data.image_size=224
 """
@@ -12,7 +12,7 @@ from workers.onnx_export import export_onnx, first_images
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("model", type=Path)
 parser.add_argument("onnx", type=Path)
-parser.add_argument("overrides", nargs="*", help="of python -m orchestrator: which images")
+parser.add_argument("overrides", nargs="*", help="settings as for python -m orchestrator, which choose the images")
 options = parser.parse_args()
 data = experiment_of(options.overrides).data
 data.check()

@@ -1,10 +1,10 @@
-"""This machine's rates for an experiment's own model, images and blocks, as the ``cluster.hardware`` that its plan assumes.
+"""Measure the rates of this machine for an experiment's own model, images and blocks, as ``cluster.hardware`` for its plan.
 
     python scripts/measure_hardware.py [+experiment=NAME] [overrides] [--write rates.yaml]
 
-Prints yaml. Written to ``my/rates/here.yaml``, ``--config-dir my +rates=here`` plans with it, and ``scripts/one_wave.py --load`` reads it.
-Takes a minute or two, and wants the machine for itself. What cannot be seen from one worker (starting workers and gangs, the links between
-ranks, bfloat16) stays as it is.
+Prints yaml. With ``--write my/rates/here.yaml``, ``--config-dir my +rates=here`` plans with these rates, and ``scripts/one_wave.py --load``
+reads them. Takes a minute or two on an otherwise idle machine. Rates that one worker cannot measure (the start of workers and gangs, the
+links between ranks, bfloat16) are copied from the experiment.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from workers.models.base import Layer
 from workers.records import Destination, PartialMoment
 from workers.worker import Worker, loss_curve
 
-SECONDS = 5.0  # for one rate
-SAMPLE_BYTES = 256 * 2**20  # of statistics that kernels and disk are tried on
+SECONDS = 5.0  # per rate
+SAMPLE_BYTES = 256 * 2**20  # of the statistics that kernels and disk are measured with
 MEMORY_BYTES = 2**31
 
 
-def usual_seconds(work: Callable[[], object], device: torch.device, least: int = 3) -> float:
-    """Median of several repetitions, after one to warm up."""
+def usual_seconds(work: Callable[[], object], device: torch.device, fewest: int = 3) -> float:
+    """Returns the median time of several repetitions, after one to warm up."""
     work()
     taken: list[float] = []
-    while len(taken) < least or (sum(taken) < SECONDS and len(taken) < 50):
+    while len(taken) < fewest or (sum(taken) < SECONDS and len(taken) < 50):
         _wait(device)
         start = time.perf_counter()
         work()
@@ -60,13 +60,13 @@ def _wait(device: torch.device) -> None:
 
 
 def matrix_product(device: torch.device) -> float:
-    """Flops per second."""
+    """Returns the flops per second of a matrix product."""
     square = torch.randn(2048, 2048, device=device)
     return 2 * 2048**3 / usual_seconds(lambda: square @ square, device)
 
 
 def network(experiment: Experiment, plan: Plan, worker: Worker, model: Path) -> float:
-    """Flops per second of passes through the model, back to the start of its first portion."""
+    """Returns the flops per second of passes through the model, back to the start of its first portion."""
     costs, named = cost_model(experiment, plan.profile, plan.resources), {planned.layer.name: planned for planned in plan.layers}
     layers = [named[name] for name in plan.portions[0]] if plan.portions else list(plan.layers)
     module = worker._model(model).requires_grad_(False)
@@ -82,7 +82,7 @@ def network(experiment: Experiment, plan: Plan, worker: Worker, model: Path) -> 
 
 
 def sample(plan: Plan) -> PlannedLayer | None:
-    """As many rows of the largest layer as the sample has room for."""
+    """Returns a part of the largest layer: as many of its rows as fit into the sample, or None without a block Fisher."""
     planned = max(plan.layers, key=lambda planned: planned.statistic_bytes)
     if not planned.blocks or not planned.by_gradients:
         return None
@@ -92,7 +92,7 @@ def sample(plan: Plan) -> PlannedLayer | None:
 
 
 def collecting(planned: PlannedLayer, costs: CostModel, device: torch.device) -> float:
-    """Flops per second of sums of outer products, from gradients in hand."""
+    """Returns the flops per second of sums of outer products of gradients."""
     total = GradientSum(planned.layer, planned.block_size, device)
     gradient_RC = torch.randn(planned.layer.rows, planned.layer.columns, device=device)
     gradients = len(total.chunk_KRC)
@@ -105,7 +105,7 @@ def collecting(planned: PlannedLayer, costs: CostModel, device: torch.device) ->
 
 
 def problem(planned: PlannedLayer, device: torch.device) -> tuple[torch.Tensor, SecondMoment]:
-    """Weights, and a well-behaved second moment of as many gradients as a block has weights."""
+    """Returns weights, and a well-conditioned second moment of as many gradients as a block has weights."""
     size, generator = planned.block_size, torch.Generator().manual_seed(0)
     vectors_nKB = torch.randn(planned.blocks, size, size, generator=generator)
     sum_nBB = (vectors_nKB.mT @ vectors_nKB).to(device)
@@ -113,7 +113,7 @@ def problem(planned: PlannedLayer, device: torch.device) -> tuple[torch.Tensor, 
 
 
 def pruning(experiment: Experiment, planned: PlannedLayer, device: torch.device) -> tuple[float, float]:
-    """Flops per second of scoring, with the sorting and the loss curve that come with it, and of solving for half of the weights."""
+    """Returns the flops per second of scoring, including sorting and the loss curve, and of solving for half of the weights."""
     weight_RC, moment = problem(planned, device)
     keep_RC = torch.rand(weight_RC.shape, generator=torch.Generator().manual_seed(1)).to(device) < 0.5
     pruner = experiment.pruner
@@ -127,7 +127,7 @@ def pruning(experiment: Experiment, planned: PlannedLayer, device: torch.device)
 
 
 def memory() -> float:
-    """Bytes per second of memory that is new to the process, but not to the machine."""
+    """Returns the bytes per second of touching memory that is new to the process but not to the machine."""
 
     def work() -> None:
         torch.ones(MEMORY_BYTES // 4)
@@ -136,10 +136,10 @@ def memory() -> float:
 
 
 def disk(planned: PlannedLayer, memory_rate: float, folder: Path) -> tuple[float, float]:
-    """Bytes per second of statistics written, and read again; taking memory into use, which the plan counts by itself, is taken off."""
+    """Returns the bytes per second of writing and of reading statistics, without touching memory, which the plan counts apart."""
     device, to = torch.device("cpu"), Destination("disk", folder / "disk")
     _, moment = problem(planned, device)
-    moments.write_moment(to, SecondMoment(torch.ones(2, 2, 2), 1))  # compiles what is not yet
+    moments.write_moment(to, SecondMoment(torch.ones(2, 2, 2), 1))  # compiles kernels on first use
     begun = time.perf_counter()
     written = moments.write_moment(to, moment)
     record = finish(to, PartialMoment("", 0, moment.count, 0), begun, written)
@@ -153,33 +153,33 @@ def disk(planned: PlannedLayer, memory_rate: float, folder: Path) -> tuple[float
 
 
 def measure(experiment: Experiment, plan: Plan, folder: Path) -> Hardware:
-    """The experiment's hardware with the rates that were found."""
+    """Returns the experiment's hardware with the measured rates."""
     here, hardware = plan.resources, experiment.cluster.hardware
     worker = Worker(here.device, here.threads)
     costs, planned = cost_model(experiment, plan.profile, here), sample(plan)
     threads, device = costs.threads, worker.device
     rate = matrix_product(device)
-    found = replace(hardware, name=_named(worker), matmul_gflops=_round(rate / threads / 1e9))
-    found = replace(found, model_efficiency=_round(network(experiment, plan, worker, model_file(experiment, worker, folder)) / rate))
+    rates = replace(hardware, name=_named(worker), matmul_gflops=_round(rate / threads / 1e9))
+    rates = replace(rates, model_efficiency=_round(network(experiment, plan, worker, model_file(experiment, worker, folder)) / rate))
     if here.device == "cpu":
-        found = replace(found, memory_gbs=_round(memory() / 1e9))
+        rates = replace(rates, memory_gbs=_round(memory() / 1e9))
     if planned is not None:
-        writing, reading = disk(planned, 1e9 * found.memory_gbs, folder)
+        writing, reading = disk(planned, 1e9 * rates.memory_gbs, folder)
         scoring, solving = pruning(experiment, planned, device)
-        found = replace(
-            found,
+        rates = replace(
+            rates,
             collect_efficiency=_round(collecting(planned, costs, device) / rate),
             score_efficiency=_round(scoring / rate) or hardware.score_efficiency,  # 0: a method that computes nothing
             solve_efficiency=_round(solving / rate) or hardware.solve_efficiency,
             disk_gbs=_round(writing / 1e9),
             read_gbs=_round(reading / 1e9),
         )
-    return found
+    return rates
 
 
 def _named(worker: Worker) -> str:
-    known = worker.describe()
-    return processor() if known["device"] == "cpu" else f"{known['device']} beside {platform.machine()}"
+    machine = worker.describe()
+    return processor() if machine.device == "cpu" else f"{machine.device} beside {platform.machine()}"
 
 
 def _round(value: float) -> float:
@@ -195,8 +195,8 @@ def main() -> None:
     plan = plan_experiment(experiment)
     Path(experiment.output).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=experiment.output) as folder:
-        found = measure(experiment, plan, Path(folder))
-    text = "# @package _global_\n" + yaml.safe_dump({"cluster": {"hardware": asdict(found)}}, sort_keys=False)
+        rates = measure(experiment, plan, Path(folder))
+    text = "# @package _global_\n" + yaml.safe_dump({"cluster": {"hardware": asdict(rates)}}, sort_keys=False)
     print(text, end="")
     if options.write is not None:
         options.write.parent.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,10 @@
-"""One cell of the calibration grid, and the scores and solutions of its layers, for real: what the plan predicts beside what it took.
+"""Run one cell of the calibration grid, score and solve its layers, and compare time and memory with the plan.
 
     python scripts/one_wave.py +experiment=NAME [overrides] [--portion INDEX] [--load hardware.yaml]
 
-Runs in this process with the threads of one worker. The default is the costliest portion; half of each layer's weights are pruned. Without
-a checkpoint or images here, random ones stand in. The memory that the plan asks for is taken into use once before, since a virtual
-machine may get it from its host only then, at a rate that says nothing of the work. Everything written is deleted at the end.
+Runs in this process with the threads of one worker, by default for the costliest portion. Masks half of each layer's weights. If the
+checkpoint or the images are missing, random ones are used instead. The planned memory is touched once before, since a virtual machine may
+get it from its host only then, at a rate that has nothing to do with the work. Everything that was written is deleted at the end.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from workers.worker import Worker
 
 @dataclass(frozen=True)
 class Line:
-    """One row of the answer: seconds and bytes as predicted and as measured."""
+    """One row of the table: seconds and bytes, predicted and measured."""
 
     what: str
     predicted_seconds: float
@@ -48,15 +48,16 @@ class Line:
 
 
 def costliest(plan: Plan, experiment: Experiment) -> int:
+    """Returns the index of the portion that takes longest to collect."""
     costs, named = cost_model(experiment, plan.profile, plan.resources), {planned.layer.name: planned for planned in plan.layers}
     seconds = [costs.collect([named[name] for name in portion]) for portion in plan.portions]
     return seconds.index(max(seconds))
 
 
 def wave(experiment: Experiment, plan: Plan, portion: Sequence[PlannedLayer], folder: Path) -> list[Line]:
-    """Load, collect, score and solve, as a worker would."""
-    one = replace(experiment.data, shards=1, calibration_batches=-(-experiment.data.calibration_batches // experiment.data.shards))
-    experiment = replace(experiment, data=one)
+    """Loads, collects, scores and solves as a worker would."""
+    one_shard = replace(experiment.data, shards=1, calibration_batches=-(-experiment.data.calibration_batches // experiment.data.shards))
+    experiment = replace(experiment, data=one_shard)
     costs, needs = cost_model(experiment, plan.profile, plan.resources), footprint(experiment, plan.profile, plan.resources)
     worker = Worker(plan.resources.device, plan.resources.threads)
     model = model_file(experiment, worker, folder)
@@ -73,7 +74,7 @@ def wave(experiment: Experiment, plan: Plan, portion: Sequence[PlannedLayer], fo
         lines.append(Line(f"collect {count(len(portion), 'layer')}", costs.collect(portion), seconds, needs.collect(portion), peak))
     scored, solved = [], []
     for index, planned in enumerate(portion):
-        _check_once.cache_clear()  # another worker may solve what this one scored
+        _check_once.cache_clear()  # in a run, another worker may solve what this one scored
         parts = tuple(partials[index : index + 1])
         to_score, to_solve = (Destination(f"{verb}{index}", folder / f"{verb}{index}") for verb in ("score", "solve"))
         scored.append(worker.score(ScoreTask(model, experiment.pruner, planned.layer, parts, to_score)))
@@ -100,7 +101,7 @@ def _line(verb: str, predicted: Sequence[float], records: Sequence[Record], need
 
 
 def touch(needed: int) -> float:
-    """Take memory into use and give it back; seconds."""
+    """Touches memory and frees it. Returns the seconds."""
     started = time.perf_counter()
     blocks = [torch.ones(2**26) for _ in range(needed // 2**28)]
     del blocks
@@ -108,14 +109,14 @@ def touch(needed: int) -> float:
 
 
 def table(lines: Sequence[Line]) -> Table:
-    found = Table()
+    printed = Table()
     for column in ("", "predicted", "measured", "measured / predicted", "plan's bytes", "peak", "peak / plan"):
-        found.add_column(column, justify="right" if column else "left")
+        printed.add_column(column, justify="right" if column else "left")
     for line in lines:
         ratios = f"{line.seconds / line.predicted_seconds:.2f}", f"{line.bytes / line.predicted_bytes:.2f}"
         seconds = duration(line.predicted_seconds), duration(line.seconds)
-        found.add_row(line.what, *seconds, ratios[0], size(line.predicted_bytes), size(line.bytes), ratios[1])
-    return found
+        printed.add_row(line.what, *seconds, ratios[0], size(line.predicted_bytes), size(line.bytes), ratios[1])
+    return printed
 
 
 def main() -> None:
@@ -138,17 +139,17 @@ def main() -> None:
         f"{size(plan.resources.memory_bytes)} for a worker; rates: {experiment.cluster.hardware.name}."
     )
     if experiment.model.checkpoint is None:
-        console.print("Random initial weights stand in: there is no checkpoint.")
+        console.print("There is no checkpoint, so random initial weights are used.")
     if not images(experiment)[1]:
-        console.print("Random images stand in: the data is not here.")
+        console.print("The data is missing, so random images are used.")
     if plan.resources.device == "cpu":
-        console.print(f"Memory was taken into use in {duration(touch(plan.worker_bytes))} beforehand.")
-    with tempfile.TemporaryDirectory(dir=_made(experiment.output)) as folder:
+        console.print(f"Memory was touched in {duration(touch(plan.worker_bytes))} before.")
+    with tempfile.TemporaryDirectory(dir=_created(experiment.output)) as folder:
         experiment.data = images(experiment)[0]
         console.print(table(wave(experiment, plan, portion, Path(folder))))
 
 
-def _made(folder: str) -> str:
+def _created(folder: str) -> str:
     Path(folder).mkdir(parents=True, exist_ok=True)
     return folder
 

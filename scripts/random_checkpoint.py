@@ -1,8 +1,8 @@
-"""A checkpoint of a timm architecture with seeded random weights: to try plans, waves and memory of a model before its weights are there.
+"""Write a checkpoint of a timm architecture with seeded random weights, to try a model's plan, time and memory without its weights.
 
     python scripts/random_checkpoint.py vit_large_patch14_dinov2 vitl.safetensors img_size=70 num_classes=0 [--seed 0]
 
-What comes out of pruning it says nothing about accuracy.
+A run with it says nothing about accuracy.
 """
 
 from __future__ import annotations

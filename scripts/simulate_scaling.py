@@ -1,9 +1,9 @@
-"""Where more GPUs stop helping: an experiment on 1 to 512 of them, by the scheduler of a real run and the durations of its plan.
+"""Simulate an experiment on 1 to 512 GPUs, with the scheduler of a real run and the durations of its plan.
 
     python scripts/simulate_scaling.py +experiment=dino_vitg_50pct [overrides] [--gpus 1 8 64 512] [--page scaling.html]
 
-For each number of GPUs, ``data.shards`` is the one that is done soonest (more shards cut collecting finer, and store more). Nothing is
-timed: durations rest on the rates of ``cluster.hardware``. ``--page`` draws the stages of each run as a page for the browser.
+For each number of GPUs, ``data.shards`` is the number with the shortest run (more shards cut the collection finer and store more). Nothing
+is timed: durations are predictions with the rates of ``cluster.hardware``. ``--page`` writes a page with a figure of the stages.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from workers.errors import ConfigError
 
 GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 SHARDS = (1, 2, 4, 8, 16, 32, 64)
-KINDS = {  # of stages, as the picture shows them
+KINDS = {  # kinds of stages in the figure
     "collect": ("collect",),
     "score, allocate, solve": ("score", "allocate", "solve"),
     "evaluate, compare": ("evaluate dense", "evaluate one-shot", "evaluate recovered", "compare"),
     "recover": ("recover", "train dense"),
 }
-REST = "one worker alone, starting"
+REST = "other stages"
 
 
 @dataclass(frozen=True)
 class Point:
-    """A number of GPUs, and the run of the shards that are best for it."""
+    """A number of GPUs, and the run with the best number of shards for it."""
 
     gpus: int
     shards: int
@@ -49,8 +49,8 @@ class Point:
 
 
 def best(overrides: list[str], gpus: int, fixed_shards: bool) -> Point:
-    """Raises: ConfigError if the experiment does not fit with any number of shards."""
-    points, failed = [], None
+    """Returns the run with the best number of shards. Raises: ConfigError if the experiment does not fit with any number."""
+    points, last_error = [], None
     for shards in (None,) if fixed_shards else SHARDS:
         extra = [] if shards is None else [f"data.shards={shards}"]
         if shards is not None and shards > max(1, gpus):
@@ -59,33 +59,33 @@ def best(overrides: list[str], gpus: int, fixed_shards: bool) -> Point:
             experiment = experiment_of([*overrides, f"cluster.workers={gpus}", *extra])
             plan = plan_experiment(experiment)
         except ConfigError as error:
-            failed = error
+            last_error = error
             continue
         points.append(Point(gpus, experiment.data.shards, plan, simulate(plan)))
     if not points:
-        assert failed is not None
-        raise failed
+        assert last_error is not None
+        raise last_error
     return min(points, key=lambda point: point.run.seconds)
 
 
 def seconds_by_kind(run: Simulation) -> dict[str, float]:
-    """Wall seconds of each kind of stage, over all rounds."""
-    found = dict.fromkeys([*KINDS, REST], 0.0)
+    """Returns the wall seconds of each kind of stage, summed over all rounds."""
+    seconds = dict.fromkeys([*KINDS, REST], 0.0)
     for stage in run.stages:
         group = next((group for group, names in KINDS.items() if kind(stage.name) in names), REST)
-        found[group] += stage.end - stage.start
-    return found
+        seconds[group] += stage.end - stage.start
+    return seconds
 
 
 def table(points: list[Point]) -> Table:
-    found = Table()
+    printed = Table()
     for column in ("GPUs", "shards", "wall time", "GPU-hours", "speed-up", "utilisation", "longest stage", "a worker needs", "store"):
-        found.add_column(column, justify="left" if column == "longest stage" else "right")
+        printed.add_column(column, justify="left" if column == "longest stage" else "right")
     first = points[0]
     for point in points:
         run = point.run
         longest = f"{point.run.longest.name} ({(run.longest.end - run.longest.start) / run.seconds:.0%})"
-        found.add_row(
+        printed.add_row(
             str(point.gpus),
             str(point.shards),
             duration(run.seconds),
@@ -96,23 +96,23 @@ def table(points: list[Point]) -> Table:
             size(point.plan.worker_bytes),
             size(point.plan.store_bytes),
         )
-    return found
+    return printed
 
 
 def figure(points: list[Point]) -> go.Figure:
-    """Hours against GPUs, both logarithmic: each kind of stage, all of them with the utilisation, and what perfect scaling would give."""
+    """Returns a figure of hours against GPUs on logarithmic axes: kinds of stages, the whole run with its utilisation, perfect scaling."""
     gpus, hours = [point.gpus for point in points], [point.run.seconds / 3600 for point in points]
     kinds = [seconds_by_kind(point.run) for point in points]
     traces = [
-        go.Scatter(mode="lines", name=group, x=gpus, y=[found[group] / 3600 for found in kinds], line_color=colour)
+        go.Scatter(mode="lines", name=group, x=gpus, y=[seconds[group] / 3600 for seconds in kinds], line_color=colour)
         for group, colour in zip(kinds[0], (*PALETTE[:4], OTHER), strict=True)
     ]
     perfect = [hours[0] * gpus[0] / count for count in gpus]
     dotted, thick = {"color": FAINT, "width": 1.5, "dash": "dot"}, {"color": INK, "width": 3}
     traces.append(go.Scatter(mode="lines", name="perfect scaling", x=gpus, y=perfect, line=dotted))
-    used = {"text": [f"{point.run.utilisation:.0%}" for point in points], "textfont": {"size": 12.5, "color": INK}}
-    shown = {"mode": "lines+markers+text", "marker": {"size": 8}, "textposition": "top right"}
-    traces.append(go.Scatter(name="whole run, and its utilisation", x=gpus, y=hours, line=thick, **used, **shown))
+    labels = {"text": [f"{point.run.utilisation:.0%}" for point in points], "textfont": {"size": 12.5, "color": INK}}
+    style = {"mode": "lines+markers+text", "marker": {"size": 8}, "textposition": "top right"}
+    traces.append(go.Scatter(name="whole run and its utilisation", x=gpus, y=hours, line=thick, **labels, **style))
     ticks = [value for value in (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300) if value <= 2 * max(hours)]
     return figure_of(
         480,
@@ -126,12 +126,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--gpus", type=int, nargs="+", default=GPUS)
-    parser.add_argument("--keep-shards", action="store_true", help="as the experiment sets them")
+    parser.add_argument("--keep-shards", action="store_true", help="use the experiment's data.shards")
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()
     points = [best(options.overrides, gpus, options.keep_shards) for gpus in options.gpus]
     rates = points[0].plan.hardware
-    Console().print(table(points), f"Predicted, with the rates of: {rates.name}.")
+    Console().print(table(points), f"Predicted with the rates of: {rates.name}.")
     if options.page is not None:
         title = f"{' '.join(options.overrides)}: predicted hours by stage"
         options.page.write_text(figure_page(title, figure(points)), encoding="utf-8")

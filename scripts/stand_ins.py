@@ -1,4 +1,4 @@
-"""What scripts need of an experiment that has no checkpoint or images here: random ones."""
+"""Random weights and images for scripts, in case the checkpoint or the images of an experiment are missing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from workers.worker import Worker
 
 @dataclass
 class RandomImages(Dataset):
-    """Normally distributed pixels, and labels that mean nothing."""
+    """Images of normally distributed pixels, with random labels."""
 
     shape: tuple[int, int, int]
     labels: int
@@ -55,7 +55,7 @@ class RandomImages(Dataset):
 
 
 def images(experiment: Experiment) -> tuple[Dataset, bool]:
-    """The experiment's data, or random images of its shape; and whether they are real."""
+    """Returns the experiment's data, or random images of the same shape, and whether the images are real."""
     try:
         experiment.data.check()
     except ConfigError:
@@ -65,7 +65,7 @@ def images(experiment: Experiment) -> tuple[Dataset, bool]:
 
 
 def model_file(experiment: Experiment, worker: Worker, folder: Path) -> Path:
-    """The experiment's model as workers read it."""
+    """Returns the experiment's model as a file that workers read."""
     fresh = experiment.model.checkpoint is None
     task = ImportTask(experiment.model, fresh, experiment.seed, Destination("import", folder / "import"))
     return worker.import_model(task).file

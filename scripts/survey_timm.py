@@ -1,10 +1,10 @@
-"""What can be taken out of timm's models: the smallest architecture of every module, half of each group out.
+"""Survey the groups of units in timm's models: the smallest architecture of every module, with half of each group removed.
 
     python scripts/survey_timm.py [--modules cait beit] [--out units.md]
 
-Groups are found as ``mode=structure`` finds them, residual streams with them. Then half of the units of every group go at once, and the
-output of the smaller model is held against that of the model with these units silenced, in float64, on random images and weights. Takes
-about half an hour on 2 cores.
+Finds groups like ``mode=structure``, including residual streams. Removes half of the units of every group at once, and compares the output
+of the smaller model with that of the model in which these units are set to zero, in float64, on random images and weights. Takes about
+half an hour on 2 cores.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ EXACT = 1e-9  # relative to the largest output
 
 @dataclass(frozen=True)
 class Row:
-    """One architecture. ``difference`` is None where no unit can be removed, ``error`` says why nothing was found out."""
+    """One architecture. ``difference`` is None if no unit can be removed. ``error`` is the reason if the architecture failed."""
 
     module: str
     architecture: str
-    groups: Mapping[str, int]  # by kind
-    share: float  # of the weights
+    groups: Mapping[str, int]  # number of groups by kind
+    share: float  # of the weights, in units
     left_out: int
     difference: float | None
     seconds: float  # to find the groups
@@ -51,45 +51,45 @@ class Row:
 
 
 def family(name: str) -> tuple[ModelFamily, tuple[int, int, int]]:
-    """It and the images that it is made for."""
-    made = TimmModel(checkpoint=None, name=name, arguments={}, include=["*"], exclude=[])
-    known = timm.get_pretrained_cfg(name)
-    return made, tuple(known.input_size) if known is not None else (3, 224, 224)
+    """Returns the family of an architecture, and the shape of its images."""
+    model_family = TimmModel(checkpoint=None, name=name, arguments={}, include=["*"], exclude=[])
+    config = timm.get_pretrained_cfg(name)
+    return model_family, tuple(config.input_size) if config is not None else (3, 224, 224)
 
 
 def survey(module: str, name: str) -> Row:
-    """Groups of an architecture, and how far half of them out is from half of them silenced."""
-    made, shape = family(name)
+    """Surveys one architecture. An error becomes the error of its row."""
+    model_family, shape = family(name)
     started = time.perf_counter()
     try:
-        found = find_structure(made, shape)
+        structure = find_structure(model_family, shape)
         seconds = time.perf_counter() - started
-        groups = found.groups
-        off = difference(made, shape, groups) if groups else None
+        groups = structure.groups
+        largest = difference(model_family, shape, groups) if groups else None
         kinds = Counter(group.kind.value for group in groups)
-        return Row(module, name, kinds, share(made, groups), len(found.left_out), off, seconds)
-    except Exception as error:  # this is what the survey looks for
+        return Row(module, name, kinds, share(model_family, groups), len(structure.left_out), largest, seconds)
+    except Exception as error:  # the survey reports errors
         text = " ".join(f"{type(error).__name__}: {error}".split())[:120]
         return Row(module, name, {}, 0.0, 0, None, time.perf_counter() - started, text)
 
 
 @torch.no_grad()
-def difference(made: ModelFamily, shape: tuple[int, int, int], groups: list[Group]) -> float:
-    """Largest difference of the outputs, relative to the largest output."""
+def difference(model_family: ModelFamily, shape: tuple[int, int, int], groups: list[Group]) -> float:
+    """Returns the largest difference of the outputs, relative to the largest output."""
     torch.manual_seed(0)
-    model, images_NCHW = trained_looking(made.build()), torch.randn(1, *shape, dtype=torch.float64)
+    model, images_NCHW = perturbed(model_family.build()), torch.randn(1, *shape, dtype=torch.float64)
     kept = {group.name: half(group.units) for group in groups}
     state = model.state_dict()
-    smaller = shrunk(made, state, take(state, groups, kept), groups, kept).build().double().eval()
+    smaller = shrunk(model_family, state, take(state, groups, kept), groups, kept).build().double().eval()
     smaller.load_state_dict(take(state, groups, kept))
-    found = smaller(images_NCHW)
+    output = smaller(images_NCHW)
     mask_(dict(model.named_parameters()), groups, kept)
     expected = model(images_NCHW)
-    return float((found - expected).abs().max() / expected.abs().max())
+    return float((output - expected).abs().max() / expected.abs().max())
 
 
-def trained_looking(model: nn.Module) -> nn.Module:
-    """In float64, with no zeros, ones or equal numbers where initial weights have them."""
+def perturbed(model: nn.Module) -> nn.Module:
+    """Returns the model in float64, without the zeros, ones and equal values of initial weights."""
     for parameter in model.double().eval().parameters():
         parameter.add_(torch.randn_like(parameter) * 0.03)
     for name, buffer in model.named_buffers():
@@ -101,29 +101,31 @@ def trained_looking(model: nn.Module) -> nn.Module:
 
 
 def half(units: int) -> Tensor:
+    """Returns a bool mask that keeps a random half of the units."""
     return torch.zeros(units, dtype=torch.bool).index_fill_(0, torch.randperm(units)[: max(1, units // 2)], True)
 
 
-def share(made: ModelFamily, groups: list[Group]) -> float:
-    """Of all parameters, those that go with some unit."""
+def share(model_family: ModelFamily, groups: list[Group]) -> float:
+    """Returns the fraction of all parameters that are removed with some unit."""
     with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in made.build().named_parameters()}
+        shapes = {name: tensor.shape for name, tensor in model_family.build().named_parameters()}
     places: dict[str, dict[int, Tensor]] = {}
     for group in groups:
         for part in (*group.produced, *group.consumed):
-            of = places.setdefault(part.tensor, {}).setdefault(part.dim, torch.zeros(shapes[part.tensor][part.dim], dtype=torch.bool))
-            of[part.index_UK.reshape(-1)] = True
+            dims = places.setdefault(part.tensor, {})
+            in_unit = dims.setdefault(part.dim, torch.zeros(shapes[part.tensor][part.dim], dtype=torch.bool))
+            in_unit[part.index_UK.reshape(-1)] = True
     inside = 0.0
     for name, dims in places.items():
         outside = 1.0
-        for of in dims.values():
-            outside *= 1 - float(of.double().mean())
+        for in_unit in dims.values():
+            outside *= 1 - float(in_unit.double().mean())
         inside += (1 - outside) * shapes[name].numel()
     return inside / sum(shape.numel() for shape in shapes.values())
 
 
 def table(rows: Sequence[Row]) -> str:
-    """As Markdown."""
+    """Returns the rows as a Markdown table."""
     lines = [
         "| module | architecture | heads | neurons | channels | streams | of the weights | left out | difference | seconds |",
         "|" + "---|" * 10,
@@ -143,7 +145,7 @@ def table(rows: Sequence[Row]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--modules", nargs="*", help="modules of timm.models; all by default")
-    parser.add_argument("--out", type=Path, help="where to write the table, beside printing it")
+    parser.add_argument("--out", type=Path, help="a file for the table")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     chosen = [(module, name) for module, name in sorted(smallest_architectures(options.modules or ()).items())]

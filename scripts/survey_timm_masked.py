@@ -1,10 +1,11 @@
-"""Masked pruning of one architecture of every module of timm: the smallest one that builds without weights, measured, pruned and run.
+"""Survey masking in timm's models: collect, prune and run the smallest architecture of every module.
 
     python scripts/survey_timm_masked.py [ARCHITECTURE ...] [--json survey.json]
 
-Weights are random, images are noise: the table says that every layer is found, measured and pruned and that the model runs afterwards, and
-nothing about accuracy. Of each architecture: the plan at its own image size; at a small size the block Fisher (two batches, loss=sampled)
-and inputs of every layer; then CAP takes half of the weights of its smaller layers, and the model file is loaded and evaluated.
+Weights are random and images are noise, so the table says nothing about accuracy: only that every layer gets a statistic and is pruned, and
+that the model runs afterwards. For each architecture, the script profiles the model at its own image size, and collects the block Fisher of
+every layer (two batches, loss=sampled) and its inputs at a small size. Then CAP masks half of the weights of the smaller layers, and the
+model file is loaded and evaluated.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from kernels import masks, select
 from kernels.patterns import parse
 from kernels.second_moment import SecondMoment
-from orchestrator.allocation.weights import Units, allocate
+from orchestrator.allocation.weights import Tiles, allocate
 from workers import evaluation
 from workers.collect.products import Products
 from workers.collect.statistic import BlockFisher, LayerHessian
@@ -40,41 +41,42 @@ from workers.models.timm import TimmModel
 from workers.pruners.base import Scope, Target
 from workers.pruners.cap import CAP, Score
 
-SIDES = (96, 112, 128, 160, 192, 224, 256)  # of images that are tried, the smallest first
+SIDES = (96, 112, 128, 160, 192, 224, 256)  # image sizes to try, the smallest first
 BATCHES, SAMPLES = 2, 2
-NORMALISED = 8  # images that batch norms are set by
-PORTION = 24_000_000  # weights whose gradients are collected at a time
-WIDEST = 2048  # columns up to which the matrix of a layer's inputs is summed too
-PRUNED = 400_000  # weights of the layers that are scored and solved, the smaller ones first
+NORMALISED = 8  # images for the statistics of batch norms
+PORTION = 24_000_000  # weights that are collected at a time
+WIDEST = 2048  # the largest number of columns for which the layer Hessian is collected, too
+PRUNED = 400_000  # weights in the layers that are scored and solved, the smallest layers first
 PRUNER = CAP(Target(0.5, Scope.GLOBAL), block_size=8, dampening=1e-3, relative_dampening=True, score_rule=Score.HULL)
 
 
 @dataclass(frozen=True)
 class Row:
-    """What came of one architecture; ``error`` is empty if all of it worked."""
+    """The result for one architecture. ``error`` is empty if everything worked."""
 
     module: str
     architecture: str
-    side: int = 0  # of the images in pixels
+    side: int = 0  # of the images, in pixels
     parameters: int = 0
     layers: int = 0
     weights: int = 0  # that can be pruned
-    measured: int = 0  # layers with a statistic that is not zero
-    pruned: int = 0  # weights that were taken, of the layers that were scored
-    agreement: float = 0.0  # of the pruned model's decisions with those of the dense one
+    measured: int = 0  # layers whose statistic is not zero
+    pruned: int = 0  # masked weights in the layers that were scored
+    agreement: float = 0.0  # of the pruned model's predictions with the dense model's
     seconds: float = 0.0
     error: str = ""
 
 
 def smallest_architectures(modules: Sequence[str] = ()) -> dict[str, str]:
-    """By module of timm (all of them by default), the architecture with the fewest parameters that builds without weights.
+    """Returns, for each module of timm (all by default), the architecture with the fewest parameters that builds without weights.
 
-    Of all it takes two minutes."""
-    found = {}
+    Takes two minutes for all modules.
+    """
+    smallest = {}
     for module in modules or timm.list_modules():
         sizes = {name: size for name in timm.list_models(module=module) if (size := _parameters(name)) is not None}
-        found[module] = min(sizes, key=lambda name: sizes[name])
-    return found
+        smallest[module] = min(sizes, key=lambda name: sizes[name])
+    return smallest
 
 
 def _parameters(architecture: str) -> int | None:
@@ -85,8 +87,8 @@ def _parameters(architecture: str) -> int | None:
         return None
 
 
-def surveyed(module: str, architecture: str) -> Row:
-    """Everything of one architecture; what fails is told, not raised."""
+def survey(module: str, architecture: str) -> Row:
+    """Surveys one architecture. An error becomes the error of its row."""
     started = time.perf_counter()
     torch.manual_seed(0)
     try:
@@ -101,7 +103,7 @@ def surveyed(module: str, architecture: str) -> Row:
 
 
 def fitting(architecture: str) -> tuple[dict[str, int], int]:
-    """The smallest of the tried images that it takes, and the arguments that it needs for this."""
+    """Returns the arguments of the smallest image size that the architecture accepts, and that size."""
     own_size = timm.get_pretrained_cfg(architecture)
     for side in (*SIDES, 224 if own_size is None else own_size.input_size[-1]):
         for arguments in ({}, {"img_size": side}):
@@ -111,7 +113,7 @@ def fitting(architecture: str) -> tuple[dict[str, int], int]:
             except Exception:
                 continue
             return arguments, side
-    raise ValueError(f"{architecture} takes none of the images that were tried")
+    raise ValueError(f"{architecture} accepts none of the image sizes")
 
 
 def _family(architecture: str, arguments: dict[str, int]) -> TimmModel:
@@ -126,7 +128,7 @@ def _pruned(module: str, family: TimmModel, side: int, folder: Path) -> Row:
     dense = load_pruned(folder / "dense.safetensors")
     _require_inputs(dense, layers, batches)
     chosen = _smaller(layers)
-    moments = _measured(dense, layers, batches, {layer.name for layer in chosen})
+    moments = _collected(dense, layers, batches, {layer.name for layer in chosen})
     state, keeps = dense.state_dict(), {}
     for layer, weight_RC, keep_RC in _solved(dense, chosen, moments):
         shape = state[f"{layer.name}.weight"].shape
@@ -149,16 +151,16 @@ def _pruned(module: str, family: TimmModel, side: int, folder: Path) -> Row:
 
 
 def _images(samples: int, side: int) -> Tensor:
-    """Noise that is coarse and fine, so that samples differ after pooling too."""
+    """Returns coarse and fine noise, so that samples also differ after pooling."""
     coarse = torch.nn.functional.interpolate(torch.randn(samples, 3, 4, 4), size=(side, side), mode="bilinear")
     return coarse + 0.5 * torch.randn(samples, 3, side, side)
 
 
 @torch.no_grad()
 def _unlike_initial(model: nn.Module, images_NCHW: Tensor) -> nn.Module:
-    """As a trained model is: a block that is switched off to begin with passes no gradient on, nor does a softmax that is saturated.
+    """Makes initial weights like those of a trained model, since initial zeros and saturated softmaxes pass no gradients.
 
-    So scales and shifts are not all zero or one, and batch norms know what they normalise.
+    Scales and shifts are not all zero or one, and batch norms have statistics.
     """
     for parameter in model.parameters():
         if parameter.numel() and bool((parameter == parameter.flatten()[0]).all()):
@@ -184,58 +186,58 @@ def _smaller(layers: Sequence[Layer]) -> list[Layer]:
 
 @torch.no_grad()
 def _require_inputs(model: nn.Module, layers: list[Layer], batches: list[Batch]) -> None:
-    """Every layer's weight meets inputs, and where the matrix of these is small, it is summed."""
-    met: set[str] = set()
-    with Products(model, layers, lambda name, _: met.add(name)):
+    """Checks that every layer gets inputs, and that a layer Hessian of moderate size can be collected."""
+    reached: set[str] = set()
+    with Products(model, layers, lambda name, _: reached.add(name)):
         model(batches[0].images_NCHW)
-    if unmet := [layer.name for layer in layers if layer.name not in met]:
-        raise ValueError(f"{len(unmet)} layers met no inputs: {', '.join(unmet[:3])}")
+    if missing := [layer.name for layer in layers if layer.name not in reached]:
+        raise ValueError(f"{len(missing)} layers got no inputs: {', '.join(missing[:3])}")
     narrow = [layer for layer in layers if layer.columns <= WIDEST]
     for part in _portions(narrow, [layer.groups * layer.columns**2 for layer in narrow]):
-        found = LayerHessian(parse("unstructured")).collect(model, part, iter(batches), Loss.SAMPLED, 0)
-        _require_measured(part, found.moments, least=BATCHES)
+        collected = LayerHessian(parse("unstructured")).collect(model, part, iter(batches), Loss.SAMPLED, 0)
+        _require_collected(part, collected.moments, BATCHES)
 
 
-def _measured(model: nn.Module, layers: list[Layer], batches: list[Batch], kept: set[str]) -> dict[str, SecondMoment]:
-    """The block Fisher of every layer; that of the layers in ``kept`` is returned."""
+def _collected(model: nn.Module, layers: list[Layer], batches: list[Batch], kept: set[str]) -> dict[str, SecondMoment]:
+    """Collects the block Fisher of every layer, and returns that of the layers in ``kept``."""
     moments: dict[str, SecondMoment] = {}
     statistic = BlockFisher(PRUNER.block_size, PRUNER.pattern)
     for part in _portions(layers, [layer.weights for layer in layers]):
-        found = statistic.collect(model, part, iter(batches), Loss.SAMPLED, 0)
-        _require_measured(part, found.moments, least=BATCHES)
-        moments |= {name: moment for name, moment in found.moments.items() if name in kept}
+        collected = statistic.collect(model, part, iter(batches), Loss.SAMPLED, 0)
+        _require_collected(part, collected.moments, BATCHES)
+        moments |= {name: moment for name, moment in collected.moments.items() if name in kept}
     return moments
 
 
-def _require_measured(layers: list[Layer], moments: dict[str, SecondMoment], least: int) -> None:
-    empty = [name for name, moment in moments.items() if moment.count < least or not bool((moment.diagonal_nB() > 0).any())]
+def _require_collected(layers: list[Layer], moments: dict[str, SecondMoment], fewest: int) -> None:
+    empty = [name for name, moment in moments.items() if moment.count < fewest or not bool((moment.diagonal_nB() > 0).any())]
     if empty or len(moments) != len(layers):
         raise ValueError(f"{len(empty)} layers have no statistic: {', '.join(empty[:3])}")
 
 
 def _portions(layers: list[Layer], sizes: Sequence[int]) -> Iterator[list[Layer]]:
     part: list[Layer] = []
-    taken = 0
+    size_of_part = 0
     for layer, size in zip(layers, sizes, strict=True):
-        if part and taken + size > PORTION:
+        if part and size_of_part + size > PORTION:
             yield part
-            part, taken = [], 0
+            part, size_of_part = [], 0
         part.append(layer)
-        taken += size
+        size_of_part += size
     yield part
 
 
 def _solved(model: nn.Module, layers: list[Layer], moments: dict[str, SecondMoment]) -> Iterator[tuple[Layer, Tensor, Tensor]]:
-    """Layers with their new weights and what survives of them, at half of all weights."""
+    """Yields layers with their new weights and masks, with half of all weights masked."""
     weights = {layer.name: model.get_parameter(f"{layer.name}.weight").detach().reshape(layer.rows, layer.columns) for layer in layers}
     scores = {layer.name: PRUNER.score(weights[layer.name], layer, moments[layer.name]) for layer in layers}
-    units = {layer.name: Units(layer.weights, int(torch.isfinite(scores[layer.name].score_nG).sum())) for layer in layers}
+    tiles = {layer.name: Tiles(layer.weights, int(torch.isfinite(scores[layer.name].score_nG).sum())) for layer in layers}
 
     def histograms(high_bin: int | None) -> list[Tensor]:
-        found = [scores[layer.name].score_nG for layer in layers]
-        return [select.high_histogram(score) if high_bin is None else select.low_histogram(score, high_bin) for score in found]
+        layer_scores = [scores[layer.name].score_nG for layer in layers]
+        return [select.high_histogram(score) if high_bin is None else select.low_histogram(score, high_bin) for score in layer_scores]
 
-    allocation = allocate(PRUNER.target, layers, units, histograms)
+    allocation = allocate(PRUNER.target, layers, tiles, histograms)
     for layer in layers:
         score, weight_RC = scores[layer.name], weights[layer.name]
         counts_n = select.select_smallest(score.score_nG, allocation[layer.name]).sum(1)
@@ -250,28 +252,28 @@ def _outputs(model: nn.Module, batches: list[Batch]) -> Tensor:
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """The rows for the console."""
-    found = Table(title=f"masked: {sum(not row.error for row in rows)} of {len(rows)} modules of timm {timm.__version__}")
+    """Returns a table for the console."""
+    printed = Table(title=f"masked: {sum(not row.error for row in rows)} of {len(rows)} modules of timm {timm.__version__}")
     for title in ("module", "architecture", "pixels", "layers", "prunable", "of all", "pruned", "seconds", "ok or the error"):
-        found.add_column(title)
+        printed.add_column(title)
     for row in rows:
         share = f"{row.weights / row.parameters:.0%}" if row.parameters else ""
         numbers = (str(row.side), str(row.layers), f"{row.weights:,}", share, f"{row.pruned:,}", f"{row.seconds:.1f}")
-        found.add_row(row.module, row.architecture, *numbers, row.error or "ok")
-    return found
+        printed.add_row(row.module, row.architecture, *numbers, row.error or "ok")
+    return printed
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("architectures", nargs="*", help="of timm; without any, the smallest of every module")
+    parser.add_argument("architectures", nargs="*", help="of timm; by default, the smallest of every module")
     parser.add_argument("--json", type=Path, help="a file for the rows")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     console = Console(width=160)
-    asked = [(timm.model_entrypoint(name).__module__.split(".")[-1], name) for name in options.architectures]
+    chosen = [(timm.model_entrypoint(name).__module__.split(".")[-1], name) for name in options.architectures]
     rows = []
-    for module, architecture in asked or list(smallest_architectures().items()):
-        rows.append(surveyed(module, architecture))
+    for module, architecture in chosen or list(smallest_architectures().items()):
+        rows.append(survey(module, architecture))
         console.print(f"{architecture}: {rows[-1].error or 'ok'}, {rows[-1].seconds:.1f} s")
     console.print(table(rows))
     if options.json:

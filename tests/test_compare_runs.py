@@ -1,4 +1,4 @@
-"""The table over many runs says what their reports say."""
+"""The tables over many runs agree with their reports."""
 
 import importlib.util
 from pathlib import Path
@@ -17,7 +17,7 @@ def compare():
 
 
 def report(pruner: str, seed: int, sparsity: float, one_shot: float, pattern: str = "unstructured") -> dict:
-    """As it was written before units could be taken out."""
+    """A report in the form from before units could be removed."""
     target = {"sparsity": sparsity, "pattern": pattern}
     stages = [("dense", 0.9 + seed / 100), ("one_shot", one_shot)]
     return {
@@ -28,7 +28,7 @@ def report(pruner: str, seed: int, sparsity: float, one_shot: float, pattern: st
     }
 
 
-def test_a_grid_has_means_over_seeds_counts_the_dense_model_once_a_seed_and_marks_the_best(compare) -> None:
+def test_a_grid_has_means_over_seeds_one_dense_model_per_seed_and_the_best_in_bold(compare) -> None:
     reports = [
         *[report("A", seed, 0.5, value) for seed, value in enumerate((0.8, 0.84))],
         *[report("B", seed, 0.5, value) for seed, value in enumerate((0.7, 0.7))],
@@ -43,7 +43,7 @@ def test_a_grid_has_means_over_seeds_counts_the_dense_model_once_a_seed_and_mark
     ]
 
 
-def test_rows_by_settings_average_over_seeds_and_show_losses_as_measured_and_predicted(compare) -> None:
+def test_rows_by_settings_average_over_seeds_and_show_measured_and_predicted_losses(compare) -> None:
     runs = []
     for size, seed, accuracy in ((16, 0, 0.8), (16, 1, 0.9), (64, 0, 0.85)):
         run = report("CAP", seed, 0.5, accuracy) | {
@@ -51,7 +51,7 @@ def test_rows_by_settings_average_over_seeds_and_show_losses_as_measured_and_pre
         }
         run["experiment"]["pruner"] |= {"block_size": size, "dampening": 1e-3}
         runs.append(run)
-    assert compare.by(runs, ["pruner.block_size", "pruner.dampening"]).splitlines() == [
+    assert compare.table_by_settings(runs, ["pruner.block_size", "pruner.dampening"]).splitlines() == [
         "| pruner.block_size | pruner.dampening | dense | one-shot | loss increase | predicted |",
         "|---|---|---|---|---|---|",
         "| 16 | 0.001 | 90.5 ± 0.5 (2) | 85.0 ± 5.0 (2) | 0.15 | 0.5 |",
@@ -59,26 +59,26 @@ def test_rows_by_settings_average_over_seeds_and_show_losses_as_measured_and_pre
     ]
 
 
-def taking_units(pruner: str, seed: int, removed: float, one_shot: float, of: str = "macs") -> dict:
-    found = report(pruner, seed, 0.0, one_shot) | {"asked": {"removed": removed, "of": of, "min_units": 1}, "rounds": []}
-    found["experiment"]["pruner"]["target"] = {"removed": removed, "of": of, "min_units": 1, "min_fraction": 0.0}
-    return found
+def removing_units(pruner: str, seed: int, removed: float, one_shot: float, of: str = "macs") -> dict:
+    unit_report = report(pruner, seed, 0.0, one_shot) | {"asked": {"removed": removed, "of": of, "min_units": 1}, "rounds": []}
+    unit_report["experiment"]["pruner"]["target"] = {"removed": removed, "of": of, "min_units": 1, "min_fraction": 0.0}
+    return unit_report
 
 
 def in_rounds(*asked: tuple[str, str | None, float], one_shot: float) -> dict:
-    """Rounds of (pruner, what of, fraction); None is a report that does not say what of."""
+    """Rounds of (pruner, cost, fraction); None is a report that does not name the cost."""
     rounds = [{"pruner": pruner, "asked": goal} | ({"asked_of": of} if of else {}) for pruner, of, goal in asked]
     return report("Magnitude", 0, 0.1, one_shot) | {"rounds": rounds, "asked": {"sparsity": asked[-1][2]}}
 
 
-def test_a_grid_has_columns_for_what_was_taken_out_in_numeric_order(compare) -> None:
+def test_a_grid_has_a_column_for_each_target_of_units_in_numeric_order(compare) -> None:
     reports = [
-        taking_units("SOSP", 0, 0.25, 0.8),
-        taking_units("SOSP", 1, 0.25, 0.82),
-        taking_units("SOSP", 0, 0.05, 0.89),
-        taking_units("SOSP", 0, 0.125, 0.85),
-        taking_units("Uniform", 0, 0.25, 0.7),
-        taking_units("SOSP", 0, 0.25, 0.6, "parameters"),
+        removing_units("SOSP", 0, 0.25, 0.8),
+        removing_units("SOSP", 1, 0.25, 0.82),
+        removing_units("SOSP", 0, 0.05, 0.89),
+        removing_units("SOSP", 0, 0.125, 0.85),
+        removing_units("Uniform", 0, 0.25, 0.7),
+        removing_units("SOSP", 0, 0.25, 0.6, "parameters"),
     ]
     assert compare.grid(reports).splitlines() == [
         "| case (top1) | 5% of macs | 12.5% of macs | 25% of macs | 25% of parameters |",
@@ -89,10 +89,10 @@ def test_a_grid_has_columns_for_what_was_taken_out_in_numeric_order(compare) -> 
     ]
 
 
-def test_a_table_names_every_kind_of_target_and_reads_reports_that_know_only_of_weights(compare) -> None:
+def test_a_table_names_every_kind_of_target_and_reads_older_reports_of_weights(compare) -> None:
     reports = [
         report("CAP", 0, 0.75, 0.8),
-        taking_units("SOSP", 0, 0.5, 0.7),
+        removing_units("SOSP", 0, 0.5, 0.7),
         in_rounds(("SOSP", "macs", 0.25), ("SOSP", "macs", 0.5), ("CAP", "weights", 0.75), one_shot=0.6),
         in_rounds(("CAP", None, 0.5), ("CAP", None, 0.9), one_shot=0.5),
     ]
@@ -108,10 +108,10 @@ def test_a_table_names_every_kind_of_target_and_reads_reports_that_know_only_of_
 
 def test_rows_by_settings_of_units(compare) -> None:
     runs = [
-        taking_units("SOSP", 0, removed, value) | {"loss_increase": {"measured": 0.1, "predicted": None}}
+        removing_units("SOSP", 0, removed, value) | {"loss_increase": {"measured": 0.1, "predicted": None}}
         for removed, value in ((0.25, 0.8), (0.5, 0.7))
     ]
-    assert [line.split(" | ")[:3] for line in compare.by(runs, ["pruner.target.removed"]).splitlines()[2:]] == [
+    assert [line.split(" | ")[:3] for line in compare.table_by_settings(runs, ["pruner.target.removed"]).splitlines()[2:]] == [
         ["| 0.25", "90.0", "80.0"],
         ["| 0.5", "90.0", "70.0"],
     ]

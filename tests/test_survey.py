@@ -1,4 +1,4 @@
-"""Structures of timm's architectures by the script that surveys them."""
+"""The script that surveys the groups of units in timm's architectures."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,7 @@ import survey_timm as survey
 SAMPLE = {"byobnet": "test_byobnet", "mambaout": "test_mambaout", "nfnet": "test_nfnet", "vision_transformer": "test_vit"}
 
 
-def test_a_sample_of_architectures_is_the_same_without_half_of_every_group():
+def test_a_sample_of_architectures_is_exact_without_half_of_every_group():
     rows = [survey.survey(module, name) for module, name in SAMPLE.items()]
     assert [row.architecture for row in rows if not row.exact] == [] and all(row.groups and 0 < row.share <= 1 for row in rows)
     text = survey.table(rows)
@@ -21,7 +21,7 @@ def test_a_sample_of_architectures_is_the_same_without_half_of_every_group():
     )
 
 
-def test_what_fails_is_told_by_its_row_and_not_raised(monkeypatch):
+def test_an_error_is_in_its_row_and_not_raised(monkeypatch):
     monkeypatch.setattr(survey, "find_structure", lambda *_: 1 / 0)
     row = survey.survey("vision_transformer", "test_vit")
     assert row.error == "ZeroDivisionError: division by zero" and not row.exact and row.error in survey.table([row])
