@@ -35,8 +35,8 @@ def report_of(folder: Path) -> dict:
 def test_all_layers_that_cannot_follow_a_pattern_are_named_at_once(convnet: list[str], tmp_path: Path) -> None:
     found = orchestrate(*convnet, *TWO_OF_FOUR, "mode=plan", cwd=tmp_path)
     (line,) = found.stderr.strip().splitlines()
-    assert found.returncode == 2 and "pruner.target.pattern" in line and "5 of 19 others" in line and "unfit=dense" in line
-    assert all(f"{name} with 1" in line for name in DEPTHWISE)
+    assert found.returncode == 2 and "pruner.target.pattern" in line and "5 of 19" in line and "unfit=dense" in line
+    assert all(name in line for name in DEPTHWISE)
 
 
 @pytest.mark.parametrize(
