@@ -69,8 +69,8 @@ def duration(seconds: float | None) -> str:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     if minutes < 60:
-        whole = round(seconds)
-        return f"{whole // 60} min {whole % 60:02d} s"
+        total = round(seconds)
+        return f"{total // 60} min {total % 60:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 

@@ -42,8 +42,8 @@ class Local(Cluster):
     def start(self, ranks: int) -> None:
         from workers.worker import Worker
 
-        here = self.resources()
-        self._worker = Worker(here.device, here.threads)
+        resources = self.resources()
+        self._worker = Worker(resources.device, resources.threads)
 
     def stop(self) -> None:
         self._worker = None
@@ -63,6 +63,6 @@ class Local(Cluster):
     def gang(self, task: TrainTask) -> Record:
         from workers.training.gang import run_gang
 
-        here = self.resources()
+        resources = self.resources()
         ranks = task.training.ranks
-        return run_gang(task, ranks, threads_of_rank(self.threads, ranks), here.device)
+        return run_gang(task, ranks, threads_of_rank(self.threads, ranks), resources.device)

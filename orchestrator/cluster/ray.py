@@ -75,8 +75,8 @@ class Ray(Cluster):
         return {"CPU": cpus} | ({"GPU": 1.0} if device == "cuda" else {}) | self._more
 
     def _worker_request(self) -> Amounts:
-        here = self.resources()
-        return self._request(here.device, here.threads)
+        resources = self.resources()
+        return self._request(resources.device, resources.threads)
 
     def _rank_request(self) -> Amounts:
         """Returns the Ray resources that a rank requests: those of a worker, but ranks cannot share a GPU."""
@@ -101,13 +101,13 @@ class Ray(Cluster):
         return self._counted
 
     def start(self, ranks: int) -> None:
-        here, request = self.resources(), self._worker_request()
+        resources, request = self.resources(), self._worker_request()
         self._join()
         self._joined = True
-        self._wait_for_room("cluster.workers", here.workers, request)
+        self._wait_for_room("cluster.workers", resources.workers, request)
         self._wait_for_room("training.ranks or recovery.ranks", ranks, self._rank_request())
-        actors = RayActors(request, here.device, here.threads)
-        self._crew = Crew(actors, here.workers, self.wait_seconds, self.retries, self.warnings.append)
+        actors = RayActors(request, resources.device, resources.threads)
+        self._crew = Crew(actors, resources.workers, self.wait_seconds, self.retries, self.warnings.append)
 
     def _join(self) -> None:
         """Starts Ray on this machine, or joins a running cluster.
@@ -170,8 +170,8 @@ class Ray(Cluster):
     def gang(self, task: TrainTask) -> Record:
         from workers.files import read_record
 
-        here, folder = self.resources(), task.to.directory
-        config = {"task": task, "threads": self.threads, "device": here.device, "folder": os.getcwd()}
+        resources, folder = self.resources(), task.to.directory
+        config = {"task": task, "threads": self.threads, "device": resources.device, "folder": os.getcwd()}
         self._train_together(train_rank, config, task.training.ranks, str(folder / "ray"))
         record = read_record(folder)
         if record is None:

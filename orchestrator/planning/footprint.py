@@ -59,6 +59,7 @@ class Footprint:
         return self.held + self._slices(planned) + SOLVING * planned.entries
 
     def _slices(self, planned: PlannedLayer) -> int:
+        """Returns the peak bytes while the statistic is processed in slices."""
         part = min(planned.statistic_bytes, SLICE_BYTES)
         rows = 8 * 3 * planned.block_size**2 // 2 * (self.threads + (not planned.by_gradients))  # float64, for each thread and shared
         return part // 2 + part * (2 if planned.statistic_bytes > part else 1) + rows
@@ -70,8 +71,8 @@ class Footprint:
 
     def join(self, sparsity: float) -> int:
         """Returns the bytes of the whole model if it was pruned before (else its file is mapped), the remaining weights and masks."""
-        whole = self.profile.model_bytes if self.models > 1 else 0
-        return self.held + whole + int((4 * (1 - sparsity) + MASKS) * self.profile.prunable_weights)
+        model = self.profile.model_bytes if self.models > 1 else 0
+        return self.held + model + int((4 * (1 - sparsity) + MASKS) * self.profile.prunable_weights)
 
     def evaluate(self, batch: int, samples: int, models: int) -> int:
         """Returns the bytes of forward passes, and of the outputs of all samples."""

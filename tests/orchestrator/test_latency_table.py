@@ -55,9 +55,7 @@ def table_of(family, price, widths=8):
     def measure(cases):
         measured_cases.extend(cases)
         prices = [price(operations[number].at(units)) for number, units in cases]
-        return [
-            SimpleNamespace(numbers=SimpleNamespace(ms=found), fingerprint=str(case)) for case, found in zip(cases, prices, strict=True)
-        ]
+        return [SimpleNamespace(numbers=SimpleNamespace(ms=ms), fingerprint=str(case)) for case, ms in zip(cases, prices, strict=True)]
 
     total = sum(price(operation.at([axis.units for axis in operation.axes])) for operation in operations)
     return groups, operations, build_table(operations, widths, 2 * total, measure), measured_cases

@@ -84,8 +84,8 @@ def test_a_rerun_appends(tmp_path):
 def test_half_a_line_of_a_killed_run_does_not_affect_later_lines(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"time": 1, "stage": "de', encoding="utf-8")
     Files().start("digits", "abc", CONFIG, tmp_path).log("dense", {"top1": 0.5})
-    whole = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[1:]
-    assert [json.loads(line)["stage"] for line in whole] == ["start", "dense"]
+    complete = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[1:]
+    assert [json.loads(line)["stage"] for line in complete] == ["start", "dense"]
 
 
 def test_numbers_that_json_cannot_represent_are_written_as_text(tmp_path):

@@ -87,12 +87,12 @@ def test_every_solver_leaves_multiples_and_keeps_the_target(solver, round_to):
         pytest.importorskip("ortools")
     family = vit()
     groups = find_groups(family, SHAPE, streams=False)
-    asked = UnitTarget(0.4, Of.MACS, 3, 0.0, round_to, solver)
+    unit_target = UnitTarget(0.4, Of.MACS, 3, 0.0, round_to, solver)
     dense = cost_of(Of.MACS, family, groups, SHAPE).total
     units = sum(group.units for group in groups)
     torch.manual_seed(0)
     score_S = torch.rand(units).double()
-    pruner = UnitRandom(asked, streams=False, seed=0)
+    pruner = UnitRandom(unit_target, streams=False, seed=0)
     kept = select_for_step(unit_problem(pruner, family, SHAPE), score_S.argsort().tolist(), score_S.tolist())
     widths = {group.name: int(kept[group.name].sum()) for group in groups}
     assert all(widths[group.name] % round_to == 0 and widths[group.name] >= round_to for group in groups if group.kind is Kind.NEURON)
@@ -160,9 +160,9 @@ def test_all_budgets_of_a_target_are_kept_whichever_is_the_tightest(solver):
     torch.manual_seed(0)
     score_S = torch.rand(units).double()
     for removed, also in ((0.3, {"parameters": 0.55}), (0.5, {"parameters": 0.2}), (0.4, {"memory": 0.2, "structures": 0.6})):
-        asked = UnitTarget(removed, Of.MACS, 1, 0.0, 1, solver, None, also)
+        unit_target = UnitTarget(removed, Of.MACS, 1, 0.0, 1, solver, None, also)
         for steps_left in (1, 2):
-            pruner = UnitRandom(asked, streams=False, seed=0)
+            pruner = UnitRandom(unit_target, streams=False, seed=0)
             kept = select_for_step(unit_problem(pruner, family, SHAPE), score_S.argsort().tolist(), score_S.tolist(), steps_left)
             used = []
             for of, part in {"macs": removed, **also}.items():
@@ -214,8 +214,8 @@ def test_a_knapsack_keeps_the_best_of_each_group_within_the_cost_and_no_less_imp
     groups = find_groups(family, SHAPE, streams=False)
     score = torch.rand(sum(group.units for group in groups), generator=generator, dtype=torch.float64)
     order = score.argsort().tolist()
-    asked = UnitRandom(replace(target(0.5, of), solver=solver), streams=False, seed=0)
-    (kept,) = select_within(unit_problem(asked, family, SHAPE), order, score.tolist(), [0.5 * unit_problem(asked, family, SHAPE).dense])
+    pruner = UnitRandom(replace(target(0.5, of), solver=solver), streams=False, seed=0)
+    (kept,) = select_within(unit_problem(pruner, family, SHAPE), order, score.tolist(), [0.5 * unit_problem(pruner, family, SHAPE).dense])
     cost, importance, start = cost_of(of, family, groups, SHAPE), 0.0, 0
     for group in groups:
         group_score = score[start : start + group.units]
@@ -223,7 +223,7 @@ def test_a_knapsack_keeps_the_best_of_each_group_within_the_cost_and_no_less_imp
         importance, start = importance + float(group_score[kept[group.name]].sum()), start + group.units
         for _ in range(int((~kept[group.name]).sum())):
             cost.take(group)
-    assert cost.total <= 0.5 * unit_problem(asked, family, SHAPE).dense + 1e-6
+    assert cost.total <= 0.5 * unit_problem(pruner, family, SHAPE).dense + 1e-6
     ranked = select_for_step(unit_problem(UnitRandom(target(0.5, of), streams=False, seed=0), family, SHAPE), order, [])
     by_ranking = float(score[torch.cat(list(ranked.values()))].sum())  # unit by unit, where widths are even numbers here
     assert solver is Solver.GREEDY or importance >= 0.99 * by_ranking

@@ -155,7 +155,7 @@ def test_two_budgets_are_both_kept_and_almost_as_much_is_as_by_trying_all_choice
         choices, costs, parts = twice(seed)
         budgets = [fraction * cost.total([5] * 4) for fraction, cost in zip(fractions, costs, strict=True)]
         picks = choose_within_all(costs, budgets, Solver.EXACT)
-        assert all(cost_of(choices, each, picks) <= budget + 1e-9 for each, budget in zip(parts, budgets, strict=True))
+        assert all(cost_of(choices, cost_parts, picks) <= budget + 1e-9 for cost_parts, budget in zip(parts, budgets, strict=True))
         every = product(*(range(len(choice.widths)) for choice in choices.values()))
         kept = [picks for picks in every if all(cost_of(choices, p, picks) <= budget for p, budget in zip(parts, budgets, strict=True))]
         gaps.append(1 - value_of(choices, picks) / max(value_of(choices, other) for other in kept))
