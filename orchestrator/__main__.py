@@ -91,6 +91,8 @@ def complaint(error: Exception) -> str:
     if key and "not in struct" in str(getattr(cause or error, "msg", "")):
         parent = getattr(cause or error, "parent_node", None)
         known = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
+        if isinstance(parent, DictConfig) and not known:
+            return f"{key}: its section is empty and takes any setting; add it with a plus: +{key}=…"
         return f"{key}: unknown setting{_suggestion(str(key).rpartition('.')[2], known)}"
     lines = [line for line in str(error).splitlines() if line and not line.startswith("See https://")]
     return "; ".join(lines[:2]) or type(error).__name__

@@ -10,13 +10,13 @@ from tiny import tiny_overrides
 from warm import Ended, orchestrate
 
 
-def assert_refused(found: Ended, *words: str) -> None:
-    lines = found.stderr.strip().splitlines()
-    assert found.returncode == 2, found.stderr
-    assert len(lines) == 1 and lines[0].startswith("error: "), found.stderr
+def assert_refused(ended: Ended, *words: str) -> None:
+    lines = ended.stderr.strip().splitlines()
+    assert ended.returncode == 2, ended.stderr
+    assert len(lines) == 1 and lines[0].startswith("error: "), ended.stderr
     for word in words:
         assert word in lines[0], lines[0]
-    assert "start workers" not in found.stdout and "collect" not in found.stdout
+    assert "start workers" not in ended.stdout and "collect" not in ended.stdout
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,8 @@ def assert_refused(found: Ended, *words: str) -> None:
         (["latency.batch_size=0"], ["latency.batch_size", "at least 1"]),
         (["latency.spread=2"], ["latency.spread", "between 0 and 1"]),
         (["pruner=halp", "pruner.target.within=3"], ["pruner.target.within", "0.03"]),
-        (["pruner=halp", "pruner.target.of=macs"], ["pruner.target.within", "null for of=macs"]),
+        (["pruner=halp", "pruner.target.of=macs"], ["pruner.target.within", "null", "of=macs"]),
+        (["model=timm", "model.name=resnet18", "model.arguments.num_classes=5"], ["+model.arguments.num_classes="]),
         (["pruner=halp", "pruner.target.solver=dynamic"], ["pruner.target.solver", "exact"]),
         (["seed=99999999999999999999999"], ["seed", "at most 2147483647", "99999999999999999999999"]),
         (["seed=-1"], ["seed", "0 or more"]),
@@ -118,7 +119,7 @@ def test_what_can_be_told_without_torch_costs_no_import_of_it(overrides: list[st
     code = f"import sys; sys.argv = ['x', *{overrides}]\nimport orchestrator.__main__ as m\n"
     code += "try: m.main()\nfinally: print('torch' in sys.modules or 'timm' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=3600)
-    assert found.stdout.strip() == "False" and found.returncode == 2, found.stderr
+    assert ended.stdout.strip() == "False" and ended.returncode == 2, ended.stderr
 
 
 def test_settings_of_every_kind_are_read_without_torch(tmp_path: Path) -> None:
@@ -129,9 +130,9 @@ def test_settings_of_every_kind_are_read_without_torch(tmp_path: Path) -> None:
     code += "    assert 'torch' not in sys.modules, choice\nprint('read')"
     choices = [f"{path.parent.name}={path.stem}" for path in conf.glob("*/*.yaml") if path.parent.name != "experiment"]
     found = subprocess.run([sys.executable, "-c", code, *choices], cwd=tmp_path, capture_output=True, text=True, timeout=3600)
-    assert found.stdout.strip() == "read", found.stderr
+    assert ended.stdout.strip() == "read", ended.stderr
 
 
 def test_the_largest_seed_runs(tmp_path: Path) -> None:
     found = orchestrate(*tiny_overrides(tmp_path), "seed=2147483647", "loss=sampled", cwd=tmp_path)
-    assert found.returncode == 0, found.stderr
+    assert ended.returncode == 0, ended.stderr
