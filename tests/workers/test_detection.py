@@ -46,7 +46,7 @@ def both(request):
     plain = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3, "score_thresh": 0.2}
     theirs = getattr(torchvision.models.detection, request.param)(weights=None, weights_backbone=None, num_classes=5, **plain)
     theirs.load_state_dict(ours.state_dict())
-    ours._rules[0].score_thresh = 0.2
+    ours._ssd[0].score_thresh = 0.2
     return ours, theirs.eval(), torch.rand(3, 3, size, size)
 
 

@@ -84,7 +84,7 @@ def test_where_counting_fails_images_are_not_blamed(monkeypatch) -> None:
         raise AssertionError("Expected gradient function to be set")
 
     monkeypatch.setattr(profiling._Kept, "_forward", fail)
-    with pytest.raises(ConfigError, match=r"model: what it costs cannot be counted, although it takes images of 3x32x32: Expected"):
+    with pytest.raises(ConfigError, match=r"model: .*cannot be counted.*3x32x32: Expected"):
         profile(vit(), (3, 32, 32))
 
 
@@ -95,5 +95,5 @@ def test_a_model_that_looks_at_values_says_so(monkeypatch) -> None:
 
     monkeypatch.setattr(TimmModel, "build", lambda self: Looking())
     monkeypatch.setattr(TimmModel, "layers", lambda self, model: [])
-    with pytest.raises(ConfigError, match=r"model: what it costs cannot be found without weights, since its forward pass looks at values"):
+    with pytest.raises(ConfigError, match=r"model: .*cannot be counted without weights"):
         profile(vit(), (3, 32, 32))

@@ -144,7 +144,7 @@ class Broken(nn.Module):
 
 
 def test_a_model_that_cannot_be_traced_is_refused_by_module():
-    with pytest.raises(ConfigError, match=r"forward pass of Broken on one image of 3x8x8 .* ended at module second"):
+    with pytest.raises(ConfigError, match=r"forward pass of Broken on one image of 3x8x8 .* at module second"):
         trace(Broken().to("meta"), torch.empty(1, 3, 8, 8, device="meta"))
 
 

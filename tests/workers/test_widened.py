@@ -70,7 +70,7 @@ def test_a_wide_model_is_shrunk_and_loaded_like_any_other(name, tmp_path):
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_wide_model_is_built_without_memory_to_be_planned(name, monkeypatch):
-    monkeypatch.setattr(find, "_FOUND", {})
+    monkeypatch.setattr(find, "_CACHE", {})
     made = widened(name)
     with torch.device("meta"):
         shapes = {key: tensor.shape for key, tensor in made.build().state_dict().items()}
