@@ -1,4 +1,4 @@
-"""Plain functions on tensors: statistics, factorisations, eliminations, selections. No configuration, no modules, no logging.
+"""Functions on tensors: second moments, factorisations, eliminations, selections. No configuration, no modules, no logging.
 
 Letters that end a tensor's name give its shape:
 
@@ -9,12 +9,12 @@ Letters that end a tensor's name give its shape:
     S  units of all groups, one after another
     D  outputs of a sample                             P  positions along a dimension
 
-Units: ``loss`` is in units of the calibration loss per gradient, ``*_bytes``, ``*_seconds``, ``*_ms`` say so.
+A loss is in units of the calibration loss for one gradient. Names that end in ``_bytes``, ``_seconds`` or ``_ms`` are in these units.
 
-**The one meaning of H.** ``H`` is the *mean* second moment that multiplies a squared weight change in
+**Meaning of H.** ``H`` is always the *mean* second moment in
 
     loss increase = 1/2 * delta^T H delta
 
 For the block Fisher (CAP) ``H = 1/N sum g g^T`` with ``g`` the gradient of one calibration batch. For the layer Hessian (OBC, SparseGPT)
-``H = 2/N sum x x^T`` with ``x`` the layer's input. Dampening is added to ``H`` (never to a sum), and ``A`` always is its inverse.
+``H = 2/N sum x x^T`` with ``x`` the layer's input. Dampening is added to ``H`` (never to a sum), and ``A`` is always its inverse.
 """

@@ -1,4 +1,4 @@
-"""Isotonic regression by pooling adjacent violators, compiled for the CPU."""
+"""Isotonic regression by pooling adjacent violators, compiled for CPUs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def isotonic_means(values_nB: np.ndarray) -> np.ndarray:
-    """The non-decreasing sequence nearest to each row in least squares, up to the row's first +inf; the rest of the row is +inf.
+    """Returns, for each row, the non-decreasing sequence nearest in least squares, up to the row's first +inf; the rest is +inf.
 
-    Source: Barlow et al. 1972, pool adjacent violators; linear in the number of values. Means are taken and compared in float64:
-    rounding to float32 keeps their order. Takes and returns float32.
+    Takes and returns float32. Means are computed and compared in float64; rounding to float32 preserves their order. The time is linear in
+    the number of values. Source: Barlow et al. 1972, pool adjacent violators.
     """
     rows, columns = values_nB.shape
     out_nB = np.empty((rows, columns), dtype=np.float32)

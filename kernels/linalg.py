@@ -8,14 +8,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-RAISES = 6  # how often a block's dampening is raised tenfold before the block is given up
+RAISES = 6  # how often a block's dampening is raised tenfold before the block fails
 ROUNDING = torch.finfo(torch.float64).eps
 
 
 class NotPositiveDefinite(ArithmeticError):
-    """A block has no Cholesky factor, even with its dampening raised tenfold ``RAISES`` times.
+    """A block has no Cholesky factor, even after its dampening was raised tenfold ``RAISES`` times.
 
-    ``smallest_pivot`` is the worst pivot met (may be NaN), ``dampening`` the largest tried, ``blocks`` how many blocks failed.
+    ``smallest_pivot`` is the smallest pivot (may be NaN), ``dampening`` the largest that was tried, ``blocks`` how many blocks failed.
     """
 
     def __init__(self, smallest_pivot: float, dampening: float, blocks: int) -> None:
@@ -30,7 +30,7 @@ class NotPositiveDefinite(ArithmeticError):
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Float32 matrix products in float32: no TF32, no bfloat16."""
+    """A context in which float32 matrix products are computed in float32, not in TF32 or bfloat16."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -40,9 +40,9 @@ def full_precision() -> Iterator[None]:
 
 
 def layer_dampening(mean_nBB: Tensor, alive_nB: Tensor, dampening: float, relative: bool) -> float:
-    """``lambda``: ``dampening`` itself, or times the mean of the diagonal over the alive entries of all the blocks given.
+    """Returns ``lambda``: ``dampening``, if ``relative`` times the mean of the diagonal over the alive entries of all given blocks.
 
-    Pass all blocks of a layer; to work on some of them, take ``lambda`` from here and hand it on as absolute.
+    Pass all blocks of a layer. To process only some of them, compute ``lambda`` here and pass it on as an absolute value.
     ``mean_nBB`` may be a single matrix that all rows of ``alive_nB`` share.
     """
     if not relative:
@@ -53,18 +53,18 @@ def layer_dampening(mean_nBB: Tensor, alive_nB: Tensor, dampening: float, relati
 
 
 def decouple(mean_nBB: Tensor, alive_nB: Tensor) -> Tensor:
-    """``H`` in float64 with the rows and columns of entries that are not alive set to those of the identity."""
+    """Returns ``H`` in float64, with the rows and columns of entries that are not alive set to those of the identity."""
     matrix_nBB = torch.where(alive_nB[:, :, None] & alive_nB[:, None, :], mean_nBB.double(), 0.0)
     matrix_nBB.diagonal(dim1=-2, dim2=-1).add_((~alive_nB).double())
     return matrix_nBB
 
 
 def dampened_cholesky(matrix_nBB: Tensor, alive_nB: Tensor, dampening: float) -> tuple[Tensor, Tensor]:
-    r"""``L`` with ``L L^T = matrix + lambda D``, ``D`` the diagonal of the alive entries (0/1). Only the lower triangle is read.
+    r"""Returns ``L_nBB`` (float64) with ``L L^T = matrix + lambda D``, and the ``lambda`` of each block.
 
-    Where a pivot is not larger than the rounding of its diagonal entry, the block's ``lambda`` is raised tenfold, at most ``RAISES``
-    times. Returns: ``L_nBB`` (float64) and the ``lambda`` each block was factored with.
-    Raises: NotPositiveDefinite when a block still fails.
+    ``D`` is the diagonal of the alive entries (0/1). Only the lower triangle of ``matrix_nBB`` is read. If a pivot is not larger than the
+    rounding error of its diagonal entry, the block's ``lambda`` is raised tenfold, at most ``RAISES`` times.
+    Raises: NotPositiveDefinite if a block still fails.
     """
     blocks = matrix_nBB.shape[0]
     lower_nBB = torch.empty_like(matrix_nBB)
@@ -86,11 +86,11 @@ def dampened_cholesky(matrix_nBB: Tensor, alive_nB: Tensor, dampening: float) ->
 
 
 def dampened_inverse(mean_nBB: Tensor, alive_nB: Tensor, dampening: float, relative: bool) -> tuple[Tensor, Tensor]:
-    r"""``A = (H + lambda I)^-1`` of each block, in float64, where entries that are not alive decouple: their rows of ``A`` are identity.
+    r"""Returns ``A_nBB = (H + lambda I)^-1`` in float64, and the ``lambda`` of each block, which is larger where a block needed more.
 
-    ``lambda`` is ``dampening``, or with ``relative`` that many times the mean diagonal of the alive entries of all blocks given.
-    Returns: ``A_nBB`` and the ``lambda`` used for each block (larger than asked where a block needed it).
-    Raises: NotPositiveDefinite when a block fails with its dampening raised ``RAISES`` times tenfold.
+    Entries that are not alive decouple: their rows of ``A`` are those of the identity. ``lambda`` is ``dampening``, with ``relative`` times
+    the mean diagonal over the alive entries of all given blocks.
+    Raises: NotPositiveDefinite if a block fails after its dampening was raised tenfold ``RAISES`` times.
     """
     absolute = layer_dampening(mean_nBB, alive_nB, dampening, relative)
     lower_nBB, dampening_n = dampened_cholesky(decouple(mean_nBB, alive_nB), alive_nB, absolute)

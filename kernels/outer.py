@@ -1,4 +1,4 @@
-"""Sums of outer products on the CPU: a symmetric matrix product per block, lower triangle only."""
+"""Sums of outer products on the CPU: a symmetric matrix product for each block, lower triangle only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kernels.obs.vector import REGISTER_BITS, tile
 
 ROWS = 8
 LANES = REGISTER_BITS // 32  # float32 numbers in a vector register; a multiple of ROWS
-GROUPS = 64  # portions of the blocks that threads take
+PORTIONS = 64  # parts of the blocks, which are distributed over threads
 
 _add_wide = tile(ROWS, 2, types.float32)
 _add_narrow = tile(ROWS, 1, types.float32)
@@ -18,15 +18,15 @@ _add_narrow = tile(ROWS, 1, types.float32)
 
 @numba.njit(cache=True, nogil=True, error_model="numpy", parallel=True)
 def add_lower_outer(sum_nBB: np.ndarray, vectors_KnB: np.ndarray) -> None:
-    """Lower triangles of ``sum_nBB += sum_k v_k v_k^T``, float32, in place; what stands above the diagonal is not defined.
+    """Computes the lower triangles of ``sum_nBB += sum_k v_k v_k^T``, float32, in place. Entries above the diagonal are undefined.
 
-    A block's vectors are packed first, so that they are read once from memory and then from cache; a block is one thread's work, whatever
-    the number of threads. About ``K n B (B + 16)`` flops.
+    The vectors of a block are packed first, so that they are read once from memory and then from the cache. A block is processed by one
+    thread, whatever the number of threads. About ``K n B (B + 16)`` flops.
     """
     count, blocks, size = vectors_KnB.shape
     width = -(-size // LANES) * LANES
-    for group in numba.prange(GROUPS):
-        first, last = group * blocks // GROUPS, (group + 1) * blocks // GROUPS
+    for portion in numba.prange(PORTIONS):
+        first, last = portion * blocks // PORTIONS, (portion + 1) * blocks // PORTIONS
         packed = np.zeros((count, width), dtype=np.float32)
         ragged = np.zeros((width, width), dtype=np.float32)
         for block in range(first, last):
@@ -45,7 +45,7 @@ def add_lower_outer(sum_nBB: np.ndarray, vectors_KnB: np.ndarray) -> None:
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _add(total, packed):
-    """Tiles of eight rows, up to the register that holds the diagonal."""
+    """Adds tiles of eight rows, up to the register that contains the diagonal."""
     count, width = packed.shape
     for i in range(0, width, ROWS):
         end = -(-(i + ROWS) // LANES) * LANES
@@ -57,10 +57,10 @@ def _add(total, packed):
 
 @numba.njit(cache=True, nogil=True, error_model="numpy", parallel=True)
 def mirror_lower(sum_nBB: np.ndarray) -> None:
-    """Copy the lower triangle of each block to the upper one, in place."""
+    """Copies the lower triangle of each block to the upper one, in place."""
     blocks, size, _ = sum_nBB.shape
-    for group in numba.prange(GROUPS):
-        for block in range(group * blocks // GROUPS, (group + 1) * blocks // GROUPS):
+    for portion in numba.prange(PORTIONS):
+        for block in range(portion * blocks // PORTIONS, (portion + 1) * blocks // PORTIONS):
             for i in range(size):
                 for j in range(i):
                     sum_nBB[block, j, i] = sum_nBB[block, i, j]
@@ -68,7 +68,7 @@ def mirror_lower(sum_nBB: np.ndarray) -> None:
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def pack_lower(sum_nBB: np.ndarray, packed: np.ndarray) -> None:
-    """Rows of the lower triangles one after the other. ``packed`` may be the front of the same memory: nothing is overwritten unread."""
+    """Writes the rows of the lower triangles one after another. ``packed`` may be the start of the same memory."""
     blocks, size, _ = sum_nBB.shape
     place = 0
     for block in range(blocks):
@@ -80,10 +80,10 @@ def pack_lower(sum_nBB: np.ndarray, packed: np.ndarray) -> None:
 
 @numba.njit(cache=True, nogil=True, error_model="numpy", parallel=True)
 def add_packed(sum_nBB: np.ndarray, packed_nL: np.ndarray) -> None:
-    """Add packed lower triangles to whole matrices, in place, both halves."""
+    """Adds packed lower triangles to both halves of whole matrices, in place."""
     blocks, size, _ = sum_nBB.shape
-    for group in numba.prange(GROUPS):
-        for block in range(group * blocks // GROUPS, (group + 1) * blocks // GROUPS):
+    for portion in numba.prange(PORTIONS):
+        for block in range(portion * blocks // PORTIONS, (portion + 1) * blocks // PORTIONS):
             place = 0
             for i in range(size):
                 for j in range(i):

@@ -1,4 +1,4 @@
-"""Which sets of weights may go together: any, N of M, or whole groups of neighbours."""
+"""Patterns of zeros: any, N:M, or whole tiles of neighbouring weights."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Pattern:
-    """A constraint on what is removed from consecutive entries of a row.
+    """A constraint on which consecutive entries of a row are removed.
 
-    ``tile`` neighbours go together or not at all (1: single weights). Of every ``bucket`` neighbours at most ``removable`` go (bucket 0: no
-    such limit). Entries that were gone before count as removed. Tiles and buckets start at multiples of their length.
+    The entries of a ``tile`` are removed together or not at all (1: single weights). Of every ``bucket`` neighbours at most ``removable``
+    are removed (bucket 0: no such limit), including those that were zero before. Tiles and buckets start at multiples of their length.
     """
 
     tile: int = 1
@@ -19,18 +19,16 @@ class Pattern:
 
     def __post_init__(self) -> None:
         if self.tile < 1 or self.bucket < 0 or not 0 <= self.removable <= self.bucket or (self.tile > 1 and self.bucket):
-            raise ValueError(f"expected tiles of 1 or more, or buckets that lose from 0 to all of their entries, got {self}")
+            raise ValueError(f"expected tiles of 1 or more, or buckets with 0 to all of their entries removable, got {self}")
 
     def check(self, block_size: int) -> None:
-        """Raises ValueError when blocks of this size would cut a tile or a bucket."""
+        """Raises ValueError if blocks of this size would cut a tile or a bucket."""
         if block_size % self.length:
-            raise ValueError(
-                f"expected blocks of a multiple of {self.length} entries for {self}, got {block_size}: choose another block size"
-            )
+            raise ValueError(f"expected a block size that is a multiple of {self.length} for {self}, got {block_size}")
 
     @property
     def length(self) -> int:
-        """Rows and blocks must be multiples of this many entries."""
+        """The number that the length of rows and blocks must be a multiple of."""
         return max(self.tile, self.bucket, 1)
 
     @property
@@ -42,7 +40,7 @@ FREE = Pattern()
 
 
 def parse(text: str) -> Pattern:
-    """``unstructured``; ``N:M`` (of M neighbours at most M - N go); ``groups:U`` (U neighbours go together).
+    """Returns the pattern ``unstructured``, ``N:M`` (at most M - N of M neighbours are removed) or ``groups:U`` (tiles of U neighbours).
 
     Raises ValueError for anything else.
     """

@@ -1,4 +1,4 @@
-"""Calibration sums that merge by addition, and the cutting of weight matrices into the blocks they are about."""
+"""Second moments, which are merged by addition, and the cutting of weight matrices into blocks."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ EVERYTHING = slice(None)
 
 
 def cut_blocks(weight_RC: Tensor, block_size: int) -> Tensor:
-    """Cut every row into ``ceil(C / B)`` blocks of ``B`` consecutive entries; the last block of a row is filled up with zeros.
+    """Cuts every row into ``ceil(C / B)`` blocks of ``B`` consecutive entries. The last block of a row is padded with zeros.
 
-    Returns: (n, B) with ``n = R * ceil(C / B)``, row by row. No block holds entries of two rows.
+    Returns: (n, B) with ``n = R * ceil(C / B)``, row by row. No block contains entries of two rows.
     """
     rows, columns = weight_RC.shape
     per_row = -(-columns // block_size)
@@ -25,17 +25,17 @@ def cut_blocks(weight_RC: Tensor, block_size: int) -> Tensor:
 
 
 def join_blocks(blocks_nB: Tensor, rows: int, columns: int) -> Tensor:
-    """The matrix (R, C) that was cut: the inverse of ``cut_blocks``; what stands on the padding is dropped."""
+    """Returns the matrix (R, C) that was cut: the inverse of ``cut_blocks``. Padding is dropped."""
     return blocks_nB.reshape(rows, -1)[:, :columns].contiguous()
 
 
 def existing_nB(rows: int, columns: int, block_size: int) -> Tensor:
-    """False on the padding of the blocks of an (R, C) matrix, True elsewhere."""
+    """Returns False for the padding of the blocks of an (R, C) matrix, True elsewhere."""
     return cut_blocks(torch.ones(1, columns, dtype=torch.bool), block_size).repeat(rows, 1)
 
 
 class Moments(Protocol):
-    """Second moments that can be read, wherever they lie: in memory, or in files."""
+    """Second moments that are read from memory or from files."""
 
     @property
     def blocks(self) -> int: ...
@@ -47,20 +47,20 @@ class Moments(Protocol):
     def count(self) -> int: ...
 
     def mean_nBB(self, part: slice = EVERYTHING) -> Tensor:
-        """``H`` of some blocks, float32."""
+        """Returns ``H`` of some blocks, float32."""
         ...
 
     def diagonal_nB(self) -> Tensor:
-        """The diagonals of ``H``, (n, B)."""
+        """Returns the diagonals of ``H``, (n, B)."""
         ...
 
 
 @dataclass(frozen=True)
 class SecondMoment:
-    """A sum of outer products and how many were added: ``sum_k v_k v_k^T``, (n, B, B) in float32, of which only lower triangles count.
+    """A sum of outer products ``sum_k v_k v_k^T``, (n, B, B) in float32, and the number of terms. Only lower triangles are defined.
 
-    The block Fisher of a layer has one matrix per block of its weights and ``v`` the gradient on that block. The layer Hessian has a
-    single matrix (``n = 1``) that all rows share, ``v = sqrt(2) x``. Sums over disjoint samples merge by addition.
+    The block Fisher of a layer has one matrix for each block of its weights, with ``v`` the gradient of that block. The layer Hessian has a
+    single matrix (``n = 1``) that all rows share, with ``v = sqrt(2) x``. Sums over disjoint samples are merged by addition.
     """
 
     sum_nBB: Tensor
@@ -75,28 +75,28 @@ class SecondMoment:
         return self.sum_nBB.shape[-1]
 
     def mean_nBB(self, part: slice = EVERYTHING) -> Tensor:
-        """``H = sum / count`` of some blocks, whole matrices. Raises ValueError when nothing was added."""
+        """Returns ``H = sum / count`` of some blocks, as whole matrices. Raises ValueError if nothing was added."""
         if self.count == 0:
-            raise ValueError("the mean of a second moment needs at least one sample, got none")
+            raise ValueError("second moment: expected at least one sample, got none")
         mean_nBB = self.sum_nBB[part] / self.count
         mirror_(mean_nBB)
         return mean_nBB
 
     def diagonal_nB(self) -> Tensor:
-        """The diagonals of ``H``, (n, B)."""
+        """Returns the diagonals of ``H``, (n, B)."""
         return self.sum_nBB.diagonal(dim1=-2, dim2=-1) / self.count
 
 
 def zeros(blocks: int, block_size: int, device: torch.device | str = "cpu") -> SecondMoment:
-    """The moment of no samples."""
+    """Returns the moment of no samples."""
     return SecondMoment(torch.zeros(blocks, block_size, block_size, device=device), 0)
 
 
 def add_outer_(sum_nBB: Tensor, vectors_KnB: Tensor) -> None:
-    """``sum += sum_k v_k v_k^T`` for each block, in place, in full float32. Only the lower triangles are right until ``mirror_``.
+    """Adds ``sum_k v_k v_k^T`` to each block, in place, in full float32. Only the lower triangles are valid until ``mirror_``.
 
-    A plain product, as on CUDA devices, takes ``2 K n B^2`` flops; on the CPU symmetry saves half. The research code of CAP updates the
-    inverse by one vector at a time instead, which is bound by memory and loses digits.
+    On CUDA devices the matrix product takes ``2 K n B^2`` flops; on the CPU, symmetry saves half of them. The research code of CAP updates
+    the inverse by one vector at a time instead, which is bound by memory and loses digits.
     """
     if sum_nBB.is_cuda:
         with full_precision():
@@ -108,7 +108,7 @@ def add_outer_(sum_nBB: Tensor, vectors_KnB: Tensor) -> None:
 
 
 def mirror_(sum_nBB: Tensor) -> None:
-    """Make whole symmetric matrices of their lower triangles, in place."""
+    """Copies the lower triangles to the upper ones, in place."""
     if sum_nBB.is_cuda:
         sum_nBB.copy_(sum_nBB.tril() + sum_nBB.tril(-1).mT)
         return
@@ -118,9 +118,9 @@ def mirror_(sum_nBB: Tensor) -> None:
 
 
 def pack_lower(sum_nBB: Tensor) -> Tensor:
-    """The lower triangles, row after row: (n, B (B + 1) / 2), on the CPU. Half the bytes to store.
+    """Returns the lower triangles row by row, (n, B (B + 1) / 2), on the CPU.
 
-    The memory of the result is that of ``sum_nBB``, which is used up, when this lies on the CPU.
+    If ``sum_nBB`` is on the CPU, its memory is reused for the result, so its content is lost.
     """
     from kernels import outer, threads
 
@@ -132,7 +132,7 @@ def pack_lower(sum_nBB: Tensor) -> Tensor:
 
 
 def add_packed_(sum_nBB: Tensor, packed_nL: Tensor) -> None:
-    """Add packed triangles to whole symmetric matrices on the CPU, in place."""
+    """Adds packed triangles to whole symmetric matrices on the CPU, in place."""
     from kernels import outer, threads
 
     threads.run(outer.add_packed, sum_nBB.numpy(), packed_nL.numpy())

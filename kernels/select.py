@@ -1,8 +1,8 @@
-"""The k smallest of many scores, exactly and without gathering them.
+"""Selection of the k smallest of many scores, exact and without gathering them.
 
-A non-negative float32 sorts like its bit pattern. So count the scores by their high 16 bits, find the bin that holds the k-th, count
-by the low 16 bits inside that bin: two rounds of 65536 counters, which add up over tensors and workers, give the k-th value exactly.
-Scores that are not finite are never selected and never counted.
+Non-negative float32 numbers sort like their bit patterns. So the scores are counted by their high 16 bits, and those in the bin with the
+k-th score again by their low 16 bits. Two rounds of 65536 counters, which add up over tensors and workers, give the k-th score exactly.
+Scores that are not finite are neither selected nor counted.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 BINS = 1 << 16
-CHUNK = 1 << 22  # scores widened to int64 at a time
+CHUNK = 1 << 22  # scores that are converted to int64 at a time
 
 
 def high_histogram(score: Tensor) -> Tensor:
-    """How many finite scores have each value of the high 16 bits: int64 (65536). Raises ValueError when a score is negative."""
+    """Returns how many finite scores have each value of the high 16 bits, int64 (65536). Raises ValueError if a score is negative."""
     histogram = _histogram(score, None)
     if histogram[BINS // 2 :].any():
         raise ValueError("scores must not be negative")
@@ -25,7 +25,7 @@ def high_histogram(score: Tensor) -> Tensor:
 
 
 def low_histogram(score: Tensor, high_bin: int) -> Tensor:
-    """How many scores of one high bin have each value of the low 16 bits: int64 (65536)."""
+    """Returns how many scores of one high bin have each value of the low 16 bits, int64 (65536)."""
     return _histogram(score, high_bin)
 
 
@@ -41,9 +41,9 @@ def _histogram(score: Tensor, high_bin: int | None) -> Tensor:
 
 
 def find_bin(histogram: Tensor, k: int) -> tuple[int, int]:
-    """The bin that holds the k-th smallest (from 1), and how many lie in the bins before it. For ``k = 0`` bin 0.
+    """Returns the bin of the k-th smallest score (from 1; bin 0 for ``k = 0``), and how many scores are in the bins before it.
 
-    Raises ValueError when the histogram counts fewer than k.
+    Raises ValueError if the histogram counts fewer than k.
     """
     up_to = histogram.cumsum(0)
     if not 0 <= k <= int(up_to[-1]):
@@ -53,26 +53,26 @@ def find_bin(histogram: Tensor, k: int) -> tuple[int, int]:
 
 
 def threshold_value(high_bin: int, low_bin: int) -> float:
-    """The float32 with these high and low 16 bits."""
+    """Returns the float32 with these high and low 16 bits."""
     return float(torch.tensor(high_bin << 16 | low_bin, dtype=torch.int32).view(torch.float32))
 
 
 def count_below(score: Tensor, threshold: float) -> tuple[int, int]:
-    """How many scores are below the threshold, and how many equal it."""
+    """Returns how many scores are below the threshold, and how many equal it."""
     return int((score < threshold).sum()), int((score == threshold).sum())
 
 
 def threshold_over(scores: Sequence[Tensor], k: int) -> float:
-    """The k-th smallest score of all tensors together (0.0 for ``k = 0``). Raises ValueError when fewer than k are finite."""
+    """Returns the k-th smallest score of all tensors together (0.0 for ``k = 0``). Raises ValueError if fewer than k are finite."""
     high_bin, before = find_bin(torch.stack([high_histogram(score) for score in scores]).sum(0), k)
     low_bin, _ = find_bin(torch.stack([low_histogram(score, high_bin) for score in scores]).sum(0), k - before)
     return threshold_value(high_bin, low_bin)
 
 
 def select_smallest(score_nB: Tensor, k: int) -> Tensor:
-    """True on exactly the k smallest scores; among equal ones those that come first row by row.
+    """Returns True for exactly the k smallest scores; among equal ones, for those that come first row by row.
 
-    Raises ValueError when fewer than k scores are finite.
+    Raises ValueError if fewer than k scores are finite.
     """
     threshold = threshold_over([score_nB], k)
     below_nB = score_nB < threshold

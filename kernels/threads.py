@@ -1,4 +1,4 @@
-"""Compiled kernels on as many threads as torch uses."""
+"""Compiled kernels run on as many threads as torch uses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import torch
 
 
 def run(kernel: Callable[..., None], *arguments: object) -> None:
-    """Run on as many threads as torch uses. The first use of numba's threads changes torch's number (both share OpenMP): put it back."""
+    """Runs a kernel on as many threads as torch uses.
+
+    The first use of numba's threads changes torch's number of threads, since both share OpenMP; it is restored.
+    """
     threads = torch.get_num_threads()
     before = numba.get_num_threads()
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]

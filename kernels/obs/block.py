@@ -1,7 +1,8 @@
-"""Compiled work on one block, in the scratch memory of its thread.
+"""Compiled operations on one block, in the scratch memory of its thread.
 
-``work`` is (matrix, panel, lines, places, own, factor, floor): the matrix that holds the factor and then the inverse, a strip of one,
-vectors of numbers and of positions, and what ``tiles`` needs per tile. ``report`` gets the dampening, and +inf or the pivot that failed.
+``work`` is (matrix, panel, lines, places, own, factor, floor): the matrix for the factor and then the inverse, a strip of pivot columns,
+vectors of numbers and of positions, and what ``tiles`` needs for each tile. ``report`` receives the dampening, and +inf or the pivot that
+failed.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ LINES = 4  # vectors of a thread
 
 @numba.njit(nogil=True, error_model="numpy")
 def shape(block_size, tile):
-    """Rows and width of a thread's matrix, and rows of its panel. A row takes an odd number of cache lines, so that the entries of a column
-    do not compete for the same few places in cache."""
+    """Returns rows and width of a thread's matrix, and rows of its panel.
+
+    A row takes an odd number of cache lines, so that the entries of a column do not compete for the same cache sets.
+    """
     panel = max(STRIP, (tile + STRIP - 1) // STRIP * STRIP)
     return block_size + SHIFT + TILE_ROWS, ((block_size + LINE_COLUMNS + STRIP) // 16 + 1) * 16 + 8, panel
 
@@ -42,7 +45,7 @@ def scratch(block_size, tile):
 
 @numba.njit(nogil=True, error_model="numpy")
 def _lines(rows, width):
-    """Zeros that start at a cache line, as then every row does: vectors that lie across two lines take twice as long."""
+    """Returns zeros whose rows start at cache lines, since vectors across two lines take twice as long."""
     flat = np.zeros(rows * width + 8)
     skip = (8 - flat.ctypes.data // 8 % 8) % 8
     return flat[skip : skip + rows * width].reshape(rows, width)
@@ -65,7 +68,7 @@ def _invert_factor(mean_BB, alive_B, absolute, tile, report, work):
 
 @numba.njit(nogil=True, error_model="numpy")
 def invert_block(mean_BB, alive_B, absolute, tile, report, work):
-    """``A`` of the packed entries. Returns how many there are."""
+    """Computes ``A`` of the packed entries. Returns how many there are."""
     m = _invert_factor(mean_BB, alive_B, absolute, tile, report, work)
     if report[1] == np.inf:
         square(work[0][SHIFT:], m, work[1])
@@ -74,7 +77,7 @@ def invert_block(mean_BB, alive_B, absolute, tile, report, work):
 
 @numba.njit(nogil=True, error_model="numpy")
 def square_tiles(mean_BB, alive_B, absolute, tile, report, work):
-    """``A_GG`` of every tile, and what its pivots cannot fall below."""
+    """Computes ``A_GG`` of every tile, and the lower bounds of its pivots."""
     _, _, _, places, own, factor, floor = work
     m = _invert_factor(mean_BB, alive_B, absolute, tile, report, work)
     if report[1] == np.inf:
@@ -84,7 +87,7 @@ def square_tiles(mean_BB, alive_B, absolute, tile, report, work):
 
 @numba.njit(nogil=True, error_model="numpy")
 def copy_inverse(common, work, alive_B, tile):
-    """Take over what ``invert_block`` left for the same entries."""
+    """Copies the result of ``invert_block`` for the same entries."""
     a, copy = common[0][SHIFT:], work[0][SHIFT:]
     m = _pack(alive_B, tile, work[3][0])
     for i in range(m):
@@ -100,7 +103,10 @@ def _take_weights(weight_B, alive_B, entry, m, w):
 
 @numba.njit(nogil=True, error_model="numpy")
 def eliminate_block(weight_B, mean_BB, alive_B, limits, m, order_G, loss_G, dampening, work):
-    """All steps from the inverse of the ``m`` packed entries, then what cannot go. ``limits`` is (tile, bucket, removable)."""
+    """Runs all steps from the inverse of the ``m`` packed entries, then appends entries that cannot be removed.
+
+    ``limits`` is (tile, bucket, removable).
+    """
     matrix, panel, lines, places, own, factor, floor = work
     (tile, bucket, removable), a = limits, matrix[SHIFT:]
     entry, place, w, score = places[0], places[1], lines[0], lines[1]
@@ -114,12 +120,12 @@ def eliminate_block(weight_B, mean_BB, alive_B, limits, m, order_G, loss_G, damp
     else:
         least_pivots(mean_BB, alive_B, dampening, entry, tile, m // tile, own, floor)
         steps = eliminate_tiles(a, w, floor, own, factor, m, tile, entry, panel, score, order_G, loss_G)
-    went = places[1]
-    went[: len(order_G)] = 0
+    removed = places[1]
+    removed[: len(order_G)] = 0
     for k in range(steps):
-        went[order_G[k]] = 1
+        removed[order_G[k]] = 1
     for g in range(len(order_G)):
-        if went[g] == 0:
+        if removed[g] == 0:
             order_G[steps] = g
             loss_G[steps] = np.inf
             steps += 1
@@ -127,7 +133,7 @@ def eliminate_block(weight_B, mean_BB, alive_B, limits, m, order_G, loss_G, damp
 
 @numba.njit(nogil=True, error_model="numpy")
 def score_block(weight_B, alive_B, tile, loss_G, squared, work):
-    """The loss of removing each tile alone; ``squared`` is where ``square_tiles`` was."""
+    """Computes the loss of removing each tile alone; ``squared`` is the ``work`` that ``square_tiles`` wrote."""
     entry, own, floor = squared[3][0], squared[4], squared[6]
     w, score, factor = work[2][0], work[2][1], work[5]
     m = _pack(alive_B, tile, work[3][1])
@@ -146,11 +152,11 @@ def solve_block(weight_B, mean_BB, keep_B, alive_B, absolute, solved_B, report, 
     if report[1] != np.inf:
         return
     removed, lost, pull = places[1], lines[0], lines[1]
-    gone = pack(alive_B & ~keep_B, removed)
-    for j in range(gone):
+    count = pack(alive_B & ~keep_B, removed)
+    for j in range(count):
         lost[j] = weight_B[removed[j]]
     for i in range(m):
-        pull[i] = gathered_dot(mean_BB[kept[i]], removed, lost, gone)
+        pull[i] = gathered_dot(mean_BB[kept[i]], removed, lost, count)
     for p in range(m):
         pull[p] /= u[p, p]
         subtract(pull, pull[p], u[p], p + 1, m)

@@ -1,14 +1,14 @@
-"""Elimination and group solve on the CPU: one compiled pass per block that dampens, factors, inverts and eliminates in cache.
+"""Elimination and solve on the CPU: one compiled pass for each block that dampens, factors, inverts and eliminates in cache.
 
-The steps are in ``packed`` (factor and inverse), ``greedy`` (single weights) and ``tiles`` (groups); here is what they are given and who
-computes which block. A block is computed by one thread, the same way whatever the number of threads (``torch.set_num_threads`` is obeyed),
-in one float64 matrix of its size (``scratch_bytes``). When all blocks share ``H``, those with the same entries alive share its inverse.
+The steps are in ``packed`` (factor and inverse), ``greedy`` (single weights) and ``tiles``; this module distributes blocks over threads. A
+block is computed by one thread, with the same result for any number of threads (``torch.set_num_threads``), in one float64 matrix of its
+size (``scratch_bytes``). If all blocks share ``H``, those with the same alive entries share its inverse.
 
-**Why float64.** With fewer gradients than weights in a block, ``A`` starts at ``1 / lambda`` and must come down to the scale of ``1 / H``
-by subtraction once the removed weights exhaust the null space, which costs the digits in between. Measured against the literal loop in
-80-bit arithmetic (B = 96, 48 gradients, lambda as a fraction of the mean diagonal): float32 gives another order in 22 of 24 blocks at
-1e-4 and in all at 1e-5; this code gives the same order in all down to 1e-8, where the literal float64 loop differs in 14 of 24.
-Float32 sums of gradients are themselves indefinite by about 1e-7 of their size: a smaller relative lambda is raised, and reported.
+**Why float64.** With fewer gradients than weights in a block, ``A`` starts at ``1 / lambda``. Once the removed weights exhaust the null
+space, subtraction brings it down to the scale of ``1 / H``, which costs the digits in between. Measured against the literal loop in 80-bit
+arithmetic (B = 96, 48 gradients, lambda as a fraction of the mean diagonal): float32 gives another order in 22 of 24 blocks at 1e-4 and in
+all at 1e-5; this code gives the same order in all down to 1e-8, where the literal float64 loop differs in 14 of 24. Float32 sums of
+gradients are themselves indefinite by about 1e-7 of their size, so a smaller relative lambda is raised, and the report says so.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from kernels.obs.reference import Elimination, removable
 from kernels.patterns import FREE, Pattern
 from kernels.threads import run
 
-PORTIONS = 64  # of the blocks, which threads take
+PORTIONS = 64  # parts of the blocks, which are distributed over threads
 
 
 def eliminate(
     weights_nB: Tensor, mean_nBB: Tensor, alive_nB: Tensor, dampening: float, relative: bool, pattern: Pattern = FREE
 ) -> Elimination:
-    """See ``kernels.obs.eliminate``. ``B^3`` flops to invert and ``B^3 / 3`` to eliminate, for the entries that are alive."""
+    """See ``kernels.obs.eliminate``. Takes ``B^3`` flops to invert and ``B^3 / 3`` to eliminate, for the alive entries."""
     absolute = layer_dampening(mean_nBB, alive_nB, dampening, relative)
     blocks, tiles = len(weights_nB), weights_nB.shape[1] // pattern.tile
     order_nG = torch.empty(blocks, tiles, dtype=torch.int16)
@@ -51,7 +51,7 @@ def eliminate(
 def static_losses(
     weights_nB: Tensor, mean_nBB: Tensor, alive_nB: Tensor, dampening: float, relative: bool, pattern: Pattern = FREE
 ) -> tuple[Tensor, Tensor]:
-    """See ``kernels.obs.static_losses``. ``2/3 B^3`` flops; of the inverse only what the losses read is computed."""
+    """See ``kernels.obs.static_losses``. Takes ``2/3 B^3`` flops; only the needed part of the inverse is computed."""
     absolute = layer_dampening(mean_nBB, alive_nB, dampening, relative)
     blocks, tiles = len(weights_nB), weights_nB.shape[1] // pattern.tile
     loss_nG = torch.full((blocks, tiles), torch.inf)
@@ -64,7 +64,7 @@ def static_losses(
 
 
 def solve_on_mask(weights_nB: Tensor, mean_nBB: Tensor, keep_nB: Tensor, alive_nB: Tensor, dampening: float, relative: bool) -> Tensor:
-    """See ``kernels.obs.solve_on_mask``. One Cholesky factor of the kept entries per block."""
+    """See ``kernels.obs.solve_on_mask``. Takes one Cholesky factor of the kept entries for each block."""
     absolute = layer_dampening(mean_nBB, alive_nB, dampening, relative)
     solved_nB = torch.zeros_like(weights_nB, memory_format=torch.contiguous_format)
     report_n2 = torch.empty(len(weights_nB), 2, dtype=torch.float64)
@@ -75,8 +75,10 @@ def solve_on_mask(weights_nB: Tensor, mean_nBB: Tensor, keep_nB: Tensor, alive_n
 
 
 def scratch_bytes(block_size: int, threads: int, shared: bool = False, tile: int = 1) -> int:
-    """Memory that the functions here take beside their arguments and results: a float64 matrix and a strip of it per thread, and one
-    inverse more when all blocks share one ``H``."""
+    """Returns the memory that these functions take beside their arguments and results.
+
+    It is a float64 matrix and a strip of it for each thread, and one more inverse if all blocks share one ``H``.
+    """
     rows, width, panel = shape.py_func(block_size, tile)
     numbers = (rows + panel + LINES + 2) * width + block_size * (2 * tile + 2)
     return 8 * numbers * (threads + int(shared))
@@ -87,7 +89,10 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 
 def _share(mean_nBB: Tensor, alive_nB: Tensor) -> tuple[np.ndarray, int]:
-    """The blocks that can start from one common inverse (the same ``H``, and alive what is alive in any block), and the first; -1: none."""
+    """Returns which blocks can start from one common inverse, and the first of them (-1: none).
+
+    They share ``H``, and all entries that are alive in any block are alive in them.
+    """
     if len(mean_nBB) == len(alive_nB):
         return np.zeros(len(alive_nB), dtype=bool), -1
     share_n = _array((alive_nB == alive_nB.any(dim=0)).all(dim=1))
@@ -95,7 +100,7 @@ def _share(mean_nBB: Tensor, alive_nB: Tensor) -> tuple[np.ndarray, int]:
 
 
 def _refuse(report_n2: Tensor) -> None:
-    """A report is the dampening of a block, and +inf if it was factored, else the pivot at which the last attempt failed."""
+    """Raises NotPositiveDefinite if a block failed. A report is its dampening, and +inf or the pivot at which the last attempt failed."""
     dampening_n, pivot_n = report_n2.unbind(dim=1)
     failed_n = pivot_n != torch.inf
     if failed_n.any():
@@ -103,13 +108,13 @@ def _refuse(report_n2: Tensor) -> None:
 
 
 def _sources() -> str:
-    """What the compiled code depends on. numba notices changes of the file of the outermost function only."""
+    """Returns a digest of the files that the compiled code depends on. numba only checks the file of the outermost function."""
     files = [*sorted(Path(__file__).parent.glob("*.py")), Path(linalg.__file__)]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _compiled(sources: str) -> tuple[Callable[..., None], Callable[..., None], Callable[..., None]]:
-    """The loops over blocks, cached under ``sources``: numba files a function under the values that it closes over."""
+    """Returns the loops over blocks. numba caches a function by the values in its closure, which include ``sources``."""
 
     @numba.njit(cache=True, nogil=True, error_model="numpy", parallel=True)
     def eliminate_all(weights_nB, mean_nBB, alive_nB, share_n, leader, absolute, tile, bucket, removable, order_nG, loss_nG, report_n2):

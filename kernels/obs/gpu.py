@@ -1,15 +1,14 @@
-r"""Elimination and group solve on CUDA tensors: batched torch for factors, inverses and re-fits, a Triton kernel for the elimination.
+r"""Elimination and solve on CUDA tensors: batched torch for factors, inverses and re-fits, a Triton kernel for the elimination.
 
-One program eliminates one block. It never updates the inverse ``A``: that would read and write ``B^2`` numbers at each of ``B`` steps.
-Elimination is a Cholesky factorisation of ``A`` with its own choice of pivots, so the row of the next pivot follows from those before it,
+One program eliminates one block. It never updates the inverse ``A``, which would read and write ``B^2`` numbers at each of ``B`` steps.
+Elimination is a Cholesky factorisation of ``A`` with its own choice of pivots, so the row of the next pivot follows from those before it:
 
     l_k = (A[q_k, :] - sum_{j<k} l_j[q_k] l_j) / sqrt(A_k[q_k, q_k])         w <- w - w_{q_k} / sqrt(A_k[q_k, q_k]) l_k
 
-and of what changes only ``w`` and the diagonal are kept, in registers. Per block that is ``B^3`` flops and ``4 B^3`` bytes of float64 rows
-``l_j``, read again soon after they were written, in place of ``16 B^3`` bytes; ``A`` itself is read once. By its registers an A100 has
-some 1,080 programs at work at B = 64, whose rows (35 MB) its L2 cache of 40 MB holds; at B = 128 they are twice that, and come from
-memory in part.
-Float64 for the reason given in ``kernels/obs/cpu.py``.
+Only ``w`` and the diagonal change, and are kept in registers. For each block this takes ``B^3`` flops and reads ``4 B^3`` bytes of float64
+rows ``l_j`` soon after they were written, instead of ``16 B^3`` bytes; ``A`` itself is read once. By its number of registers, an A100 runs
+about 1,080 programs at once at B = 64; their rows (35 MB) fit into its L2 cache of 40 MB. At B = 128 the rows take twice as much and are
+partly read from memory. All numbers are float64, for the reason given in ``kernels/obs/cpu.py``.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ ROWS = 16  # earlier pivot rows that are read at a time
 def eliminate(
     weights_nB: Tensor, mean_nBB: Tensor, alive_nB: Tensor, dampening: float, relative: bool, pattern: Pattern = FREE
 ) -> Elimination:
-    """See ``kernels.obs.eliminate``. Tiles of several weights go through the reference loop."""
+    """See ``kernels.obs.eliminate``. Tiles of several weights use the reference loop."""
     if pattern.tile > 1:
         return reference.eliminate(weights_nB, mean_nBB, alive_nB, dampening, relative, pattern)
     absolute = layer_dampening(mean_nBB, alive_nB, dampening, relative)
@@ -41,14 +40,14 @@ def eliminate(
         inverse_nBB, dampening_n = dampened_inverse(matrix_nBB, alive_nB[part], absolute, relative=False)
         floor_nB = least_pivots(matrix_nBB, alive_nB[part], dampening_n, tile=1)[..., 0]
         done.append((*eliminate_inverse(weights_nB[part], inverse_nBB, floor_nB, alive_nB[part], pattern), dampening_n))
-    order_nB, loss_nB, dampening_n = (torch.cat(each) for each in zip(*done, strict=True))
+    order_nB, loss_nB, dampening_n = (torch.cat(tensors) for tensors in zip(*done, strict=True))
     return Elimination(order_nB, loss_nB, dampening_n)
 
 
 def eliminate_inverse(
     weights_nB: Tensor, inverse_nBB: Tensor, floor_nB: Tensor, alive_nB: Tensor, pattern: Pattern
 ) -> tuple[Tensor, Tensor]:
-    """Order (n, B) int16 and losses (n, B) float32 from inverses (n, B, B) float64 whose pivots are at least ``floor_nB``."""
+    """Returns order (n, B) int16 and losses (n, B) float32 from inverses (n, B, B) float64 whose pivots are at least ``floor_nB``."""
     blocks, block_size = weights_nB.shape
     bucket = pattern.bucket or block_size
     lost_nb = (~alive_nB).reshape(blocks, -1, bucket).sum(dim=2, dtype=torch.int32)
@@ -73,7 +72,7 @@ def eliminate_inverse(
 
 
 def launch_settings(block_size: int, bucket: int) -> dict[str, int]:
-    """What the kernel is compiled for."""
+    """Returns the constants that the kernel is compiled for."""
     width = max(16, triton.next_power_of_2(block_size))
     return {"B": block_size, "WIDTH": width, "BUCKET": bucket, "ROWS": ROWS, "num_warps": max(1, min(8, width // 32))}
 
@@ -94,7 +93,7 @@ def eliminate_block(
     BUCKET: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """``WIDTH`` lanes hold the block; those past ``B`` are never alive. ``lost``: what the bucket of each entry has lost."""
+    """Eliminates one block in ``WIDTH`` lanes; those past ``B`` are never alive. ``lost`` counts the removals from each entry's bucket."""
     block = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, WIDTH)
     real = at < B
@@ -111,7 +110,7 @@ def eliminate_block(
     step = 0
     while least < float("inf"):
         q = tl.argmin(cost, axis=0, tie_break_left=True)
-        goes = at == q
+        is_pivot = at == q
         row = tl.load(inverse_ptr + q * B + at, mask=real, other=0.0)
         for first in range(0, step, ROWS):
             j = first + tl.arange(0, ROWS)
@@ -119,13 +118,13 @@ def eliminate_block(
             rows = tl.load(rows_ptr + j[:, None] * B + at[None, :], mask=past[:, None] & real[None, :], other=0.0)
             at_q = tl.load(rows_ptr + j * B + q, mask=past, other=0.0)
             row -= tl.sum(rows * at_q[:, None], axis=0)
-        root = tl.sqrt(tl.sum(tl.where(goes, tl.maximum(diagonal, floor), 0.0), axis=0))
+        root = tl.sqrt(tl.sum(tl.where(is_pivot, tl.maximum(diagonal, floor), 0.0), axis=0))
         row = row / root
         tl.store(rows_ptr + step * B + at, row, mask=real)
         tl.store(loss_ptr + block * B + q, least)
         tl.store(step_ptr + block * B + q, step)
-        tl.debug_barrier()  # the row is read by all threads from now on
-        w -= tl.sum(tl.where(goes, w, 0.0), axis=0) / root * row
+        tl.debug_barrier()  # from now on all threads read the row
+        w -= tl.sum(tl.where(is_pivot, w, 0.0), axis=0) / root * row
         diagonal -= row * row
         alive = alive & (at != q)
         lost += (at // BUCKET == q // BUCKET).to(tl.int32)

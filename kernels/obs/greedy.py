@@ -1,9 +1,9 @@
 """Compiled elimination of single weights: Cholesky of the packed ``A`` with the pivot rule ``argmin w_q^2 / A_qq``.
 
-It needs the pivot columns, the running diagonal and the running weights, not the updated matrix. So pivots are taken in panels and the
-trailing matrix is updated once per panel by a matrix product, lower triangle only. A pivot's place is taken by the last entry that is still
-there, so that what is left stays dense. An entry that its bucket holds back leaves in the same way: it will never be a pivot, so neither
-its row nor its weight matters any more.
+It needs the pivot columns, the running diagonal and the running weights, but not the updated matrix. So pivots are processed in panels, and
+the trailing matrix is updated once for each panel by a matrix product, lower triangle only. The last packed entry moves to the place of a
+removed pivot, so that the packed matrix remains dense. An entry that is kept by its bucket is dropped in the same way: it will never be a
+pivot, so its row and its weight do not matter any more.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ LAST = np.iinfo(np.int64).max
 
 @numba.njit(nogil=True, error_model="numpy")
 def eliminate_weights(a, w, diagonal, floor, m, entry, place, panel, score, bucket, removable, order_B, loss_B):
-    """Returns the number of steps. ``place[e]`` is where entry ``e`` of the block stands among the packed ones; -1: nowhere."""
+    """Eliminates all weights. Returns the number of steps. ``place[e]`` is the packed position of entry ``e`` of the block; -1: none."""
     place[:] = -1
     for i in range(m):
         place[entry[i]] = i
         score[i] = w[i] * w[i] / diagonal[i]
     if bucket:
         for e in range(0, len(order_B), bucket):
-            if _gone(place, e, bucket) >= removable:
+            if _unpacked(place, e, bucket) >= removable:
                 m = _drop(a, panel, 0, w, diagonal, floor, score, entry, place, e, bucket, m)
     score_bits = score.view(np.int64)
     step = 0
@@ -45,8 +45,8 @@ def eliminate_weights(a, w, diagonal, floor, m, entry, place, panel, score, buck
             _update_weights(column, w[q] / root, w, diagonal, score, m)
             pivots += 1
             m -= 1
-            _leave(a, panel, pivots, w, diagonal, floor, score, entry, place, q, m)
-            if bucket and _gone(place, e // bucket * bucket, bucket) >= removable:
+            _unpack(a, panel, pivots, w, diagonal, floor, score, entry, place, q, m)
+            if bucket and _unpacked(place, e // bucket * bucket, bucket) >= removable:
                 m = _drop(a, panel, pivots, w, diagonal, floor, score, entry, place, e // bucket * bucket, bucket, m)
         subtract_square(a, m, panel, pivots)
     return step
@@ -54,7 +54,7 @@ def eliminate_weights(a, w, diagonal, floor, m, entry, place, panel, score, buck
 
 @numba.njit(nogil=True, error_model="numpy")
 def take_column(a, panel, p, q, m):
-    """``panel[p] = A[:, q]``, brought up to date with the pivots that the panel has already."""
+    """Computes ``panel[p] = A[:, q]``, updated for the pivots that are in the panel already."""
     column = panel[p]
     for i in range(q + 1):
         column[i] = a[q, i]
@@ -66,7 +66,7 @@ def take_column(a, panel, p, q, m):
 
 @numba.njit(nogil=True, error_model="numpy")
 def move_entry(a, panel, pivots, q, last):
-    """Put the last packed entry where ``q`` stood, but for its diagonal."""
+    """Moves the last packed entry to position ``q``, except for its diagonal."""
     for p in range(pivots):
         panel[p, q] = panel[p, last]
     for i in range(q):
@@ -77,8 +77,10 @@ def move_entry(a, panel, pivots, q, last):
 
 @numba.njit(nogil=True, error_model="numpy")
 def _cheapest(score_bits, entry, m):
-    """The entry with the least score; of several the one that comes first in the block. Floats that are not negative sort like their bits,
-    and only the minimum of whole numbers is compiled to vector instructions."""
+    """Returns the entry with the least score; of several, the one that comes first in the block.
+
+    Non-negative floats sort like their bits, and only the minimum of integers is compiled to vector instructions.
+    """
     least = np.int64(LAST)
     for j in range(m):
         least = min(least, score_bits[j])
@@ -103,29 +105,32 @@ def _update_weights(column, ratio, w, diagonal, score, m):
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _leave(a, panel, pivots, w, diagonal, floor, score, entry, place, q, last):
-    """Put the last packed entry where ``q`` stood. Also when ``q`` is the last: a branch here makes a pivot take a fifth longer."""
-    gone = entry[q]
+def _unpack(a, panel, pivots, w, diagonal, floor, score, entry, place, q, last):
+    """Removes packed position ``q`` by moving the last entry there.
+
+    If ``q`` is the last position, it is moved to itself: a branch would make a pivot take a fifth longer.
+    """
+    removed = entry[q]
     w[q], diagonal[q], floor[q], score[q], entry[q] = w[last], diagonal[last], floor[last], score[last], entry[last]
     place[entry[q]] = q
-    place[gone] = -1
+    place[removed] = -1
     move_entry(a, panel, pivots, q, last)
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _gone(place, first, bucket):
-    """How many entries of a bucket are not there any more."""
-    gone = 0
+def _unpacked(place, first, bucket):
+    """Returns how many entries of a bucket are not packed any more."""
+    count = 0
     for e in range(first, first + bucket):
-        gone += place[e] < 0
-    return gone
+        count += place[e] < 0
+    return count
 
 
 @numba.njit(nogil=True, error_model="numpy")
 def _drop(a, panel, pivots, w, diagonal, floor, score, entry, place, first, bucket, m):
-    """Let what is left of a bucket leave; returns how many entries stay packed."""
+    """Drops the remaining entries of a bucket. Returns how many entries are still packed."""
     for e in range(first, first + bucket):
         if place[e] >= 0:
             m -= 1
-            _leave(a, panel, pivots, w, diagonal, floor, score, entry, place, place[e], m)
+            _unpack(a, panel, pivots, w, diagonal, floor, score, entry, place, place[e], m)
     return m

@@ -1,7 +1,7 @@
-"""Compiled linear algebra on the entries of a block that are alive, packed together: dampen, factor, invert, in one matrix.
+"""Compiled linear algebra on the packed alive entries of a block: dampen, factor and invert in one matrix.
 
-``u`` with ``u^T u = H + lambda I`` fills the upper triangle of the scratch matrix. ``z = u^-T`` and then ``A = z^T z`` fill the lower
-triangle of its ``below`` part, which starts ``SHIFT`` rows further down, so that tiles may write beyond either triangle.
+``u`` with ``u^T u = H + lambda I`` is in the upper triangle of the scratch matrix. ``z = u^-T`` and then ``A = z^T z`` are in the lower
+triangle of the part that starts ``SHIFT`` rows further down, so that tiles may write beyond either triangle.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import numpy as np
 from kernels.linalg import RAISES, ROUNDING
 from kernels.obs.vector import LINE_COLUMNS, TILE_COLUMNS, TILE_ROWS, add_line, add_tile
 
-STRIP = 16  # rows that are brought up to date line by line; a multiple of TILE_ROWS and of TILE_COLUMNS
+STRIP = 16  # rows that are updated line by line; a multiple of TILE_ROWS and of TILE_COLUMNS
 SHIFT = LINE_COLUMNS + STRIP  # how far a tile or line may reach beyond the diagonal
-LOOSE = {"contract", "reassoc"}  # sums may be taken in any (fixed) order
+LOOSE = {"contract", "reassoc"}  # sums may be computed in any (fixed) order
 
 
 @numba.njit(nogil=True, error_model="numpy")
 def pack(chosen_B, entry):
-    """Where the chosen entries stand in the block, and how many there are."""
+    """Writes the positions of the chosen entries in the block. Returns how many there are."""
     m = 0
     for i in range(len(chosen_B)):
         if chosen_B[i]:
@@ -30,8 +30,10 @@ def pack(chosen_B, entry):
 
 @numba.njit(nogil=True, error_model="numpy")
 def factor_dampened(mean_BB, alive_B, entry, m, absolute, u, original, report):
-    """``u`` with ``u^T u = H + lambda I`` on the packed entries, identity where they are not alive. Reports the lambda used, and +inf or
-    the pivot that failed last."""
+    """Computes ``u`` with ``u^T u = H + lambda I`` on the packed entries, with those of the identity where they are not alive.
+
+    ``report`` receives the lambda that was used, and +inf or the pivot that failed last.
+    """
     report[0] = absolute
     for attempt in range(RAISES + 1):
         if attempt > 0:
@@ -54,7 +56,7 @@ def factor_dampened(mean_BB, alive_B, entry, m, absolute, u, original, report):
 
 @numba.njit(nogil=True, error_model="numpy")
 def _factor(u, original, m):
-    """Cholesky factor in place, from the upper triangle. Returns +inf, or the pivot that is not larger than its rounding."""
+    """Computes the Cholesky factor in place, from the upper triangle. Returns +inf, or the pivot that is not larger than its rounding."""
     for start in range(0, m, STRIP):
         stop = min(start + STRIP, m)
         for p in range(start, stop):
@@ -73,7 +75,7 @@ def _factor(u, original, m):
 
 @numba.njit(nogil=True, error_model="numpy")
 def invert_factor(u, z, m):
-    """``z = u^-T``, lower triangular, with zeros for the reach of a tile beyond its diagonal."""
+    """Computes ``z = u^-T``, lower triangular, with zeros as far as a tile reaches beyond the diagonal."""
     for start in range(0, m, STRIP):
         stop = min(start + STRIP, m)
         for p in range(start, stop):
@@ -92,7 +94,10 @@ def invert_factor(u, z, m):
 
 @numba.njit(nogil=True, error_model="numpy")
 def square(z, m, rows):
-    """Lower triangle of ``A = z^T z``, in place of ``z``: a row of ``A`` needs no row of ``z`` above it. ``rows`` is scratch."""
+    """Computes the lower triangle of ``A = z^T z`` in place of ``z``, since a row of ``A`` needs no row of ``z`` above it.
+
+    ``rows`` is scratch memory.
+    """
     for start in range(0, m, STRIP):
         stop = min(start + STRIP, m)
         rows[:STRIP, : stop + TILE_COLUMNS] = 0.0
@@ -107,7 +112,7 @@ def square(z, m, rows):
 
 @numba.njit(nogil=True, error_model="numpy")
 def subtract_square(a, m, panel, last):
-    """Lower triangle of ``a[:m, :m] -= sum_p panel[p]^T panel[p]`` for ``p < last``; writes beyond it, up to whole tiles."""
+    """Computes the lower triangle of ``a[:m, :m] -= sum_p panel[p]^T panel[p]`` for ``p < last``. Writes beyond it, up to whole tiles."""
     for i in range(0, m, TILE_ROWS):
         for j in range(0, min(i + TILE_ROWS, m), TILE_COLUMNS):
             add_tile(a, i, j, -1.0, panel, i, panel, 0, last)

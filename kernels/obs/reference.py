@@ -1,6 +1,6 @@
-"""Elimination and group solve in plain batched torch, on any device: what the compiled kernels must reproduce.
+"""Elimination and solve in batched torch, on any device: the reference for the compiled kernels.
 
-Everything is float64: see ``kernels/obs/cpu.py`` for why float32 is not enough.
+Everything is float64; ``kernels/obs/cpu.py`` explains why float32 is not enough.
 """
 
 from __future__ import annotations
@@ -14,13 +14,17 @@ from torch import Tensor
 from kernels.linalg import ROUNDING, dampened_cholesky, dampened_inverse, decouple, layer_dampening
 from kernels.patterns import FREE, Pattern
 
-SCRATCH_BYTES = 1 << 28  # for one float64 matrix per block of a chunk; about five of these are alive at once
+SCRATCH_BYTES = 1 << 28  # for one float64 matrix for each block of a chunk; about five of these exist at once
 
 
 @dataclass(frozen=True)
 class Elimination:
-    """Per block: weights, or tiles of the pattern, in the order they go (int16; what cannot go comes last), the loss of each step
-    (float32; +inf for what cannot go; units of the calibration loss) and the dampening that was used (float64)."""
+    """The result of an elimination, for each block.
+
+    ``order_nB`` (int16) are weights, or tiles of the pattern, in the order of their removal; those that cannot be removed come last.
+    ``loss_nB`` (float32) is the loss of each step in units of the calibration loss, +inf for those that cannot be removed.
+    ``dampening_n`` (float64) is the dampening that was used.
+    """
 
     order_nB: Tensor
     loss_nB: Tensor
@@ -37,14 +41,14 @@ def eliminate(
         for part, matrix_nBB in chunks(mean_nBB, len(weights_nB))
     ]
     return Elimination(
-        torch.cat([each.order_nB for each in done]),
-        torch.cat([each.loss_nB for each in done]),
-        torch.cat([each.dampening_n for each in done]),
+        torch.cat([part.order_nB for part in done]),
+        torch.cat([part.loss_nB for part in done]),
+        torch.cat([part.dampening_n for part in done]),
     )
 
 
 def _eliminate_chunk(weights_nB: Tensor, mean_nBB: Tensor, alive_nB: Tensor, absolute: float, pattern: Pattern) -> Elimination:
-    """Letters: ``G`` tiles of the pattern in a block, ``E`` entries of a tile."""
+    """In the names of tensors, ``G`` are the tiles of a block and ``E`` the entries of a tile."""
     tile, (blocks, block_size) = pattern.tile, weights_nB.shape
     tiles = block_size // tile
     inverse_nBB, dampening_n = dampened_inverse(mean_nBB, alive_nB, absolute, relative=False)
@@ -52,7 +56,7 @@ def _eliminate_chunk(weights_nB: Tensor, mean_nBB: Tensor, alive_nB: Tensor, abs
     w_nB = torch.where(alive_nB, weights_nB, 0.0).double()
     alive_nGE = alive_nB.clone().reshape(blocks, tiles, tile)
     loss_nG = torch.full((blocks, tiles), torch.inf, dtype=torch.float64, device=w_nB.device)
-    step_nG = torch.full((blocks, tiles), tiles, device=w_nB.device)  # when each tile went
+    step_nG = torch.full((blocks, tiles), tiles, device=w_nB.device)  # in which each tile was removed
     position_G = torch.arange(tiles, device=w_nB.device)
     for step in range(tiles):
         factor_nGEE = _factor(_tiles_of(inverse_nBB, tile), floor_nGE)
@@ -61,16 +65,16 @@ def _eliminate_chunk(weights_nB: Tensor, mean_nBB: Tensor, alive_nB: Tensor, abs
         least_n1 = cost_nG.amin(dim=1, keepdim=True)
         if (least_n1 == torch.inf).all():
             break
-        goes_nG = position_G == torch.where(cost_nG == least_n1, position_G, tiles).amin(dim=1, keepdim=True)
-        goes_nG &= least_n1 < torch.inf  # blocks where nothing more can go stay as they are
-        loss_nG[goes_nG], step_nG[goes_nG] = cost_nG[goes_nG], step
-        q_n = goes_nG.int().argmax(dim=1)
-        some_n, at_n = goes_nG.any(dim=1), torch.arange(blocks, device=w_nB.device)
-        rows_nEB = inverse_nBB.reshape(blocks, tiles, tile, block_size)[at_n, q_n]
-        rows_nEB = _solve_lower(factor_nGEE[at_n, q_n], rows_nEB) * some_n[:, None, None]
-        w_nB -= (root_nGE[at_n, q_n][:, None, :] @ rows_nEB)[:, 0]
+        removed_nG = position_G == torch.where(cost_nG == least_n1, position_G, tiles).amin(dim=1, keepdim=True)
+        removed_nG &= least_n1 < torch.inf  # blocks in which nothing more can be removed do not change
+        loss_nG[removed_nG], step_nG[removed_nG] = cost_nG[removed_nG], step
+        q_n = removed_nG.int().argmax(dim=1)
+        changed_n, block_n = removed_nG.any(dim=1), torch.arange(blocks, device=w_nB.device)
+        rows_nEB = inverse_nBB.reshape(blocks, tiles, tile, block_size)[block_n, q_n]
+        rows_nEB = _solve_lower(factor_nGEE[block_n, q_n], rows_nEB) * changed_n[:, None, None]
+        w_nB -= (root_nGE[block_n, q_n][:, None, :] @ rows_nEB)[:, 0]
         inverse_nBB.baddbmm_(rows_nEB.mT, rows_nEB, alpha=-1)
-        alive_nGE &= ~goes_nG[:, :, None]
+        alive_nGE &= ~removed_nG[:, :, None]
     order_nG = step_nG.argsort(dim=1, stable=True)
     return Elimination(order_nG.to(torch.int16), loss_nG.gather(1, order_nG).float(), dampening_n)
 
@@ -93,7 +97,7 @@ def static_losses(
 
 
 def removable(alive_nGE: Tensor, pattern: Pattern) -> Tensor:
-    """The tiles that may go now, (n, G): those with something alive, in buckets that have not lost what they may."""
+    """Returns which tiles can be removed now, (n, G): those with an alive entry, in buckets that have not lost all they may lose."""
     open_nG = alive_nGE.any(dim=2)
     if not pattern.bucket:
         return open_nG
@@ -103,14 +107,14 @@ def removable(alive_nGE: Tensor, pattern: Pattern) -> Tensor:
 
 
 def _tiles_of(matrix_nBB: Tensor, tile: int) -> Tensor:
-    """The square pieces of ``tile`` entries along the diagonal, (n, G, E, E)."""
+    """Returns the square submatrices of ``tile`` entries along the diagonal, (n, G, E, E)."""
     blocks, block_size = matrix_nBB.shape[:2]
     pieces_nGEGE = matrix_nBB.reshape(blocks, block_size // tile, tile, block_size // tile, tile)
     return pieces_nGEGE.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
 
 
 def _factor(matrix_nGEE: Tensor, floor_nGE: Tensor) -> Tensor:
-    """Lower Cholesky factors with no pivot below its floor."""
+    """Returns lower Cholesky factors with no pivot below its floor."""
     rest_nGEE, lower_nGEE = matrix_nGEE.clone(), torch.zeros_like(matrix_nGEE)
     for k in range(matrix_nGEE.shape[-1]):
         root_nG = rest_nGEE[..., k, k].maximum(floor_nGE[..., k]).sqrt()
@@ -121,7 +125,7 @@ def _factor(matrix_nGEE: Tensor, floor_nGE: Tensor) -> Tensor:
 
 
 def _solve_lower(lower_nEE: Tensor, right_nEx: Tensor) -> Tensor:
-    """``L^-1 right`` by substitution: torch's own solves small matrices one by one."""
+    """Returns ``L^-1 right`` by substitution, since torch solves small matrices one by one."""
     solved_nEx = torch.empty_like(right_nEx)
     for k in range(lower_nEE.shape[-1]):
         known_nx = (lower_nEE[..., k, :k, None] * solved_nEx[..., :k, :]).sum(dim=-2)
@@ -130,12 +134,12 @@ def _solve_lower(lower_nEE: Tensor, right_nEx: Tensor) -> Tensor:
 
 
 def least_pivots(mean_nBB: Tensor, alive_nB: Tensor, dampening_n: Tensor, tile: int) -> Tensor:
-    r"""What the squared pivots of ``A_GG`` may not fall below, (n, G, E), so that rounding cannot make them negative.
+    r"""Returns lower bounds for the squared pivots of ``A_GG``, (n, G, E), so that rounding cannot make them negative.
 
     The inverse of a principal submatrix of ``H`` that contains ``G`` is at least ``(H_GG)^-1``, so its pivots are at least those of
-    ``(H_GG)^-1``: one over the pivots of ``H_GG`` taken from its last entry to its first. For single weights that is ``1 / H_qq``. In a
-    tile, later pivots are small differences that only hold with the earlier ones just as they were computed: these may err, and half of
-    the bound, with what rounding may have taken from it, is where they are lost.
+    ``(H_GG)^-1``: the inverses of the pivots of ``H_GG``, taken from its last entry to its first. For single weights the bound is
+    ``1 / H_qq``. In a tile, later pivots are small differences that depend on the computed earlier ones, including their errors. The bound
+    for a tile is half of that value, less the possible rounding error.
     """
     rest_nGEE = _tiles_of(decouple(mean_nBB, alive_nB) + torch.diag_embed(alive_nB * dampening_n[:, None]), tile).clone()
     slack_nGE = 8 * (tile - 1) * ROUNDING * rest_nGEE.diagonal(dim1=-2, dim2=-1)
@@ -164,7 +168,7 @@ def solve_on_mask(weights_nB: Tensor, mean_nBB: Tensor, keep_nB: Tensor, alive_n
 
 
 def chunks(mean_nBB: Tensor, blocks: int) -> Iterator[tuple[slice, Tensor]]:
-    """Slices of the blocks whose matrices fit the scratch memory, with these matrices; a single matrix is repeated."""
+    """Yields slices of the blocks whose matrices fit into the scratch memory, with these matrices. A single matrix is repeated."""
     size = max(1, SCRATCH_BYTES // (8 * mean_nBB.shape[-1] ** 2))
     for start in range(0, blocks, size):
         part = slice(start, min(start + size, blocks))

@@ -1,8 +1,8 @@
-"""Compiled elimination of whole tiles of neighbours: Cholesky of the packed ``A`` by tiles, each time the one that costs least.
+"""Compiled elimination of whole tiles: Cholesky of the packed ``A`` by tiles, each time the tile with the least loss.
 
-The pivot columns of a tile are those that its entries would have one after the other; only the choice is made by
-``w_G^T (A_GG)^-1 w_G``. So next to the panel, ``own`` keeps ``A_GG`` of every tile up to date. Everything per tile has the tile as its last
-index, for vectors over tiles.
+The pivot columns of a tile are those of its entries one by one; only the choice is made by ``w_G^T (A_GG)^-1 w_G``. Besides the panel,
+``own`` therefore keeps ``A_GG`` of every tile up to date. In all arrays with an entry for each tile, the tile is the last index, so that
+loops over tiles are vectorised.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from kernels.obs.packed import subtract, subtract_square
 
 @numba.njit(nogil=True, error_model="numpy")
 def pack_tiles(alive_B, tile, entry):
-    """All entries of the tiles that have something alive; returns how many entries that are."""
+    """Writes the positions of all entries of tiles with an alive entry. Returns how many there are."""
     m = 0
     for first in range(0, len(alive_B), tile):
         if alive_B[first : first + tile].any():
@@ -29,7 +29,7 @@ def pack_tiles(alive_B, tile, entry):
 
 @numba.njit(nogil=True, error_model="numpy")
 def eliminate_tiles(a, w, floor, own, factor, m, tile, entry, panel, score, order_G, loss_G):
-    """Returns the number of steps. ``floor`` as ``least_pivots`` leaves it; ``own`` and ``factor`` are scratch."""
+    """Eliminates all tiles. Returns the number of steps. ``floor`` comes from ``least_pivots``; ``own`` and ``factor`` are scratch."""
     tiles = m // tile
     for g in range(tiles):
         for r in range(tile):
@@ -53,7 +53,7 @@ def eliminate_tiles(a, w, floor, own, factor, m, tile, entry, panel, score, orde
             _update_own(own, factor, panel, pivots, tile, tiles)
             pivots += tile
             tiles -= 1
-            _leave(a, panel, pivots, w, floor, own, entry, tile, g, tiles)
+            _unpack(a, panel, pivots, w, floor, own, entry, tile, g, tiles)
             score_tiles(own, factor, floor, w, tile, tiles, score)
         subtract_square(a, tiles * tile, panel, pivots)
     return step
@@ -61,7 +61,7 @@ def eliminate_tiles(a, w, floor, own, factor, m, tile, entry, panel, score, orde
 
 @numba.njit(nogil=True, error_model="numpy")
 def _cheapest(score, entry, tile, tiles):
-    """The tile with the least score; of several the one that comes first in the block."""
+    """Returns the tile with the least score; of several, the one that comes first in the block."""
     best = 0
     for g in range(1, tiles):
         if score[g] < score[best] or (score[g] == score[best] and entry[g * tile] < entry[best * tile]):
@@ -71,7 +71,7 @@ def _cheapest(score, entry, tile, tiles):
 
 @numba.njit(nogil=True, error_model="numpy")
 def _update_own(own, spread, panel, pivots, tile, tiles):
-    """``A_GG -= X_G X_G^T`` of every tile, ``X`` the last pivot columns. ``spread`` is scratch."""
+    """Computes ``A_GG -= X_G X_G^T`` for every tile, with ``X`` the last pivot columns. ``spread`` is scratch."""
     for k in range(tile):
         for r in range(tile):
             for g in range(tiles):
@@ -89,19 +89,19 @@ def _subtract_product(total, x, y, tiles):
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _leave(a, panel, pivots, w, floor, own, entry, tile, g, last):
-    """Put the last tile where ``g`` stood, from its last entry to its first."""
+def _unpack(a, panel, pivots, w, floor, own, entry, tile, g, last):
+    """Removes tile ``g`` by moving the last tile to its place, from the last entry to the first."""
     for r in range(tile - 1, -1, -1):
-        there, here = last * tile + r, g * tile + r
-        move_entry(a, panel, pivots, here, there)
-        w[here], entry[here], floor[r, g] = w[there], entry[there], floor[r, last]
+        source, target = last * tile + r, g * tile + r
+        move_entry(a, panel, pivots, target, source)
+        w[target], entry[target], floor[r, g] = w[source], entry[source], floor[r, last]
         for c in range(r + 1):
             own[r, c, g] = own[r, c, last]
 
 
 @numba.njit(nogil=True, error_model="numpy")
 def own_of_inverse(z, own, m, tile):
-    """``A_GG`` of every tile, lower triangles, from ``A = z^T z``: nothing else of ``A`` is computed."""
+    """Computes the lower triangles of ``A_GG`` for every tile from ``A = z^T z``, without the rest of ``A``."""
     own[:] = 0.0
     for p in range(m):
         for r in range(min(tile, p + 1)):
@@ -112,7 +112,7 @@ def own_of_inverse(z, own, m, tile):
 
 @numba.njit(nogil=True, error_model="numpy")
 def least_pivots(mean_BB, alive_B, dampening, entry, tile, tiles, rest, floor):
-    """What the squared pivots of ``A_GG`` may not fall below: see ``reference.least_pivots``. ``rest`` is scratch."""
+    """Computes lower bounds for the squared pivots of ``A_GG``; see ``reference.least_pivots``. ``rest`` is scratch."""
     for g in range(tiles):
         for r in range(tile):
             e = entry[g * tile + r]
@@ -131,8 +131,11 @@ def least_pivots(mean_BB, alive_B, dampening, entry, tile, tiles, rest, floor):
 
 @numba.njit(nogil=True, error_model="numpy", fastmath={"contract"})
 def score_tiles(own, factor, floor, w, tile, tiles, score):
-    """``w_G^T (A_GG)^-1 w_G`` of every tile. ``factor[:, :tile]`` gets the Cholesky factors ``L`` of ``A_GG``, with no pivot below its
-    floor, and ``factor[:, tile]`` gets ``L^-1 w_G``."""
+    """Computes ``w_G^T (A_GG)^-1 w_G`` for every tile.
+
+    ``factor[:, :tile]`` receives the Cholesky factors ``L`` of ``A_GG``, with no pivot below its floor, and ``factor[:, tile]`` receives
+    ``L^-1 w_G``.
+    """
     for g in range(tiles):
         score[g] = 0.0
     for r in range(tile):
@@ -154,10 +157,10 @@ def score_tiles(own, factor, floor, w, tile, tiles, score):
 
 
 @numba.njit(nogil=True, error_model="numpy", fastmath={"contract"})
-def _substitute(at, own, factor, r, c, tiles):
+def _substitute(out, own, factor, r, c, tiles):
     for g in range(tiles):
-        at[g] = own[g]
+        out[g] = own[g]
     for k in range(c):
-        _subtract_product(at, factor[r, k], factor[c, k], tiles)
+        _subtract_product(out, factor[r, k], factor[c, k], tiles)
     for g in range(tiles):
-        at[g] /= factor[c, c, g]
+        out[g] /= factor[c, c, g]

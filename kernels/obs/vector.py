@@ -1,7 +1,7 @@
-"""One vector kernel for numba: a small tile of ``C + alpha X^T Y``, kept in registers.
+"""A vector kernel for numba: a small tile of ``C + alpha X^T Y``, kept in registers.
 
-numba offers no vector types and its loop vectoriser gives up on a register tile (too many arrays that might overlap), at a tenth of the
-speed of this. Everything cubic in ``kernels.obs.cpu`` is built from it.
+numba has no vector types, and its loop vectoriser fails on a register tile (too many arrays that might overlap), which is ten times slower.
+Everything cubic in ``kernels.obs.cpu`` uses this kernel.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ FUSED = ("contract",)
 
 
 def tile(rows: int, vectors: int, element: types.Float = types.float64):
-    """An intrinsic for tiles of ``rows`` by ``vectors`` registers of ``element``."""
+    """Returns an intrinsic for tiles of ``rows`` by ``vectors`` registers of ``element``."""
     lane_count = REGISTER_BITS // element.bitwidth
     scalar, align = (ir.DoubleType(), 8) if element.bitwidth == 64 else (ir.FloatType(), 4)
 
     @intrinsic
     def add_tile(typing, c, row, column, alpha, x, x_column, y, first, last):
-        """``c[row + r, column + v] += alpha * sum_p x[p, x_column + r] * y[p, column + v]`` for ``first <= p < last``.
+        """Computes ``c[row + r, column + v] += alpha * sum_p x[p, x_column + r] * y[p, column + v]`` for ``first <= p < last``.
 
-        All arrays are C-contiguous matrices of ``element`` that reach at least to the end of the tile; nothing is checked.
+        All arrays must be C-contiguous matrices of ``element`` that reach at least to the end of the tile. Nothing is checked.
         """
         signature = types.void(c, types.intp, types.intp, element, x, types.intp, y, types.intp, types.intp)
 
@@ -43,8 +43,8 @@ def tile(rows: int, vectors: int, element: types.Float = types.float64):
                 return builder.gep(base, [builder.add(builder.mul(i, width), j)], source_etype=scalar)
 
             def vector_at(pointer, number):
-                at = builder.gep(pointer, [ir.Constant(ir.IntType(64), number * lane_count)], source_etype=scalar)
-                return builder.bitcast(at, vector.as_pointer())
+                start = builder.gep(pointer, [ir.Constant(ir.IntType(64), number * lane_count)], source_etype=scalar)
+                return builder.bitcast(start, vector.as_pointer())
 
             def spread(number):
                 one = builder.insert_element(ir.Constant(vector, ir.Undefined), number, ir.Constant(ir.IntType(32), 0))
@@ -70,9 +70,9 @@ def tile(rows: int, vectors: int, element: types.Float = types.float64):
             for r in range(rows):
                 c_row = address(c_data, c_width, builder.add(row, ir.Constant(row.type, r)), column)
                 for v in range(vectors):
-                    at = vector_at(c_row, v)
+                    target = vector_at(c_row, v)
                     added = builder.fmul(scale, builder.load(sums[r][v]), flags=FUSED)
-                    builder.store(builder.fadd(builder.load(at, align=align, typ=vector), added, flags=FUSED), at, align=align)
+                    builder.store(builder.fadd(builder.load(target, align=align, typ=vector), added, flags=FUSED), target, align=align)
             return context.get_dummy_value()
 
         return signature, generate

@@ -20,7 +20,7 @@ def test_bits_are_those_of_numpy_and_come_back(mask: np.ndarray) -> None:
 
 
 def test_bits_of_another_shape_are_refused() -> None:
-    with pytest.raises(ValueError, match="2 bytes"):
+    with pytest.raises(ValueError, match="expected 2 bytes"):
         unpack_bits(torch.zeros(1, dtype=torch.uint8), (3, 3))
 
 
