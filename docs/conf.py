@@ -9,5 +9,5 @@ nitpicky = True  # a reference that leads nowhere is a warning
 
 html_theme = "pydata_sphinx_theme"
 html_title = project
-html_show_sourcelink = False
+html_copy_source = False
 html_theme_options = {"secondary_sidebar_items": ["page-toc"], "show_nav_level": 2}
