@@ -89,13 +89,13 @@ def test_a_checkpoint_of_other_shapes_names_the_tensor_and_both_shapes(tmp_path:
 
 def test_more_workers_than_the_cluster_has_names_what_is_missing(tmp_path: Path) -> None:
     wanted = ["cluster=ray", "cluster.workers=99", "cluster.threads=1", "cluster.memory_gb=2"]
-    found = orchestrate(*tiny_overrides(tmp_path), *wanted, cwd=tmp_path)
-    assert_refused(found, "cluster.workers", "99 CPU needed")
+    ended = orchestrate(*tiny_overrides(tmp_path), *wanted, cwd=tmp_path)
+    assert_refused(ended, "cluster.workers", "99 CPU needed")
 
 
 def test_a_cluster_that_does_not_answer_is_named(tmp_path: Path) -> None:
-    found = orchestrate(*tiny_overrides(tmp_path), "cluster=ray", "cluster.address=127.0.0.1:1", cwd=tmp_path)
-    assert_refused(found, "cluster.address", "127.0.0.1:1")
+    ended = orchestrate(*tiny_overrides(tmp_path), "cluster=ray", "cluster.address=127.0.0.1:1", cwd=tmp_path)
+    assert_refused(ended, "cluster.address", "127.0.0.1:1")
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_cluster_that_does_not_answer_is_named(tmp_path: Path) -> None:
 def test_what_can_be_told_without_torch_costs_no_import_of_it(overrides: list[str], tmp_path: Path) -> None:
     code = f"import sys; sys.argv = ['x', *{overrides}]\nimport orchestrator.__main__ as m\n"
     code += "try: m.main()\nfinally: print('torch' in sys.modules or 'timm' in sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=3600)
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=3600)
     assert ended.stdout.strip() == "False" and ended.returncode == 2, ended.stderr
 
 
@@ -129,10 +129,10 @@ def test_settings_of_every_kind_are_read_without_torch(tmp_path: Path) -> None:
     code += "for choice in sys.argv[1:]:\n    try: experiment_of([choice])\n    except ConfigError: pass\n"
     code += "    assert 'torch' not in sys.modules, choice\nprint('read')"
     choices = [f"{path.parent.name}={path.stem}" for path in conf.glob("*/*.yaml") if path.parent.name != "experiment"]
-    found = subprocess.run([sys.executable, "-c", code, *choices], cwd=tmp_path, capture_output=True, text=True, timeout=3600)
+    ended = subprocess.run([sys.executable, "-c", code, *choices], cwd=tmp_path, capture_output=True, text=True, timeout=3600)
     assert ended.stdout.strip() == "read", ended.stderr
 
 
 def test_the_largest_seed_runs(tmp_path: Path) -> None:
-    found = orchestrate(*tiny_overrides(tmp_path), "seed=2147483647", "loss=sampled", cwd=tmp_path)
+    ended = orchestrate(*tiny_overrides(tmp_path), "seed=2147483647", "loss=sampled", cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
