@@ -1,6 +1,6 @@
 """Compiled operations on one block, in the scratch memory of its thread.
 
-``work`` is (matrix, panel, lines, places, own, factor, floor): the matrix for the factor and then the inverse, a strip of pivot columns,
+``work`` is (matrix, panel, lines, places, a_gg, factor, floor): the matrix for the factor and then the inverse, a strip of pivot columns,
 vectors of numbers and of positions, and what ``tiles`` needs for each tile. ``report`` receives the dampening, and +inf or the pivot that
 failed.
 """
@@ -12,7 +12,7 @@ import numpy as np
 
 from kernels.obs.greedy import eliminate_weights
 from kernels.obs.packed import SHIFT, STRIP, dot, factor_dampened, gathered_dot, invert_factor, pack, square, subtract
-from kernels.obs.tiles import eliminate_tiles, least_pivots, own_of_inverse, pack_tiles, score_tiles
+from kernels.obs.tiles import a_gg_of_inverse, eliminate_tiles, least_pivots, pack_tiles, score_tiles
 from kernels.obs.vector import LINE_COLUMNS, TILE_ROWS
 
 LINES = 4  # vectors of a thread
@@ -78,11 +78,11 @@ def invert_block(mean_BB, alive_B, absolute, tile, report, work):
 @numba.njit(nogil=True, error_model="numpy")
 def square_tiles(mean_BB, alive_B, absolute, tile, report, work):
     """Computes ``A_GG`` of every tile, and the lower bounds of its pivots."""
-    _, _, _, places, own, factor, floor = work
+    _, _, _, places, a_gg, factor, floor = work
     m = _invert_factor(mean_BB, alive_B, absolute, tile, report, work)
     if report[1] == np.inf:
         least_pivots(mean_BB, alive_B, report[0], places[0], tile, m // tile, factor, floor)
-        own_of_inverse(work[0][SHIFT:], own, m, tile)
+        a_gg_of_inverse(work[0][SHIFT:], a_gg, m, tile)
 
 
 @numba.njit(nogil=True, error_model="numpy")
@@ -107,7 +107,7 @@ def eliminate_block(weight_B, mean_BB, alive_B, limits, m, order_G, loss_G, damp
 
     ``limits`` is (tile, bucket, removable).
     """
-    matrix, panel, lines, places, own, factor, floor = work
+    matrix, panel, lines, places, a_gg, factor, floor = work
     (tile, bucket, removable), a = limits, matrix[SHIFT:]
     entry, place, w, score = places[0], places[1], lines[0], lines[1]
     _take_weights(weight_B, alive_B, entry, m, w)
@@ -118,8 +118,8 @@ def eliminate_block(weight_B, mean_BB, alive_B, limits, m, order_G, loss_G, damp
             least[i] = 1.0 / (mean_BB[entry[i], entry[i]] + dampening)
         steps = eliminate_weights(a, w, diagonal, least, m, entry, place, panel, score, bucket, removable, order_G, loss_G)
     else:
-        least_pivots(mean_BB, alive_B, dampening, entry, tile, m // tile, own, floor)
-        steps = eliminate_tiles(a, w, floor, own, factor, m, tile, entry, panel, score, order_G, loss_G)
+        least_pivots(mean_BB, alive_B, dampening, entry, tile, m // tile, a_gg, floor)
+        steps = eliminate_tiles(a, w, floor, a_gg, factor, m, tile, entry, panel, score, order_G, loss_G)
     removed = places[1]
     removed[: len(order_G)] = 0
     for k in range(steps):
@@ -134,11 +134,11 @@ def eliminate_block(weight_B, mean_BB, alive_B, limits, m, order_G, loss_G, damp
 @numba.njit(nogil=True, error_model="numpy")
 def score_block(weight_B, alive_B, tile, loss_G, squared, work):
     """Computes the loss of removing each tile alone; ``squared`` is the ``work`` that ``square_tiles`` wrote."""
-    entry, own, floor = squared[3][0], squared[4], squared[6]
+    entry, a_gg, floor = squared[3][0], squared[4], squared[6]
     w, score, factor = work[2][0], work[2][1], work[5]
     m = _pack(alive_B, tile, work[3][1])
     _take_weights(weight_B, alive_B, entry, m, w)
-    score_tiles(own, factor, floor, w, tile, m // tile, score)
+    score_tiles(a_gg, factor, floor, w, tile, m // tile, score)
     for g in range(m // tile):
         loss_G[entry[g * tile] // tile] = score[g] / 2
 

@@ -120,7 +120,7 @@ def _compiled(sources: str) -> tuple[Callable[..., None], Callable[..., None], C
     def eliminate_all(weights_nB, mean_nBB, alive_nB, share_n, leader, absolute, tile, bucket, removable, order_nG, loss_nG, report_n2):
         assert sources
         blocks, block_size = weights_nB.shape
-        one = len(mean_nBB) != blocks
+        shared = len(mean_nBB) != blocks
         common, common_report = scratch(block_size if leader >= 0 else tile, tile), np.zeros(2)
         if leader >= 0:
             invert_block(mean_nBB[0], alive_nB[leader], absolute, tile, common_report, common)
@@ -130,7 +130,7 @@ def _compiled(sources: str) -> tuple[Callable[..., None], Callable[..., None], C
                 continue
             work = scratch(block_size, tile)
             for block in range(first, last):
-                mean_BB, alive_B, report = mean_nBB[0 if one else block], alive_nB[block], report_n2[block]
+                mean_BB, alive_B, report = mean_nBB[0 if shared else block], alive_nB[block], report_n2[block]
                 if share_n[block]:
                     report[:] = common_report
                     m = copy_inverse(common, work, alive_B, tile)
@@ -144,7 +144,7 @@ def _compiled(sources: str) -> tuple[Callable[..., None], Callable[..., None], C
     def score_all(weights_nB, mean_nBB, alive_nB, share_n, leader, absolute, tile, loss_nG, report_n2):
         assert sources
         blocks, block_size = weights_nB.shape
-        one = len(mean_nBB) != blocks
+        shared = len(mean_nBB) != blocks
         common, common_report = scratch(block_size if leader >= 0 else tile, tile), np.zeros(2)
         if leader >= 0:
             square_tiles(mean_nBB[0], alive_nB[leader], absolute, tile, common_report, common)
@@ -160,7 +160,7 @@ def _compiled(sources: str) -> tuple[Callable[..., None], Callable[..., None], C
                     if report[1] == np.inf:
                         score_block(weights_nB[block], alive_B, tile, loss_nG[block], common, work)
                 else:
-                    square_tiles(mean_nBB[0 if one else block], alive_B, absolute, tile, report, work)
+                    square_tiles(mean_nBB[0 if shared else block], alive_B, absolute, tile, report, work)
                     if report[1] == np.inf:
                         score_block(weights_nB[block], alive_B, tile, loss_nG[block], work, work)
 
@@ -168,14 +168,14 @@ def _compiled(sources: str) -> tuple[Callable[..., None], Callable[..., None], C
     def solve_all(weights_nB, mean_nBB, keep_nB, alive_nB, absolute, solved_nB, report_n2):
         assert sources
         blocks, block_size = weights_nB.shape
-        one = len(mean_nBB) != blocks
+        shared = len(mean_nBB) != blocks
         for portion in numba.prange(PORTIONS):
             first, last = portion * blocks // PORTIONS, (portion + 1) * blocks // PORTIONS
             if first == last:
                 continue
             work = scratch(block_size, 1)
             for block in range(first, last):
-                mean_BB = mean_nBB[0 if one else block]
+                mean_BB = mean_nBB[0 if shared else block]
                 solve_block(weights_nB[block], mean_BB, keep_nB[block], alive_nB[block], absolute, solved_nB[block], report_n2[block], work)
 
     return eliminate_all, score_all, solve_all

@@ -95,39 +95,39 @@ def eliminate_block(
 ):
     """Eliminates one block in ``WIDTH`` lanes; those past ``B`` are never alive. ``lost`` counts the removals from each entry's bucket."""
     block = tl.program_id(0).to(tl.int64)
-    at = tl.arange(0, WIDTH)
-    real = at < B
+    lane = tl.arange(0, WIDTH)
+    real = lane < B
     inverse_ptr += block * B * B
     rows_ptr += block * B * B
-    w = tl.load(w_ptr + block * B + at, mask=real, other=0.0)
-    floor = tl.load(floor_ptr + block * B + at, mask=real, other=1.0)
-    alive = tl.load(alive_ptr + block * B + at, mask=real, other=0) != 0
-    lost = tl.load(lost_ptr + block * B + at, mask=real, other=0)
-    diagonal = tl.load(inverse_ptr + at * (B + 1), mask=real, other=1.0)
+    w = tl.load(w_ptr + block * B + lane, mask=real, other=0.0)
+    floor = tl.load(floor_ptr + block * B + lane, mask=real, other=1.0)
+    alive = tl.load(alive_ptr + block * B + lane, mask=real, other=0) != 0
+    lost = tl.load(lost_ptr + block * B + lane, mask=real, other=0)
+    diagonal = tl.load(inverse_ptr + lane * (B + 1), mask=real, other=1.0)
 
     cost = tl.where(alive & (lost < removable), w * w / tl.maximum(diagonal, floor) / 2, float("inf"))
     least = tl.min(cost, axis=0)
     step = 0
     while least < float("inf"):
         q = tl.argmin(cost, axis=0, tie_break_left=True)
-        is_pivot = at == q
-        row = tl.load(inverse_ptr + q * B + at, mask=real, other=0.0)
+        is_pivot = lane == q
+        row = tl.load(inverse_ptr + q * B + lane, mask=real, other=0.0)
         for first in range(0, step, ROWS):
             j = first + tl.arange(0, ROWS)
             past = j < step
-            rows = tl.load(rows_ptr + j[:, None] * B + at[None, :], mask=past[:, None] & real[None, :], other=0.0)
+            rows = tl.load(rows_ptr + j[:, None] * B + lane[None, :], mask=past[:, None] & real[None, :], other=0.0)
             at_q = tl.load(rows_ptr + j * B + q, mask=past, other=0.0)
             row -= tl.sum(rows * at_q[:, None], axis=0)
         root = tl.sqrt(tl.sum(tl.where(is_pivot, tl.maximum(diagonal, floor), 0.0), axis=0))
         row = row / root
-        tl.store(rows_ptr + step * B + at, row, mask=real)
+        tl.store(rows_ptr + step * B + lane, row, mask=real)
         tl.store(loss_ptr + block * B + q, least)
         tl.store(step_ptr + block * B + q, step)
         tl.debug_barrier()  # from now on all threads read the row
         w -= tl.sum(tl.where(is_pivot, w, 0.0), axis=0) / root * row
         diagonal -= row * row
-        alive = alive & (at != q)
-        lost += (at // BUCKET == q // BUCKET).to(tl.int32)
+        alive = alive & (lane != q)
+        lost += (lane // BUCKET == q // BUCKET).to(tl.int32)
         cost = tl.where(alive & (lost < removable), w * w / tl.maximum(diagonal, floor) / 2, float("inf"))
         least = tl.min(cost, axis=0)
         step += 1

@@ -1,7 +1,7 @@
 """Compiled elimination of whole tiles: Cholesky of the packed ``A`` by tiles, each time the tile with the least loss.
 
 The pivot columns of a tile are those of its entries one by one; only the choice is made by ``w_G^T (A_GG)^-1 w_G``. Besides the panel,
-``own`` therefore keeps ``A_GG`` of every tile up to date. In all arrays with an entry for each tile, the tile is the last index, so that
+``a_gg`` therefore keeps ``A_GG`` of every tile up to date. In all arrays with an entry for each tile, the tile is the last index, so that
 loops over tiles are vectorised.
 """
 
@@ -28,14 +28,14 @@ def pack_tiles(alive_B, tile, entry):
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def eliminate_tiles(a, w, floor, own, factor, m, tile, entry, panel, score, order_G, loss_G):
-    """Eliminates all tiles. Returns the number of steps. ``floor`` comes from ``least_pivots``; ``own`` and ``factor`` are scratch."""
+def eliminate_tiles(a, w, floor, a_gg, factor, m, tile, entry, panel, score, order_G, loss_G):
+    """Eliminates all tiles. Returns the number of steps. ``floor`` comes from ``least_pivots``; ``a_gg`` and ``factor`` are scratch."""
     tiles = m // tile
     for g in range(tiles):
         for r in range(tile):
             for c in range(r + 1):
-                own[r, c, g] = a[g * tile + r, g * tile + c]
-    score_tiles(own, factor, floor, w, tile, tiles, score)
+                a_gg[r, c, g] = a[g * tile + r, g * tile + c]
+    score_tiles(a_gg, factor, floor, w, tile, tiles, score)
     step = 0
     while tiles > 0:
         pivots = 0
@@ -50,11 +50,11 @@ def eliminate_tiles(a, w, floor, own, factor, m, tile, entry, panel, score, orde
                 for j in range(tiles * tile):
                     column[j] *= scale
                 subtract(w, factor[r, tile, g], column, 0, tiles * tile)
-            _update_own(own, factor, panel, pivots, tile, tiles)
+            _update_a_gg(a_gg, factor, panel, pivots, tile, tiles)
             pivots += tile
             tiles -= 1
-            _unpack(a, panel, pivots, w, floor, own, entry, tile, g, tiles)
-            score_tiles(own, factor, floor, w, tile, tiles, score)
+            _unpack(a, panel, pivots, w, floor, a_gg, entry, tile, g, tiles)
+            score_tiles(a_gg, factor, floor, w, tile, tiles, score)
         subtract_square(a, tiles * tile, panel, pivots)
     return step
 
@@ -70,7 +70,7 @@ def _cheapest(score, entry, tile, tiles):
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _update_own(own, spread, panel, pivots, tile, tiles):
+def _update_a_gg(a_gg, spread, panel, pivots, tile, tiles):
     """Computes ``A_GG -= X_G X_G^T`` for every tile, with ``X`` the last pivot columns. ``spread`` is scratch."""
     for k in range(tile):
         for r in range(tile):
@@ -79,7 +79,7 @@ def _update_own(own, spread, panel, pivots, tile, tiles):
     for r in range(tile):
         for c in range(r + 1):
             for k in range(tile):
-                _subtract_product(own[r, c], spread[k, r], spread[k, c], tiles)
+                _subtract_product(a_gg[r, c], spread[k, r], spread[k, c], tiles)
 
 
 @numba.njit(nogil=True, error_model="numpy", fastmath={"contract"})
@@ -89,25 +89,25 @@ def _subtract_product(total, x, y, tiles):
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _unpack(a, panel, pivots, w, floor, own, entry, tile, g, last):
+def _unpack(a, panel, pivots, w, floor, a_gg, entry, tile, g, last):
     """Removes tile ``g`` by moving the last tile to its place, from the last entry to the first."""
     for r in range(tile - 1, -1, -1):
         source, target = last * tile + r, g * tile + r
         move_entry(a, panel, pivots, target, source)
         w[target], entry[target], floor[r, g] = w[source], entry[source], floor[r, last]
         for c in range(r + 1):
-            own[r, c, g] = own[r, c, last]
+            a_gg[r, c, g] = a_gg[r, c, last]
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def own_of_inverse(z, own, m, tile):
+def a_gg_of_inverse(z, a_gg, m, tile):
     """Computes the lower triangles of ``A_GG`` for every tile from ``A = z^T z``, without the rest of ``A``."""
-    own[:] = 0.0
+    a_gg[:] = 0.0
     for p in range(m):
         for r in range(min(tile, p + 1)):
             for c in range(r + 1):
                 for g in range((p - r) // tile + 1):
-                    own[r, c, g] += z[p, g * tile + r] * z[p, g * tile + c]
+                    a_gg[r, c, g] += z[p, g * tile + r] * z[p, g * tile + c]
 
 
 @numba.njit(nogil=True, error_model="numpy")
@@ -130,7 +130,7 @@ def least_pivots(mean_BB, alive_B, dampening, entry, tile, tiles, rest, floor):
 
 
 @numba.njit(nogil=True, error_model="numpy", fastmath={"contract"})
-def score_tiles(own, factor, floor, w, tile, tiles, score):
+def score_tiles(a_gg, factor, floor, w, tile, tiles, score):
     """Computes ``w_G^T (A_GG)^-1 w_G`` for every tile.
 
     ``factor[:, :tile]`` receives the Cholesky factors ``L`` of ``A_GG``, with no pivot below its floor, and ``factor[:, tile]`` receives
@@ -143,11 +143,11 @@ def score_tiles(own, factor, floor, w, tile, tiles, score):
         for g in range(tiles):
             root[g] = w[g * tile + r]
         for c in range(r):
-            _substitute(factor[r, c], own[r, c], factor, r, c, tiles)
+            _substitute(factor[r, c], a_gg[r, c], factor, r, c, tiles)
             _subtract_product(root, factor[r, c], factor[c, tile], tiles)
         pivot = factor[r, r]
         for g in range(tiles):
-            pivot[g] = own[r, r, g]
+            pivot[g] = a_gg[r, r, g]
         for k in range(r):
             _subtract_product(pivot, factor[r, k], factor[r, k], tiles)
         for g in range(tiles):
@@ -157,9 +157,9 @@ def score_tiles(own, factor, floor, w, tile, tiles, score):
 
 
 @numba.njit(nogil=True, error_model="numpy", fastmath={"contract"})
-def _substitute(out, own, factor, r, c, tiles):
+def _substitute(out, a_gg, factor, r, c, tiles):
     for g in range(tiles):
-        out[g] = own[g]
+        out[g] = a_gg[g]
     for k in range(c):
         _subtract_product(out, factor[r, k], factor[c, k], tiles)
     for g in range(tiles):

@@ -47,8 +47,8 @@ def tile(rows: int, vectors: int, element: types.Float = types.float64):
                 return builder.bitcast(start, vector.as_pointer())
 
             def spread(number):
-                one = builder.insert_element(ir.Constant(vector, ir.Undefined), number, ir.Constant(ir.IntType(32), 0))
-                return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), lanes)
+                single = builder.insert_element(ir.Constant(vector, ir.Undefined), number, ir.Constant(ir.IntType(32), 0))
+                return builder.shuffle_vector(single, ir.Constant(vector, ir.Undefined), lanes)
 
             (c_data, c_width), (x_data, x_width), (y_data, y_width) = matrix(0, c), matrix(4, x), matrix(6, y)
             zero = ir.Constant(vector, [0.0] * lane_count)

@@ -100,15 +100,16 @@ def find(content: Any, expected: Mapping[str, Tensor], convert: Callable[[State]
     require(bool(tensors), "model.checkpoint", "a dict of tensors, possibly inside other dicts", got)
     tensors = _unwrapped(tensors, {part for name in expected for part in name.split(".")})
     fits = {prefix: _fit(_under(prefix, tensors), expected, convert) for prefix in _prefixes(tensors, dicts, expected)}
-    whole = [prefix for prefix, fit in fits.items() if fit.complete]
-    exact = [prefix for prefix in whole if not fits[prefix].unexpected]
-    whole = [prefix for prefix in whole if not any(prefix != outer and prefix.startswith(outer) for outer in exact)]  # no parts of a fit
-    averaged = [prefix for prefix in whole if AVERAGED.search(_dict_of(prefix, dicts).rstrip("."))]
+    complete = [prefix for prefix, fit in fits.items() if fit.complete]
+    exact = [prefix for prefix in complete if not fits[prefix].unexpected]
+    # A part of a set of weights that fits exactly is no set of its own.
+    complete = [prefix for prefix in complete if not any(prefix != outer and prefix.startswith(outer) for outer in exact)]
+    averaged = [prefix for prefix in complete if AVERAGED.search(_dict_of(prefix, dicts).rstrip("."))]
     best = max(fits, key=lambda prefix: len(expected) - len(fits[prefix].missing + fits[prefix].differing))
-    chosen = next(iter(averaged or whole), best)
+    chosen = next(iter(averaged or complete), best)
     fit = fits[chosen]
-    others = [prefix for prefix in whole if prefix != chosen]
-    rivals = [prefix for prefix in others if prefix in (averaged or whole) and not _equal(fits[prefix].state, fit.state)]
+    others = [prefix for prefix in complete if prefix != chosen]
+    rivals = [prefix for prefix in others if prefix in (averaged or complete) and not _equal(fits[prefix].state, fit.state)]
     if rivals:
         names = " and ".join(_described(prefix, dicts) for prefix in [chosen, *rivals])
         raise ConfigError(

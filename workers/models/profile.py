@@ -78,7 +78,7 @@ def profile(family: ModelFamily, input_shape: tuple[int, int, int]) -> ModelProf
         layers=tuple(layers[index] for index in order),
         depths=tuple(
             Depth(
-                flops.own[layers[index].name],
+                flops.by_layer[layers[index].name],
                 *flops.before(layers[index].name),
                 kept.after(layers[index].name),
                 kept.inputs(layers[index].name),
@@ -131,7 +131,7 @@ class _Flops:
 
         from workers.collect.products import Products
 
-        self.own = {layer.name: 0 for layer in layers}
+        self.by_layer = {layer.name: 0 for layer in layers}
         self._before: dict[str, tuple[int, int]] = {}
         counter = FlopCounterMode(display=False)
 
@@ -145,7 +145,7 @@ class _Flops:
             self._before.setdefault(name, self._started)
 
         def leave(name: str) -> None:
-            self.own[name] += now()[0] - self._started[0]
+            self.by_layer[name] += now()[0] - self._started[0]
 
         model.requires_grad_(False)  # torch's counter fails on expanded parameters (class tokens) that require gradients
         with torch.no_grad(), counter, Products(model, layers, enter, leave):

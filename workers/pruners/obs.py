@@ -90,8 +90,8 @@ def eliminate_layer(weight_RC: Tensor, curvature: Curvature) -> tuple[Eliminatio
     """
     parts, absolute = _in_slices(weight_RC, curvature, partial(eliminate, relative=False, pattern=curvature.layout.pattern))
     dampening_n = torch.cat([part.dampening_n for part in parts])
-    whole = Elimination(torch.cat([part.order_nB for part in parts]), torch.cat([part.loss_nB for part in parts]), dampening_n)
-    return whole, dampening_notes(dampening_n, absolute)
+    elimination = Elimination(torch.cat([part.order_nB for part in parts]), torch.cat([part.loss_nB for part in parts]), dampening_n)
+    return elimination, dampening_notes(dampening_n, absolute)
 
 
 def static_layer(weight_RC: Tensor, curvature: Curvature) -> tuple[Tensor, dict[str, float]]:

@@ -213,10 +213,10 @@ def _whole_numbers(module: nn.Module) -> Iterator[tuple[str, int]]:
 def _parts(module: nn.Module, around: Sequence[tuple[str, nn.Module]], group: Group) -> list[Size]:
     """Returns the sizes of the parts that an output of the group's first layer is split into, if a module keeps them as a list."""
     part = group.produced[0]
-    whole = module.get_parameter(part.tensor).shape[part.dim]
+    total = module.get_parameter(part.tensor).shape[part.dim]
     for name, owner in around:
         for key, value in vars(owner).items():
-            if isinstance(value, list | tuple) and len(value) > 1 and all(type(size) is int for size in value) and sum(value) == whole:
+            if isinstance(value, list | tuple) and len(value) > 1 and all(type(size) is int for size in value) and sum(value) == total:
                 ends = torch.tensor(value).cumsum(0)
                 part_UK = torch.bucketize(part.index_UK, ends, right=True)
                 counts_UP = torch.stack([(part_UK == index).sum(1) for index in range(len(value))], dim=1)

@@ -22,9 +22,9 @@ def contract(call: Call, left: tuple[Tensor, Sequence[int]], right: tuple[Tensor
         if summed in indices:
             call.read.append((tensor, list(indices).index(summed)))
     inner = [factor_of(tuple(side), summed) for side in sides]
-    for one, other, (tensor, indices) in ((inner[0], inner[1], right), (inner[1], inner[0], left)):
-        if one is not None and other is None and tensor.shape[list(indices).index(summed)] > 1:
-            call.ties.fix([one], summed)
+    for factor, opposite, (tensor, indices) in ((inner[0], inner[1], right), (inner[1], inner[0], left)):
+        if factor is not None and opposite is None and tensor.shape[list(indices).index(summed)] > 1:
+            call.ties.fix([factor], summed)
     if inner[0] is not None and inner[1] is not None:
         small, large = sorted((inner[0], inner[1]), key=lambda factor: len(factor.dims))
         if not set(small.dims) <= set(large.dims):
@@ -58,9 +58,9 @@ def bmm(call: Call) -> Result:
 
 @rule("addmm", "baddbmm")
 def addmm(call: Call) -> Result:
-    one, other = (call.arguments[name] for name in (("mat1", "mat2") if call.name == "addmm" else ("batch1", "batch2")))
+    left, right = (call.arguments[name] for name in (("mat1", "mat2") if call.name == "addmm" else ("batch1", "batch2")))
     first, second = ([0, 9], [9, 1]) if call.name == "addmm" else ([0, 1, 9], [0, 9, 2])
-    return with_bias(call, contract(call, (one, first), (other, second), 9), call.arguments["self"])
+    return with_bias(call, contract(call, (left, first), (right, second), 9), call.arguments["self"])
 
 
 @rule("linear")

@@ -84,8 +84,8 @@ def summed(call: Call) -> Result:
 def glu(call: Call) -> Result:
     dim = call.arguments["dim"] % call.first.ndim
     half = call.first.shape[dim] // 2
-    one, other = parts(call, dim, [(0, half, 1), (half, 2 * half, 1)])
-    return call.ties.combine([*one, *other])
+    first, second = parts(call, dim, [(0, half, 1), (half, 2 * half, 1)])
+    return call.ties.combine([*first, *second])
 
 
 @rule(

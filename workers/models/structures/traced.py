@@ -189,10 +189,10 @@ class _Follower(TorchDispatchMode):
 
     def _note_streams(self, inputs: list[Tensor], labels: Any) -> None:
         """Records a residual stream: a sum of two tensors of which one was computed from the other."""
-        one, other = inputs
-        if id(one) in self._constant or id(other) in self._constant:
+        left, right = inputs
+        if id(left) in self._constant or id(right) in self._constant:
             return
-        first, second = self._before.get(id(one), 0), self._before.get(id(other), 0)
+        first, second = self._before.get(id(left), 0), self._before.get(id(right), 0)
         if first and second and (first & second in (first, second)):
             self.added += [factor.atoms_ for factor in labels]
 

@@ -25,8 +25,8 @@ def permute(call: Call) -> Result:
 @rule("transpose", view=True)
 def transpose(call: Call) -> Result:
     rank = call.first.ndim
-    one, other = call.arguments["dim0"] % rank, call.arguments["dim1"] % rank
-    return moved(call.labels(call.first), {dim: dim for dim in range(rank)} | {one: other, other: one})
+    first, second = call.arguments["dim0"] % rank, call.arguments["dim1"] % rank
+    return moved(call.labels(call.first), {dim: dim for dim in range(rank)} | {first: second, second: first})
 
 
 @rule("t", view=True)
