@@ -57,9 +57,7 @@ def run_experiment(experiment: Experiment, config: dict[str, Any], command: str)
     plan = plan_experiment(experiment)
     if experiment.int8:
         model_bytes = plan.profile.model_bytes
-        require(
-            model_bytes < ONE_FILE_BYTES, "int8", f"false, since a model of {size(model_bytes)} needs several ONNX files", True
-        )
+        require(model_bytes < ONE_FILE_BYTES, "int8", f"false, since a model of {size(model_bytes)} needs several ONNX files", True)
     identity = run_fingerprint(experiment)
     directory = Path(experiment.output).resolve() / f"{experiment.name}-{identity[:8]}"
     directory.mkdir(parents=True, exist_ok=True)

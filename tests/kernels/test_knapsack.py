@@ -82,9 +82,9 @@ def test_the_papers_way_is_not_optimal():
 @given(st.integers(0, 10_000), st.lists(st.floats(0, 40), min_size=2, max_size=5))
 def test_a_larger_budget_is_never_worth_less_and_each_is_kept(seed, budgets):
     values, costs, _ = instance(seed)
-    found = exact(values, costs, sorted(budgets))
-    reached = [-np.inf if choice is None else worth(values, choice) for choice in found]
-    assert all(choice is None or spent(costs, choice) <= budget for choice, budget in zip(found, sorted(budgets), strict=True))
+    choices = exact(values, costs, sorted(budgets))
+    reached = [-np.inf if choice is None else worth(values, choice) for choice in choices]
+    assert all(choice is None or spent(costs, choice) <= budget for choice, budget in zip(choices, sorted(budgets), strict=True))
     assert all(less <= more + 1e-9 for less, more in pairwise(reached))
 
 

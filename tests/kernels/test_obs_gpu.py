@@ -23,8 +23,8 @@ import sys, torch
 from kernels.obs import gpu
 from kernels.patterns import parse
 cases = torch.load(sys.argv[1])
-found = {name: gpu.eliminate(*tensors, 1e-3, True, parse(pattern)) for name, (pattern, *tensors) in cases.items()}
-torch.save({name: (each.order_nB, each.loss_nB, each.dampening_n) for name, each in found.items()}, sys.argv[2])
+results = {name: gpu.eliminate(*tensors, 1e-3, True, parse(pattern)) for name, (pattern, *tensors) in cases.items()}
+torch.save({name: (result.order_nB, result.loss_nB, result.dampening_n) for name, result in results.items()}, sys.argv[2])
 """
 
 
@@ -57,7 +57,7 @@ CASES = {
     "ties": ties(),
     "shared matrix": shared(),
     "2:4": problem(8, 3, 32, 90, "2:4"),
-    "4:8, some gone": problem(9, 3, 48, 100, "4:8", dead=0.3),
+    "4:8, some zero": problem(9, 3, 48, 100, "4:8", dead=0.3),
     "buckets of six": problem(10, 2, 24, 60, "4:6"),
     "tiles of four": problem(11, 2, 24, 60, "groups:4"),
 }
@@ -69,10 +69,10 @@ def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Eliminati
     folder = tmp_path_factory.mktemp("interpreted")
     torch.save(CASES, folder / "cases")
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", INTERPRETED, str(folder / "cases"), str(folder / "found")]
+    command = [sys.executable, "-c", INTERPRETED, str(folder / "cases"), str(folder / "results")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=3600)
     assert done.returncode == 0, done.stderr
-    return {name: Elimination(*tensors) for name, tensors in torch.load(folder / "found").items()}
+    return {name: Elimination(*tensors) for name, tensors in torch.load(folder / "results").items()}
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -80,11 +80,11 @@ def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Eliminati
 def test_the_kernel_removes_what_the_reference_does_at_the_same_loss(name: str, device: str, interpreted: dict[str, Elimination]) -> None:
     pattern, *tensors = CASES[name]
     on_gpu = [tensor.cuda() for tensor in tensors] if device == "cuda" else None
-    found = gpu.eliminate(*on_gpu, 1e-3, True, parse(pattern)) if on_gpu else interpreted[name]
+    actual = gpu.eliminate(*on_gpu, 1e-3, True, parse(pattern)) if on_gpu else interpreted[name]
     expected = reference.eliminate(*tensors, 1e-3, True, parse(pattern))
-    assert torch.equal(found.order_nB.cpu(), expected.order_nB)
-    torch.testing.assert_close(found.loss_nB.cpu(), expected.loss_nB, rtol=1e-5, atol=0)
-    torch.testing.assert_close(found.dampening_n.cpu(), expected.dampening_n)
+    assert torch.equal(actual.order_nB.cpu(), expected.order_nB)
+    torch.testing.assert_close(actual.loss_nB.cpu(), expected.loss_nB, rtol=1e-5, atol=0)
+    torch.testing.assert_close(actual.dampening_n.cpu(), expected.dampening_n)
 
 
 @pytest.mark.parametrize("architecture", [80, 90])

@@ -54,15 +54,15 @@ def test_the_greedy_order_takes_the_least_increase_of_the_quadratic_form(size: i
     root = np.random.default_rng(seed).normal(size=(size, size))
     quadratic = np.abs(root @ root.T)
     order_S, paid_S = greedy_order(torch.from_numpy(quadratic))
-    gone: list[int] = []
+    removed: list[int] = []
     worth = 0.0
     for unit, paid in zip(order_S.tolist(), paid_S.tolist(), strict=True):
-        left = [other for other in range(size) if other not in gone]
-        rises = {other: quadratic[np.ix_([*gone, other], [*gone, other])].sum() - worth for other in left}
-        assert unit in left and rises[unit] == pytest.approx(min(rises.values()), rel=1e-9, abs=1e-12)
+        remaining = [other for other in range(size) if other not in removed]
+        rises = {other: quadratic[np.ix_([*removed, other], [*removed, other])].sum() - worth for other in remaining}
+        assert unit in remaining and rises[unit] == pytest.approx(min(rises.values()), rel=1e-9, abs=1e-12)
         assert paid == pytest.approx(rises[unit], rel=1e-9, abs=1e-12)
-        gone, worth = [*gone, unit], worth + rises[unit]
-    assert sorted(gone) == list(range(size)) and worth == pytest.approx(quadratic.sum())
+        removed, worth = [*removed, unit], worth + rises[unit]
+    assert sorted(removed) == list(range(size)) and worth == pytest.approx(quadratic.sum())
 
 
 def test_units_that_do_not_interact_go_by_their_own_cost() -> None:

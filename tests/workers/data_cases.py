@@ -59,10 +59,10 @@ def folder(root, **changes):
 
 
 def joined(batches):
-    found = list(batches)
-    if not found:
+    collected = list(batches)
+    if not collected:
         return torch.empty(0), torch.empty(0, dtype=torch.int64)
-    return torch.cat([batch.images_NCHW for batch in found]), torch.cat([batch.labels for batch in found])
+    return torch.cat([batch.images_NCHW for batch in collected]), torch.cat([batch.labels for batch in collected])
 
 
 def same(first, second):
@@ -83,9 +83,9 @@ def settled(root, outputs=None, **changes):
 def numbers(data):
     """The label of cats and that of dogs, as batches of every kind have them."""
     batches = [joined(data.evaluation(split, 0, 1)) for split in ("test", "bank", "calibration")] + [joined(data.train(0, 1, 0, 2))]
-    found = {(bool(image.mean() > 0.5), int(label)) for images, labels in batches for image, label in zip(images, labels, strict=True)}
-    assert len(found) == 2, "each class has one number, everywhere"
-    return [label for _, label in sorted(found)]
+    pairs = {(bool(image.mean() > 0.5), int(label)) for images, labels in batches for image, label in zip(images, labels, strict=True)}
+    assert len(pairs) == 2, "each class has one number, everywhere"
+    return [label for _, label in sorted(pairs)]
 
 
 def write_idx(path, array, compressed):

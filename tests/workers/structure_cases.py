@@ -96,8 +96,8 @@ def assert_the_same_without_units(made, size, choose):
     _, small = smaller(made, model, groups, kept)
     images_NCHW = torch.randn(2, 3, size, size, dtype=torch.float64)
     with torch.no_grad():
-        expected, found, before = masked(images_NCHW), small(images_NCHW), model(images_NCHW)
+        expected, actual, before = masked(images_NCHW), small(images_NCHW), model(images_NCHW)
     assert not torch.allclose(before, expected, rtol=1e-6)
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10 * float(expected.abs().max()))
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10 * float(expected.abs().max()))
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
     assert forward_flops(small, images_NCHW) < forward_flops(model, images_NCHW)

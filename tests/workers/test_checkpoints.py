@@ -25,8 +25,8 @@ def assert_read(path, model, notes=()):
     assert list(loaded) == list(state)
     for name, tensor in state.items():
         assert loaded[name].dtype == tensor.dtype and torch.equal(loaded[name], tensor), name
-    said = made.pretrained_notes()
-    assert len(said) == bool(notes) and all(note in said[0] for note in notes), said
+    remarks = made.pretrained_notes()
+    assert len(remarks) == bool(notes) and all(note in remarks[0] for note in notes), remarks
 
 
 class Wrapped(nn.Module):
@@ -232,8 +232,8 @@ def test_a_part_of_the_model_that_looks_like_it_does_not_stand_in_the_way():
     state = {
         name: torch.rand(3, 3) if name.endswith("weight") else torch.rand(3) for name in ("0.weight", "0.bias", "1.0.weight", "1.0.bias")
     }
-    found = checkpoints.checkpoint_files.find(dict(state), model.state_dict(), dict, "w")
-    assert found.complete and not found.unexpected and found.state == state
+    fit = checkpoints.checkpoint_files.find(dict(state), model.state_dict(), dict, "w")
+    assert fit.complete and not fit.unexpected and fit.state == state
 
 
 def test_a_wrapped_checkpoint_that_does_not_fit_is_told_by_the_models_own_names(tmp_path):

@@ -153,12 +153,12 @@ def test_boxes_in_arrays_are_read_and_those_that_cannot_be_are_named(tmp_path):
     data.check()
     assert data.has_boxes and data.classes == 2
     assert next(data.evaluation("test", 0, 1)).labels[0].tolist() == [[1, 4, 8, 20, 32], [-1, -2, -2, -2, -2]]
-    for changes, said in (
+    for changes, message in (
         ({"train_boxes": boxes[:4]}, r"train_boxes\): expected 8 x T x 5 numbers"),
         ({"test_boxes": np.where(boxes == 10, 17, boxes)}, r"test_boxes\): expected boxes with 0 <= x1 < x2 <= 16"),
         ({"test_boxes": np.where(boxes == 10, 2, boxes)}, r"test_boxes\): expected boxes with 0 <= x1 < x2 <= 16"),
         ({"test_boxes": None}, r"labels for both splits, boxes for both"),
         ({"test_boxes": np.where(boxes == 1, 5, boxes)}, r"test labels of at most 1, .* got 5"),
     ):
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=message):
             written(**changes).check()

@@ -87,8 +87,8 @@ def test_broken_files_are_left_out_when_asked_for_and_the_identity_is_of_those_t
     clean = settled(pets)
     kinds = break_(pets)
     data = settled(pets, broken=Broken.SKIP)
-    (said,) = data.remarks(None)
-    assert "left out 10 files" in said and all(name in said for name in kinds)
+    (remark,) = data.remarks(None)
+    assert "left out 10 files" in remark and all(name in remark for name in kinds)
     assert [data.size(split) for split in ("train", "test")] == [6, 4] and numbers(data) == [0, 1]
     assert data.fingerprint() == clean.fingerprint(), "the same images are used"
     path = pets / "train" / "cat" / "0.png"
@@ -102,8 +102,8 @@ def test_broken_files_are_left_out_when_asked_for_and_the_identity_is_of_those_t
 def test_a_class_whose_files_are_all_left_out_is_told(pets):
     for number in range(3):
         (pets / "train" / "dog" / f"{number}.png").write_bytes(b"")
-    said = " ".join(settled(pets, broken=Broken.SKIP).remarks(None))
-    assert "left out 3 files" in said and "1 of 2 classes have no training images (dog)" in said
+    remark = " ".join(settled(pets, broken=Broken.SKIP).remarks(None))
+    assert "left out 3 files" in remark and "1 of 2 classes have no training images (dog)" in remark
     for number in range(3):
         (pets / "train" / "cat" / f"{number}.png").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"data.train_folder: expected at least one image"):

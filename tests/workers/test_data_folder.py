@@ -43,10 +43,10 @@ def test_classes_without_images_are_told_and_all_of_them_refused(pets):
     picture(pets / "train" / "ape" / "more" / "0.png")
     (pets / "train" / "bee").mkdir()
     (pets / "train" / "bee" / "notes.txt").write_text("bees")
-    said = " ".join(settled(pets).remarks(None))
+    remarks = " ".join(settled(pets).remarks(None))
     for split in ("training", "test"):
-        assert re.search(rf"2 of 4 classes [\w ]*{split} images \(ape, bee\)", said)
-    assert "(ape/more)" in said and "1 .txt file" in said
+        assert re.search(rf"2 of 4 classes [\w ]*{split} images \(ape, bee\)", remarks)
+    assert "(ape/more)" in remarks and "1 .txt file" in remarks
     for name in ("cat", "dog"):
         (pets / "train" / name).rename(pets / "train" / f"{name}s")
         (pets / "train" / name).mkdir()
@@ -102,7 +102,7 @@ def test_names_of_folders_that_are_numbers_may_be_mapped(pets):
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("class_map", "message"),
     [
         ({"cat": 3}, r"data.class_map: expected a number for each of the 2 class folders, got none for dog"),
         ({"cat": -1, "dog": 0}, r"data.class_map: expected a number of at least 0"),
@@ -112,9 +112,9 @@ def test_names_of_folders_that_are_numbers_may_be_mapped(pets):
         ({}, r"data.class_map: expected a number of at least 0"),
     ],
 )
-def test_a_class_map_that_cannot_be_is_refused(pets, given, message):
+def test_a_class_map_that_cannot_be_is_refused(pets, class_map, message):
     with pytest.raises(ConfigError, match=message):
-        settled(pets, class_map=given)
+        settled(pets, class_map=class_map)
 
 
 def test_numbers_beyond_the_models_outputs_are_refused(pets):

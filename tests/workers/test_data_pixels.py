@@ -166,8 +166,8 @@ def test_one_clear_colour_and_clear_entries_of_a_palette_show_the_background(tmp
     assert colours(tmp_path / "rgb.png", BLUE).tolist() == [[[9, 8, 7], [0, 0, 200]]]
     palette = chunk(b"PLTE", bytes([10, 20, 30, 40, 50, 60, 70, 80, 90])) + chunk(b"tRNS", bytes([255, 0, 128]))
     write_png(tmp_path / "palette.png", np.array([[0, 1, 2]]), 8, 3, palette)
-    found = colours(tmp_path / "palette.png", BLUE)
-    np.testing.assert_allclose(found, [[[10, 20, 30], [0, 0, 200], [35, 40, 145]]], atol=1)
+    actual = colours(tmp_path / "palette.png", BLUE)
+    np.testing.assert_allclose(actual, [[[10, 20, 30], [0, 0, 200], [35, 40, 145]]], atol=1)
 
 
 def test_the_background_is_a_setting_of_the_data_and_part_of_its_identity(tmp_path):

@@ -28,9 +28,9 @@ def family(name=LITE, image_size=96, checkpoint=None, include=("*",), stem_and_h
 def objects(*entries, most=3):
     """Labels of images: for each a list of (class, x1, y1, x2, y2)."""
     labels_NT5 = torch.full((len(entries), most, 5), -1.0)
-    for row_T5, found in zip(labels_NT5, entries, strict=True):
-        if found:
-            row_T5[: len(found)] = torch.tensor(found, dtype=torch.float32)
+    for row_T5, boxes in zip(labels_NT5, entries, strict=True):
+        if boxes:
+            row_T5[: len(boxes)] = torch.tensor(boxes, dtype=torch.float32)
     return labels_NT5
 
 
@@ -56,18 +56,18 @@ def test_the_loss_of_labels_is_torchvisions(both):
     entries = ([(0, 10, 20, 200, 180), (3, 150, 150, 280, 290)], [(2, 100, 5, 140, 60)], [])
     targets = [
         {
-            "boxes": torch.tensor([part[1:] for part in found], dtype=torch.float32).view(-1, 4),
-            "labels": torch.tensor([int(part[0]) + 1 for part in found], dtype=torch.int64),
+            "boxes": torch.tensor([part[1:] for part in boxes], dtype=torch.float32).view(-1, 4),
+            "labels": torch.tensor([int(part[0]) + 1 for part in boxes], dtype=torch.int64),
         }
-        for found in entries
+        for boxes in entries
     ]
     theirs.training = True  # of the detector alone: norms keep their running statistics
     with torch.no_grad():
         expected = sum(theirs(list(images_NCHW), targets).values())
         outputs_NAK = ours(images_NCHW)
-        found = label_loss(ours, outputs_NAK, objects(*entries))
-    assert float(found) == pytest.approx(float(expected), rel=1e-5) and float(found) > 1
-    assert float(calibration_loss(Loss.LABELS, ours, outputs_NAK, objects(*entries), 0)) == float(found)
+        actual = label_loss(ours, outputs_NAK, objects(*entries))
+    assert float(actual) == pytest.approx(float(expected), rel=1e-5) and float(actual) > 1
+    assert float(calibration_loss(Loss.LABELS, ours, outputs_NAK, objects(*entries), 0)) == float(actual)
 
 
 def test_detections_are_torchvisions(both):
@@ -88,9 +88,9 @@ def test_a_loss_increase_is_that_of_the_loss_times_the_images():
     with torch.no_grad():
         dense_NAK = model(torch.rand(2, 3, 96, 96))
         pruned_NAK = dense_NAK + 0.1 * torch.randn_like(dense_NAK)
-    found = loss_increase(Loss.LABELS, model, dense_NAK, pruned_NAK, labels_NT5)
+    actual = loss_increase(Loss.LABELS, model, dense_NAK, pruned_NAK, labels_NT5)
     expected = 2 * (model.label_loss(pruned_NAK, labels_NT5) - model.label_loss(dense_NAK, labels_NT5))
-    assert float(found) == pytest.approx(float(expected), rel=1e-4)
+    assert float(actual) == pytest.approx(float(expected), rel=1e-4)
     assert labelled(labels_NT5).tolist() == [True, True] and labelled(torch.tensor([3, -1])).tolist() == [True, False]
 
 
@@ -183,8 +183,8 @@ def test_boxes_move_with_the_pixels_that_they_hold(seed):
 
 
 def test_boxes_are_stretched_with_their_images():
-    found = scale_boxes(torch.tensor([[[3.0, 10, 20, 30, 40]]]), (40, 60), 120)
-    assert found.tolist() == [[[3.0, 20.0, 60.0, 60.0, 120.0]]]
+    actual = scale_boxes(torch.tensor([[[3.0, 10, 20, 30, 40]]]), (40, 60), 120)
+    assert actual.tolist() == [[[3.0, 20.0, 60.0, 60.0, 120.0]]]
 
 
 # --- average precision

@@ -71,9 +71,9 @@ def test_layers_that_are_used_twice_are_stored_once_and_pruned_in_all_their_plac
     coat = TimmModel(name="coat_tiny", arguments={"num_classes": 10}, checkpoint=None, include=["*"], exclude=[])
     theirs = coat.build().state_dict()
     torch.save(theirs, tmp_path / "theirs.pth")
-    found = replace(coat, checkpoint=str(tmp_path / "theirs.pth")).pretrained_state()
-    assert found is not None and all(torch.equal(found[name], tensor) for name, tensor in theirs.items())
-    save_model(tmp_path / "dense", coat, found, {})
+    loaded = replace(coat, checkpoint=str(tmp_path / "theirs.pth")).pretrained_state()
+    assert loaded is not None and all(torch.equal(loaded[name], tensor) for name, tensor in theirs.items())
+    save_model(tmp_path / "dense", coat, loaded, {})
     state, masks = load_state(tmp_path / "dense")
     names = [layer.name for layer in coat.layers(coat.build())]
     first, second = "cpe1.proj", "serial_blocks1.1.cpe.proj"

@@ -56,21 +56,21 @@ def test_it_is_the_model_in_the_file_and_the_dense_one_of_what_follows(name: str
     path, image = tmp_path / "model.safetensors", torch.randn(2, *SHAPE)
     state = written(path, FAMILIES[name])
     family = exported(path)
-    found, masks = family.pretrained_state(), family.pretrained_masks()
-    assert all(torch.equal(found[key], tensor) for key, tensor in state.items()) and len(masks) == 1
-    save_model(tmp_path / "imported.safetensors", family, found, masks)
+    imported, masks = family.pretrained_state(), family.pretrained_masks()
+    assert all(torch.equal(imported[key], tensor) for key, tensor in state.items()) and len(masks) == 1
+    save_model(tmp_path / "imported.safetensors", family, imported, masks)
     assert torch.equal(load_pruned(tmp_path / "imported.safetensors")(image), load_pruned(path)(image))
 
     groups = find_groups(family, SHAPE, streams=False)
     kept = {group.name: half(group.units) for group in groups}
-    smaller = take(found, groups, kept)
-    again = shrunk(load_family(tmp_path / "imported.safetensors"), found, smaller, groups, kept)
-    assert again == shrunk(family, found, smaller, groups, kept), "planned as it is carried out"
+    smaller = take(imported, groups, kept)
+    again = shrunk(load_family(tmp_path / "imported.safetensors"), imported, smaller, groups, kept)
+    assert again == shrunk(family, imported, smaller, groups, kept), "planned as it is carried out"
     save_model(tmp_path / "smaller.safetensors", again, smaller, {})
     load_pruned(tmp_path / "smaller.safetensors")
     read = load_family(tmp_path / "smaller.safetensors")
     assert isinstance(read, ShrunkModel)
-    assert {key: tensor.shape for key, tensor in read.dense.build().state_dict().items()} == {key: t.shape for key, t in found.items()}
+    assert {key: tensor.shape for key, tensor in read.dense.build().state_dict().items()} == {key: t.shape for key, t in imported.items()}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -86,7 +86,7 @@ def test_layers_are_chosen_anew(name: str, tmp_path: Path) -> None:
         wrong.layers(wrong.build())
 
 
-def rewritten(path: Path, tensors=lambda found: found, spec=lambda found: found) -> None:
+def rewritten(path: Path, tensors=lambda entries: entries, spec=lambda entries: entries) -> None:
     header = json.dumps(spec(json.loads(read_metadata(path)["secateur"])))
     write_tensors(path, tensors(read_tensors(path)), {"secateur": header})
 
@@ -117,9 +117,9 @@ DAMAGE = {
     "no class of ours": (lambda path: rewritten(path, spec=inside(family="workers.models.checkpoints.check")), "expected a model family"),
     "unknown settings": (lambda path: rewritten(path, spec=inside(colour="red")), "colour"),
     "unknown tensors": (lambda path: rewritten(path, spec=inside(shapes={"tail.weight": [3]})), "tail"),
-    "missing tensors": (lambda path: rewritten(path, lambda found: {k: t for k, t in found.items() if k != "fc.bias"}), "fc.bias"),
-    "missing values": (lambda path: rewritten(path, lambda found: {k: t for k, t in found.items() if "values" not in k}), "values"),
-    "other shapes": (lambda path: rewritten(path, lambda found: found | {"fc.bias": torch.zeros(3)}), "fc.bias"),
+    "missing tensors": (lambda path: rewritten(path, lambda entries: {k: t for k, t in entries.items() if k != "fc.bias"}), "fc.bias"),
+    "missing values": (lambda path: rewritten(path, lambda entries: {k: t for k, t in entries.items() if "values" not in k}), "values"),
+    "other shapes": (lambda path: rewritten(path, lambda entries: entries | {"fc.bias": torch.zeros(3)}), "fc.bias"),
 }
 
 

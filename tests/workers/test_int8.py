@@ -46,26 +46,26 @@ def integers(path):
 
 
 def test_accuracy_is_that_of_the_file_and_near_that_of_the_model_in_32_bits(task):
-    found = int8.quantise(task)
+    quantised = int8.quantise(task)
     batches = list(task.data.evaluation("test", 0, 1))
-    outputs_ND = torch.cat([through_onnxruntime(found.file, batch.images_NCHW) for batch in batches])
+    outputs_ND = torch.cat([through_onnxruntime(quantised.file, batch.images_NCHW) for batch in batches])
     with torch.no_grad():
         dense_ND = torch.cat([load_pruned(task.model)(batch.images_NCHW) for batch in batches])
     labels_N = torch.cat([batch.labels for batch in batches])
-    assert found.numbers.metrics == of_outputs(Output.LOGITS, outputs_ND, labels_N, dense_ND)
-    assert found.numbers.metrics["agreement"] > 0.7  # with random weights, which decide by little
-    assert found.numbers.bytes == found.file.stat().st_size
-    assert found.numbers.ratio > 0 and found.numbers.repeats >= 7
+    assert quantised.numbers.metrics == of_outputs(Output.LOGITS, outputs_ND, labels_N, dense_ND)
+    assert quantised.numbers.metrics["agreement"] > 0.7  # with random weights, which decide by little
+    assert quantised.numbers.bytes == quantised.file.stat().st_size
+    assert quantised.numbers.ratio > 0 and quantised.numbers.repeats >= 7
     assert read_record(task.to.directory).fingerprint == "key"
 
 
 def test_pruned_weights_are_zero_and_others_at_most_half_a_step_from_theirs(task):
     """Every layer's weights in the file, whichever way round, with a step for each output."""
-    found = integers(int8.quantise(task).file)
+    weights = integers(int8.quantise(task).file)
     model, masks, matched = load_pruned(task.model), load_masks(task.model), 0
     for name, keep in masks.items():
         weight = model.get_parameter(f"{name}.weight").detach()
-        for entries, scale in found.values():
+        for entries, scale in weights.values():
             values = torch.from_numpy(entries.astype(np.float32))
             for stored, steps in ((values, torch.as_tensor(scale)), (values.T, torch.as_tensor(scale))):
                 if stored.shape == weight.shape and steps.ndim == 1 and len(steps) == len(weight):

@@ -40,8 +40,8 @@ def test_a_view_moves_atoms_as_it_moves_numbers(view):
     labels = tuple(Factor((dim,), ties.fresh(old[dim])) for dim in labelled)
     after = ties.reshaped(labels, old, new)
     expected = [whole_.reshape(new) for whole_ in spread_out(labels, old)]
-    found = spread_out(after, new)
-    assert len(found) == len(expected) and all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
+    actual = spread_out(after, new)
+    assert len(actual) == len(expected) and all(np.array_equal(one, other) for one, other in zip(actual, expected, strict=True))
     assert all(math.prod(factor.atoms_.shape) > 1 for factor in after)
 
 

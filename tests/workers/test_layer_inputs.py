@@ -58,10 +58,10 @@ def hessian_by_autograd(module: nn.Conv2d | nn.Linear, inputs: torch.Tensor, row
 def test_it_is_the_second_derivative_of_the_squared_output_error(module: nn.Module) -> None:
     model = nn.Sequential(module)
     layer = layer_of(module, "0")
-    found = layer_hessian(model, [layer], iter([SMALL, SMALL]))
-    moment = found.moments["0"]
+    collected = layer_hessian(model, [layer], iter([SMALL, SMALL]))
+    moment = collected.moments["0"]
     vectors = 2 * (module(SMALL.images_NCHW).numel() // layer.rows)
-    assert moment.count == vectors and found.skipped == {"0": 0}
+    assert moment.count == vectors and collected.skipped == {"0": 0}
     for row in range(layer.rows):
         expected = 2 * hessian_by_autograd(module, SMALL.images_NCHW, row)
         torch.testing.assert_close(moment.sum_nBB[row * layer.groups // layer.rows].double(), expected, rtol=1e-4, atol=1e-4)
@@ -71,12 +71,12 @@ def test_a_convolution_that_pads_by_itself_is_seen_where_its_weight_meets_the_in
     from timm.layers import Conv2dSame
 
     module = Conv2dSame(4, 8, 3, stride=2)
-    found = layer_hessian(nn.Sequential(module), [layer_of(module, "0")], iter([SMALL])).moments["0"]
+    moment = layer_hessian(nn.Sequential(module), [layer_of(module, "0")], iter([SMALL])).moments["0"]
     padded = functional.pad(SMALL.images_NCHW, (0, 1, 1, 1))  # 6 -> 3 and 7 -> 4 outputs at stride 2
     patches_NPL = functional.unfold(padded, 3, stride=2)
     vectors = patches_NPL.permute(1, 0, 2).flatten(1).double()
-    assert found.count == vectors.shape[1]
-    torch.testing.assert_close(found.sum_nBB[0].double(), 2 * vectors @ vectors.T, rtol=1e-5, atol=1e-5)
+    assert moment.count == vectors.shape[1]
+    torch.testing.assert_close(moment.sum_nBB[0].double(), 2 * vectors @ vectors.T, rtol=1e-5, atol=1e-5)
 
 
 def test_large_inputs_are_laid_out_in_parts_without_changing_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,11 +93,11 @@ def test_a_batch_that_is_not_finite_is_left_out_for_the_layers_that_see_it() -> 
     broken = Batch(SMALL.images_NCHW.clone(), SMALL.labels)
     broken.images_NCHW[0, 0, 0, 0] = torch.inf
     layers = [layer_of(model[0], "0"), layer_of(model[2], "2")]
-    found = layer_hessian(model, layers, iter([SMALL, broken]))
+    collected = layer_hessian(model, layers, iter([SMALL, broken]))
     clean = layer_hessian(model, layers, iter([SMALL]))
-    assert found.skipped["0"] == 1
-    assert torch.equal(found.moments["0"].sum_nBB, clean.moments["0"].sum_nBB)
-    assert torch.isfinite(found.moments["2"].sum_nBB).all()
+    assert collected.skipped["0"] == 1
+    assert torch.equal(collected.moments["0"].sum_nBB, clean.moments["0"].sum_nBB)
+    assert torch.isfinite(collected.moments["2"].sum_nBB).all()
 
 
 @pytest.fixture

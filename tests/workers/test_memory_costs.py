@@ -29,7 +29,7 @@ def test_memory_falls_to_that_of_the_smaller_model(name):
     cost, kept = Memory(made, groups, (3, size, size)), {group.name: half(group.units) for group in groups}
     parts, left = cost.parts(groups), {name: int(stays.sum()) for name, stays in kept.items()}
     assert sum(part.value({group.name: group.units for group in groups}) for part in parts) == cost.total
-    told = sum(part.value(left) for part in parts)
+    by_parts = sum(part.value(left) for part in parts)
     for group in groups:
         for _ in range(int((~kept[group.name]).sum())):
             cost.take(group)
@@ -39,4 +39,4 @@ def test_memory_falls_to_that_of_the_smaller_model(name):
     with torch.device("meta"):
         small = after.build().eval()
     held = 4 * (sum(parameter.numel() for parameter in small.parameters()) + written(small, image_1CHW))
-    assert cost.total == told == pytest.approx(held, rel=0 if "vit" not in name else 0.005)
+    assert cost.total == by_parts == pytest.approx(held, rel=0 if "vit" not in name else 0.005)

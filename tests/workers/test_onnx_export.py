@@ -27,9 +27,9 @@ def assert_agrees(folder, model, numbers):
     for size in (1, 3, 100):
         with torch.no_grad():
             expected = load_pruned(model)(images_NCHW[:size])
-        found = through_onnxruntime(folder / "model.onnx", images_NCHW[:size])
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
-        assert torch.equal(found.argmax(1), expected.argmax(1))
+        actual = through_onnxruntime(folder / "model.onnx", images_NCHW[:size])
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+        assert torch.equal(actual.argmax(1), expected.argmax(1))
     assert 0 <= numbers["max_difference"] <= 1e-5 < numbers["tolerance"] and numbers["images"] == 32
 
 
@@ -94,8 +94,8 @@ def test_another_decision_is_refused_however_close_the_outputs_are_and_so_is_wha
 
 
 def test_missing_packages_are_one_line_with_the_command_that_installs_them(monkeypatch):
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("onnxscript", "onnxruntime") else found("json"))
+    original = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("onnxscript", "onnxruntime") else original("json"))
     expected = r"^onnx: .*\(onnxscript, onnxruntime\); run: pip install onnx onnxscript onnxruntime$"
     with pytest.raises(ConfigError, match=expected):
         check_packages()

@@ -152,10 +152,10 @@ def test_a_machine_that_slows_down_slows_a_model_and_the_one_beside_it(monkeypat
 
 @pytest.mark.slow
 def test_a_compiled_operation_is_timed():
-    found = time_operation(
+    timing = time_operation(
         nn.Sequential(nn.Linear(8, 8, device="meta"), nn.ReLU()), [(4, 8)], settings(Runtime.COMPILE), torch.device("cpu")
     )
-    assert found.repeats >= 7
+    assert timing.repeats >= 7
 
 
 def test_the_error_of_a_median_is_that_of_normal_noise():
@@ -163,5 +163,5 @@ def test_the_error_of_a_median_is_that_of_normal_noise():
     torch.manual_seed(0)
     draws = 10 + torch.randn(400, 101).double()
     true = float(draws.median(1).values.std() / 10)
-    told = sum(relative_error(row.tolist()) for row in draws) / 400
-    assert told == pytest.approx(true, rel=0.15)
+    estimated = sum(relative_error(row.tolist()) for row in draws) / 400
+    assert estimated == pytest.approx(true, rel=0.15)

@@ -27,21 +27,21 @@ CASES = [  # family, name, arguments, size of the image
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: case[1])
-def found(request):
+def profiled(request):
     kind, name, arguments, size = request.param
     family = kind(name=name, arguments={"num_classes": 10} | arguments, checkpoint=None, include=["*"], exclude=[], stem_and_head=True)
     return family, profile(family, (3, size, size))
 
 
-def test_all_products_with_weights_are_those_of_the_layers(found) -> None:
+def test_all_products_with_weights_are_those_of_the_layers(profiled) -> None:
     """Torch's count of the whole pass is the sum over layers, each a multiple of its weights."""
-    _, sizes = found
+    _, sizes = profiled
     assert sum(depth.flops for depth in sizes.depths) == sizes.weighted_flops
     assert all(depth.flops > 0 and depth.flops % (2 * layer.weights) == 0 for layer, depth in zip(sizes.layers, sizes.depths, strict=True))
 
 
-def test_each_layer_stands_right_behind_the_products_of_those_before_it(found) -> None:
-    _, sizes = found
+def test_each_layer_stands_right_behind_the_products_of_those_before_it(profiled) -> None:
+    _, sizes = profiled
     before = [depth.weighted_before for depth in sizes.depths]
     own = [depth.flops for depth in sizes.depths]
     assert before == [sum(own[:index]) for index in range(len(own))]

@@ -35,13 +35,13 @@ DAMPENING = 1e-3
 
 def pruners(pattern: str, sparsity: float, scope: Scope = Scope.UNIFORM) -> list[WeightPruner]:
     target = Target(sparsity, scope, {}, pattern)
-    found = [
+    pruners_ = [
         Magnitude(target),
         CAP(target, 8, DAMPENING, True, Score.HULL),
         WoodFisher(target, 8, DAMPENING, True),
         OBC(target, DAMPENING, True, Score.MARGINAL),
     ]
-    return found if pattern.startswith("groups") else [*found, Wanda(target), SparseGPT(target, DAMPENING, True, 8)]
+    return pruners_ if pattern.startswith("groups") else [*pruners_, Wanda(target), SparseGPT(target, DAMPENING, True, 8)]
 
 
 def a_problem(pruner: WeightPruner, layer: Layer, seed: int = 0, zeros: float = 0.0) -> tuple[torch.Tensor, SecondMoment | None]:
@@ -60,10 +60,10 @@ def pruned(pruner: WeightPruner, layer: Layer, weight_RC: torch.Tensor, moments:
     """The score and solve steps of a worker."""
     from kernels import masks, select
 
-    found: Sensitivity = pruner.score(weight_RC, layer, moments)
-    counts_n = select.select_smallest(found.score_nG, units).sum(1)
-    keep_RC = ~pruner.layout(layer).join_tiles(masks.prefix_mask(found.order_nG, counts_n)) & (weight_RC != 0)
-    return found, pruner.solve(weight_RC, layer, moments, keep_RC)
+    sensitivity: Sensitivity = pruner.score(weight_RC, layer, moments)
+    counts_n = select.select_smallest(sensitivity.score_nG, units).sum(1)
+    keep_RC = ~pruner.layout(layer).join_tiles(masks.prefix_mask(sensitivity.order_nG, counts_n)) & (weight_RC != 0)
+    return sensitivity, pruner.solve(weight_RC, layer, moments, keep_RC)
 
 
 @pytest.mark.parametrize("layer", [LINEAR, CONV, GROUPED], ids=lambda layer: layer.name)
@@ -71,8 +71,8 @@ def pruned(pruner: WeightPruner, layer: Layer, weight_RC: torch.Tensor, moments:
 def test_exactly_as_many_weights_go_as_asked_and_zeros_stay_zero(layer: Layer, number: int) -> None:
     pruner = pruners("unstructured", 0.5)[number]
     weight_RC, moments = a_problem(pruner, layer, zeros=0.2)
-    gone = int((weight_RC == 0).sum())
-    _, solution = pruned(pruner, layer, weight_RC, moments, layer.weights // 2 - gone)
+    zeros = int((weight_RC == 0).sum())
+    _, solution = pruned(pruner, layer, weight_RC, moments, layer.weights // 2 - zeros)
     assert int((solution.weight_RC == 0).sum()) == layer.weights // 2
     assert torch.equal(solution.weight_RC != 0, solution.keep_RC)
     assert not solution.keep_RC[weight_RC == 0].any()
@@ -126,27 +126,27 @@ def test_wanda_takes_the_smallest_products_of_each_row() -> None:
 def test_woodfisher_ranks_by_the_loss_of_single_removals() -> None:
     pruner = pruners("unstructured", 0.5, Scope.GLOBAL)[2]
     weight_RC, moments = a_problem(pruner, LINEAR, seed=2)
-    found, _ = pruned(pruner, LINEAR, weight_RC, moments, 10)
+    sensitivity, _ = pruned(pruner, LINEAR, weight_RC, moments, 10)
     mean = moments.sum_nBB.double().numpy() / moments.count
     absolute = DAMPENING * mean.diagonal(axis1=1, axis2=2).mean()
     inverse = np.linalg.inv(mean + absolute * np.eye(8))
     expected = weight_RC.double().numpy().reshape(-1, 8) ** 2 / (2 * inverse.diagonal(axis1=1, axis2=2))
-    assert np.allclose(found.loss_nG.numpy().reshape(-1), expected.reshape(-1), rtol=1e-5)
+    assert np.allclose(sensitivity.loss_nG.numpy().reshape(-1), expected.reshape(-1), rtol=1e-5)
 
 
 @pytest.mark.parametrize("layer", [LINEAR, CONV, GROUPED], ids=lambda layer: layer.name)
 def test_obc_removes_from_each_row_in_the_order_of_the_literal_loop(layer: Layer) -> None:
     pruner = OBC(Target(0.5, Scope.UNIFORM), DAMPENING, False, Score.MARGINAL)
     weight_RC, moments = a_problem(pruner, layer, seed=3, zeros=0.1)
-    found, solution = pruned(pruner, layer, weight_RC, moments, layer.weights // 3)
+    sensitivity, solution = pruned(pruner, layer, weight_RC, moments, layer.weights // 3)
     for row in range(layer.rows):
         group = row * layer.groups // layer.rows
         mean = moments.sum_nBB[group].double().numpy() / moments.count
         order, losses, trace = literal_obs(weight_RC[row].numpy(), mean, weight_RC[row].numpy() != 0, DAMPENING)
-        assert found.order_nG[row, : len(order)].tolist() == order
-        assert np.allclose(found.score_nG[row, : len(order)], losses, rtol=1e-4)
-        gone = int((solution.weight_RC[row] == 0).sum()) - int((weight_RC[row] == 0).sum())
-        assert np.allclose(solution.weight_RC[row].numpy(), trace[gone - 1] if gone else weight_RC[row].numpy(), atol=1e-5)
+        assert sensitivity.order_nG[row, : len(order)].tolist() == order
+        assert np.allclose(sensitivity.score_nG[row, : len(order)], losses, rtol=1e-4)
+        masked = int((solution.weight_RC[row] == 0).sum()) - int((weight_RC[row] == 0).sum())
+        assert np.allclose(solution.weight_RC[row].numpy(), trace[masked - 1] if masked else weight_RC[row].numpy(), atol=1e-5)
 
 
 def test_the_sweep_equals_removing_column_after_column_with_explicit_inverses() -> None:

@@ -37,14 +37,14 @@ def trained(folder: Path) -> dict[str, torch.Tensor]:
     return load_state(folder / "model.safetensors")[0]
 
 
-def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float) -> None:
+def assert_close(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float) -> None:
     """Without the biases of keys: softmax does not feel them, so their gradient is rounding, which Adam makes whole steps of."""
-    assert found.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     for name in expected:
         felt = torch.ones(expected[name].numel(), dtype=torch.bool)
         if name.endswith("attn.qkv.bias"):
             felt.view(3, -1)[1] = False
-        pair = [state[name].flatten()[felt] for state in (found, expected)]
+        pair = [state[name].flatten()[felt] for state in (actual, expected)]
         torch.testing.assert_close(*pair, rtol=0, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
 
 

@@ -120,8 +120,8 @@ def test_skipped_steps_are_counted_across_an_interruption(model: Path, tmp_path:
 
 def test_the_last_two_checkpoints_are_kept_until_the_result_is_there(model: Path, tmp_path: Path) -> None:
     interrupted(tmp_path / "out", model, recipe(epochs=5), after=4)
-    found = sorted(path.name for path in (tmp_path / "out" / "checkpoints").iterdir() if path.name.startswith("epoch"))
-    assert found == ["epoch3", "epoch3.json", "epoch4", "epoch4.json"]
+    names = sorted(path.name for path in (tmp_path / "out" / "checkpoints").iterdir() if path.name.startswith("epoch"))
+    assert names == ["epoch3", "epoch3.json", "epoch4", "epoch4.json"]
     run_gang(task(tmp_path / "out", model, recipe(epochs=5)), 1, 1)
     assert not (tmp_path / "out" / "checkpoints").exists()
 

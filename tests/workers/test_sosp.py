@@ -36,14 +36,14 @@ def test_sosp_h_is_the_product_with_the_dense_curvature(net, loss):
     batches = data(shape)
     gradient_S, curvature_S = dense(model, groups, batches, loss)
     for method, tolerance in (("exact", 1e-10), ("scaling", 1e-3)):
-        found = measured(method, model, groups, batches, loss)
-        assert (found.samples, found.batches, found.skipped) == (7, 2, 0)
-        assert distance(found.sums["curvature_S"], curvature_S) < tolerance
+        totals = measured(method, model, groups, batches, loss)
+        assert (totals.samples, totals.batches, totals.skipped) == (7, 2, 0)
+        assert distance(totals.sums["curvature_S"], curvature_S) < tolerance
         if loss is Loss.LABELS:
-            assert distance(found.sums["gradient_S"], gradient_S) < tolerance
+            assert distance(totals.sums["gradient_S"], gradient_S) < tolerance
         else:
-            torch.testing.assert_close(found.sums["gradient_S"], torch.zeros_like(gradient_S), rtol=0, atol=1e-14)
-        score_S = pruners()[method].rank(groups, found).score_S
+            torch.testing.assert_close(totals.sums["gradient_S"], torch.zeros_like(gradient_S), rtol=0, atol=1e-14)
+        score_S = pruners()[method].rank(groups, totals).score_S
         assert distance(score_S, (gradient_S.abs() + curvature_S.abs() / 2) / 7) < tolerance
 
 
@@ -53,8 +53,8 @@ def test_scaling_errs_by_the_square_of_epsilon(net, name):
     model, groups, shape = NETS[net]()
     batches = data(shape)
     exact_S = dict(zip(("gradient_S", "curvature_S"), dense(model, groups, batches, Loss.LABELS), strict=True))[name]
-    found = [saliency.sosp_h(model, groups, lambda: iter(batches), Loss.LABELS, epsilon).sums[name] for epsilon in (2e-3, 4e-3)]
-    errors = [distance(found_S, exact_S) for found_S in found]
+    values = [saliency.sosp_h(model, groups, lambda: iter(batches), Loss.LABELS, epsilon).sums[name] for epsilon in (2e-3, 4e-3)]
+    errors = [distance(found_S, exact_S) for found_S in values]
     assert errors[1] / errors[0] == pytest.approx(4, rel=0.05)
 
 
@@ -76,16 +76,16 @@ def test_sosp_i_is_the_gauss_newton_matrix_between_units_in_greedy_order(net, lo
                 expected_SS = expected_SS + jacobian_DS.T @ (torch.diag(p) - torch.outer(p, p)) @ jacobian_DS
                 if loss is Loss.LABELS:
                     gradient_S += jacobian_DS.T @ (p - nn.functional.one_hot(label, 3))
-    found = measured("sosp_i", model, groups, batches, loss)
-    torch.testing.assert_close(found.sums["gauss_newton_SS"], expected_SS, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(found.sums["gradient_S"], gradient_S, rtol=1e-9, atol=1e-12)
+    totals = measured("sosp_i", model, groups, batches, loss)
+    torch.testing.assert_close(totals.sums["gauss_newton_SS"], expected_SS, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(totals.sums["gradient_S"], gradient_S, rtol=1e-9, atol=1e-12)
     quadratic_SS = expected_SS.abs() / (2 * 7) + torch.diag(gradient_S.abs() / 7)
-    ranking, gone = SOSPI(TARGET, False).rank(groups, found), []
+    ranking, removed = SOSPI(TARGET, False).rank(groups, totals), []
     for unit in ranking.order_S.tolist():
-        costs = {s: float(quadratic_SS[s, s] + 2 * quadratic_SS[s, gone].sum()) for s in range(len(quadratic_SS)) if s not in gone}
+        costs = {s: float(quadratic_SS[s, s] + 2 * quadratic_SS[s, removed].sum()) for s in range(len(quadratic_SS)) if s not in removed}
         assert unit == min(costs, key=costs.__getitem__)
         assert float(ranking.score_S[unit]) == pytest.approx(costs[unit], rel=1e-8)
-        gone.append(unit)
+        removed.append(unit)
 
 
 def test_rows_of_the_matrix_between_units_add_up_to_the_product_with_all():
@@ -115,18 +115,18 @@ def test_a_unit_split_in_two_shares_its_worth(loss):
 
 def test_absolute_values_are_taken_after_all_data_is_added():
     """A batch with its terms turned round cancels: the score is that of the sum, and not the sum of the scores."""
-    found = UnitSums({"gradient_S": torch.tensor([3.0, -1.0]), "curvature_S": torch.tensor([-4.0, 2.0])}, 2, 1, 0)
-    found.sums.update(scale_S=torch.ones(2), weights_S=torch.tensor([4.0, 8.0]))
-    turned = UnitSums({name: value * (-1 if name in ("gradient_S", "curvature_S") else 1) for name, value in found.sums.items()}, 2, 1, 0)
-    assert pruners()["scaling"].rank([], found + turned).score_S.tolist() == [0.0, 0.0]
-    assert pruners()["scaling"].rank([], found + found).score_S.tolist() == [2.5, 1.0]
-    assert pruners(normalise=True)["scaling"].rank([], found + found).score_S.tolist() == [1.25, 0.25]
+    totals = UnitSums({"gradient_S": torch.tensor([3.0, -1.0]), "curvature_S": torch.tensor([-4.0, 2.0])}, 2, 1, 0)
+    totals.sums.update(scale_S=torch.ones(2), weights_S=torch.tensor([4.0, 8.0]))
+    turned = UnitSums({name: value * (-1 if name in ("gradient_S", "curvature_S") else 1) for name, value in totals.sums.items()}, 2, 1, 0)
+    assert pruners()["scaling"].rank([], totals + turned).score_S.tolist() == [0.0, 0.0]
+    assert pruners()["scaling"].rank([], totals + totals).score_S.tolist() == [2.5, 1.0]
+    assert pruners(normalise=True)["scaling"].rank([], totals + totals).score_S.tolist() == [1.25, 0.25]
 
 
 def test_normalised_scores_are_per_weight_of_a_unit():
     model, groups, shape = perceptron()
-    found = measured("scaling", model, groups, data(shape)) + measured("scaling", model, groups, data(shape, seed=5))
-    plain, normalised = (pruners(normalise=each)["scaling"].rank(groups, found).score_S for each in (False, True))
+    totals = measured("scaling", model, groups, data(shape)) + measured("scaling", model, groups, data(shape, seed=5))
+    plain, normalised = (pruners(normalise=each)["scaling"].rank(groups, totals).score_S for each in (False, True))
     torch.testing.assert_close(plain / normalised, torch.tensor([13.0] * 5 + [12.0] * 2, dtype=torch.float64))
 
 

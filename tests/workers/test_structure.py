@@ -56,9 +56,9 @@ def test_torch_pruning_itself_leaves_the_same_model(name):
     images_NCHW = torch.randn(2, 3, size, size, dtype=torch.float64)
     graph = tp.DependencyGraph().build_dependency(model, images_NCHW)
     for group in groups:
-        root, gone = model.get_submodule(group.name), (~kept[group.name]).nonzero()[:, 0].tolist()
-        if gone:
-            graph.get_pruning_group(root, tp.prune_conv_out_channels, gone).prune()
+        root, removed = model.get_submodule(group.name), (~kept[group.name]).nonzero()[:, 0].tolist()
+        if removed:
+            graph.get_pruning_group(root, tp.prune_conv_out_channels, removed).prune()
     assert {n: t.shape for n, t in model.state_dict().items()} == {n: t.shape for n, t in small.state_dict().items()}
     with torch.no_grad():
         torch.testing.assert_close(small(images_NCHW), model(images_NCHW), rtol=1e-10, atol=1e-12)

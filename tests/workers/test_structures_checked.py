@@ -51,9 +51,9 @@ def layers(between):
 
 
 def test_a_bias_after_the_activation_is_another_function_and_said_by_name():
-    found = checked(lambda: layers(AddOne()), 3, 8, 8)
-    assert [group.name for group in found.groups] == ["2"]
-    assert list(found.left_out) == ["0"] and "the output differs by" in found.left_out["0"]
+    result = checked(lambda: layers(AddOne()), 3, 8, 8)
+    assert [group.name for group in result.groups] == ["2"]
+    assert list(result.left_out) == ["0"] and "the output differs by" in result.left_out["0"]
 
 
 class WithRoot(nn.Module):
@@ -77,8 +77,8 @@ def test_a_trial_that_gives_no_numbers_proves_nothing():
 
 
 def test_channels_that_a_mean_is_taken_over_are_not_offered():
-    found = checked(lambda: layers(MeanOf()), 3, 8, 8)
-    assert [group.name for group in found.groups] == ["2"] and not found.left_out
+    result = checked(lambda: layers(MeanOf()), 3, 8, 8)
+    assert [group.name for group in result.groups] == ["2"] and not result.left_out
 
 
 @pytest.mark.parametrize("name", ["convnextv2_atto", "hgnetv2_b0", "caformer_s18"])
@@ -116,8 +116,8 @@ class Network(nn.Module):
 
 def test_heads_whose_width_is_written_as_that_of_the_input_can_go():
     """Against the sum over the remaining heads, written out by hand."""
-    found = checked(Network, 7, 3)
-    (group,) = found.groups
+    result = checked(Network, 7, 3)
+    (group,) = result.groups
     assert (group.name, group.kind, group.units, group.narrow, group.least) == ("attention", Kind.HEAD, 4, ("attention",), 1)
     torch.manual_seed(0)
     whole = Attention(24, 4).double()

@@ -77,11 +77,11 @@ def test_hidden_neurons_of_torchvisions_transformer_can_go_even_all_of_them(neur
     for group in groups:
         model.get_submodule(group.name).register_forward_hook(sum_over_kept(group.name))
     with torch.no_grad():
-        expected, found = model(images_NCHW), small(images_NCHW)
+        expected, actual = model(images_NCHW), small(images_NCHW)
     assert [(group.name, group.kind, group.units) for group in groups] == [
         (f"encoder.layers.encoder_layer_{block}.mlp", Kind.NEURON, 24) for block in range(2)
     ]
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
     mask_(dict(model.named_parameters()), groups, kept)
     with torch.no_grad():
         torch.testing.assert_close(model(images_NCHW), expected, rtol=1e-10, atol=1e-12)

@@ -54,10 +54,10 @@ def test_magnitude_is_the_root_mean_square_of_what_produces_a_unit():
     model, groups, _ = perceptron()
     weight, bias = model.body[3].weight.detach(), model.body[3].bias.detach()
     pair = torch.cat([weight[[0, 3]].reshape(-1), bias[[0, 3]]])
-    found = measured("magnitude", model, groups, None)
-    score_S = UnitMagnitude(TARGET, False).rank(groups, found).score_S
+    totals = measured("magnitude", model, groups, None)
+    score_S = UnitMagnitude(TARGET, False).rank(groups, totals).score_S
     assert float(score_S[5]) == pytest.approx(float(pair.square().mean().sqrt()), rel=1e-12)
-    assert torch.equal(UnitMagnitude(TARGET, False).rank(groups, found + found).score_S, score_S)
+    assert torch.equal(UnitMagnitude(TARGET, False).rank(groups, totals + totals).score_S, score_S)
 
 
 def test_random_orders_depend_on_the_seed_and_not_on_other_groups():
@@ -73,8 +73,8 @@ def test_random_orders_depend_on_the_seed_and_not_on_other_groups():
 @pytest.mark.parametrize("method", [*READERS, "magnitude"])
 def test_a_dead_unit_is_worth_nothing(method):
     model, groups, shape = perceptron()
-    found = measured(method, silent(model, 3), groups, data(shape))
-    ranking = pruners()[method].rank(groups, found)
+    totals = measured(method, silent(model, 3), groups, data(shape))
+    ranking = pruners()[method].rank(groups, totals)
     assert float(ranking.score_S[3]) == 0.0 and int(ranking.order_S[0]) == 3 and int((ranking.score_S == 0).sum()) == 1
 
 
@@ -109,10 +109,10 @@ def test_a_batch_that_is_not_finite_counts_for_no_unit(method):
     good = data(shape)
     bad = Batch(good[0].images_NCHW.clone(), good[0].labels)
     bad.images_NCHW[1, 0, 0, 0] = float("inf")
-    clean, found = measured(method, model, groups, good), measured(method, model, groups, [good[0], bad, good[1]])
-    assert (found.samples, found.batches, found.skipped) == (7, 2, 1)
+    clean, totals = measured(method, model, groups, good), measured(method, model, groups, [good[0], bad, good[1]])
+    assert (totals.samples, totals.batches, totals.skipped) == (7, 2, 1)
     for name, total in clean.sums.items():
-        assert torch.equal(found.sums[name], total)
+        assert torch.equal(totals.sums[name], total)
     with pytest.raises(SecateurError, match="1 skipped"):
         pruners()[method].rank(groups, measured(method, model, groups, [bad]))
 
@@ -122,11 +122,11 @@ def test_samples_without_a_label_count_only_if_labels_are_not_read(method):
     model, groups, shape = perceptron()
     (batch,) = data(shape, sizes=(4,))
     half = Batch(batch.images_NCHW, torch.where(torch.arange(4) < 2, batch.labels, -1))
-    found = measured(method, model, groups, [half, Batch(batch.images_NCHW, torch.full((4,), -1))])
-    assert (found.samples, found.batches, found.skipped) == (2, 1, 1)
+    totals = measured(method, model, groups, [half, Batch(batch.images_NCHW, torch.full((4,), -1))])
+    assert (totals.samples, totals.batches, totals.skipped) == (2, 1, 1)
     expected = measured(method, model, groups, [Batch(batch.images_NCHW[:2], batch.labels[:2])])
     for name, total in expected.sums.items():
-        torch.testing.assert_close(found.sums[name], total, rtol=1e-12, atol=1e-15)
+        torch.testing.assert_close(totals.sums[name], total, rtol=1e-12, atol=1e-15)
     assert measured(method, model, groups, [half], Loss.SAMPLED).samples == 4
 
 
