@@ -1,4 +1,4 @@
-"""The knapsack against all choices there are, against constraint programming, and against the paper's own way."""
+"""The knapsack against all possible choices, constraint programming, and the algorithm of the paper."""
 
 from itertools import pairwise, product
 
@@ -80,7 +80,7 @@ def test_the_papers_way_is_not_optimal():
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 10_000), st.lists(st.floats(0, 40), min_size=2, max_size=5))
-def test_a_larger_budget_is_never_worth_less_and_each_is_kept(seed, budgets):
+def test_a_larger_budget_is_never_worth_less_and_each_is_met(seed, budgets):
     values, costs, _ = instance(seed)
     choices = exact(values, costs, sorted(budgets))
     reached = [-np.inf if choice is None else worth(values, choice) for choice in choices]
@@ -109,6 +109,6 @@ def test_costs_of_nothing_and_groups_of_one_option_are_fine():
 
 
 @pytest.mark.parametrize("cost", [[-1.0, 0.0], [np.nan, 0.0], [1.0]])
-def test_what_is_no_cost_is_named(cost):
+def test_an_invalid_cost_is_named(cost):
     with pytest.raises(ValueError, match="group 0"):
         exact([np.array([0.0, 1.0])], [np.array(cost)], [1.0])

@@ -53,7 +53,7 @@ def test_hopeless_blocks_are_counted_in_the_error(bad: float) -> None:
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
-def test_a_pivot_within_rounding_of_zero_is_no_pivot() -> None:
+def test_a_pivot_that_is_zero_within_rounding_is_refused() -> None:
     """Rank one and no dampening: the second pivot is zero or noise, never taken for a number."""
     v = torch.tensor([1.0, 1 / 3], dtype=torch.float64)
     with pytest.raises(NotPositiveDefinite):

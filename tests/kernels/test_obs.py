@@ -1,4 +1,4 @@
-"""Elimination and group solve against literal float64 brain surgery, and what must not change them."""
+"""Elimination and solve against literal float64 optimal brain surgeon, and what must not change their results."""
 
 import subprocess
 import sys
@@ -78,7 +78,7 @@ def test_elimination_and_solve_equal_literal_brain_surgery(implementation, block
 
 
 @both
-def test_zero_weights_go_first_in_the_order_of_the_block_and_cost_nothing(implementation) -> None:
+def test_zero_weights_are_removed_first_in_the_order_of_the_block_without_loss(implementation) -> None:
     weights_nB, mean_nBB, alive_nB = _problem(20, 24, 30, seed=0)
     weights_nB[:, [3, 17, 5]] = 0.0
     weights_nB[0] = 0.0
@@ -201,7 +201,7 @@ def test_bytes_are_the_same_for_one_and_two_threads() -> None:
     assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
 
 
-def test_the_number_of_torch_threads_stays_what_it_was() -> None:
+def test_the_number_of_torch_threads_does_not_change() -> None:
     """In a fresh process: numba's first parallel run sets the thread count of OpenMP, which is torch's."""
     script = (
         "import torch; torch.set_num_threads(1); from kernels import obs; everything = torch.ones(2, 3, dtype=torch.bool)\n"
@@ -251,7 +251,7 @@ def test_hopeless_matrices_are_refused_and_counted(implementation, bad: float) -
 
 
 @both
-def test_what_stands_on_entries_that_are_not_alive_is_never_read(implementation) -> None:
+def test_values_of_entries_that_are_not_alive_are_never_read(implementation) -> None:
     weights_nB, mean_nBB, alive_nB = _problem(8, 12, 20, seed=2, pruned=0.3)
     keep_nB = torch.rand(8, 12, generator=torch.Generator().manual_seed(0)) > 0.5
     dirty_nB = torch.where(alive_nB, weights_nB, torch.nan)

@@ -1,4 +1,4 @@
-"""The Triton kernel against the plain torch reference: in Triton's interpreter, and on a GPU where there is one."""
+"""The Triton kernel against the torch reference: in Triton's interpreter, and on a GPU if there is one."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""Elimination with N:M and in groups, and static losses, against literal float64 brain surgery and brute force."""
+"""Elimination with N:M and in tiles, and static losses, against literal float64 optimal brain surgeon and brute force."""
 
 import subprocess
 import sys
@@ -101,7 +101,7 @@ def test_large_groups_equal_literal_brain_surgery(implementation, tile) -> None:
 
 @both
 @patterns
-def test_each_step_removes_what_raises_the_quadratic_least(implementation, pattern) -> None:
+def test_each_step_removes_the_tile_that_raises_the_quadratic_least(implementation, pattern) -> None:
     """Brute force: every allowed next removal is tried, with all other weights re-fitted by constrained least squares."""
     for seed in range(6):
         weights_nB, mean_nBB, _ = _problem(1, 8, 30, seed)
@@ -129,7 +129,7 @@ def test_each_step_removes_what_raises_the_quadratic_least(implementation, patte
 
 @both
 @pytest.mark.parametrize("text", ["2:4", "1:4", "4:8", "5:8"])
-def test_every_bucket_ends_with_what_must_stay_or_less_where_it_had_less(implementation, text) -> None:
+def test_every_bucket_keeps_as_many_entries_as_required_or_all_that_it_had(implementation, text) -> None:
     weights_nB, mean_nBB, alive_nB = _problem(30, 48, 60, seed=3, pruned=0.3)
     pattern = parse(text)
     result = implementation.eliminate(weights_nB, mean_nBB, alive_nB, 1e-8, False, pattern)
@@ -223,7 +223,7 @@ def test_a_shared_matrix_gets_one_raised_dampening_and_is_refused_for_every_row(
 
 @both
 @patterns
-def test_what_stands_on_entries_that_are_not_alive_is_not_read_under_a_pattern(implementation, pattern) -> None:
+def test_values_of_entries_that_are_not_alive_are_not_read_under_a_pattern(implementation, pattern) -> None:
     weights_nB, mean_nBB, alive_nB = _problem(8, 24, 20, seed=2, pruned=0.4)
     dirty_nB = torch.where(alive_nB, weights_nB, torch.nan)
     dirty_nBB = torch.where(alive_nB[:, :, None] & alive_nB[:, None, :], mean_nBB, torch.nan)
@@ -256,7 +256,7 @@ def test_groups_keep_to_the_order_of_80_bit_arithmetic_when_the_fisher_is_nearly
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs the peak memory of Linux")
 @pytest.mark.parametrize("shared", [True, False])
-def test_the_memory_that_is_taken_is_the_memory_that_is_announced(shared: bool) -> None:
+def test_the_memory_that_is_used_is_the_memory_that_is_predicted(shared: bool) -> None:
     """In a fresh process on one thread, with the code compiled and the arguments made before the peak is reset."""
     script = f"""
 import torch

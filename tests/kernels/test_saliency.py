@@ -1,4 +1,4 @@
-"""Sums over units, curvature between them and greedy orders, against their definitions written out."""
+"""Sums over units, curvature between them and greedy orders, against their definitions."""
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ def test_gauss_newton_is_the_sum_of_projected_softmax_curvatures(samples: int) -
 
 
 @given(size=st.integers(1, 9), seed=st.integers(0, 1000))
-def test_the_greedy_order_takes_the_least_increase_of_the_quadratic_form(size: int, seed: int) -> None:
+def test_the_greedy_order_has_the_least_increase_of_the_quadratic_form_in_each_step(size: int, seed: int) -> None:
     """Each step against all choices, each worth what ``1_M^T Q 1_M`` rises by."""
     root = np.random.default_rng(seed).normal(size=(size, size))
     quadratic = np.abs(root @ root.T)
@@ -65,17 +65,17 @@ def test_the_greedy_order_takes_the_least_increase_of_the_quadratic_form(size: i
     assert sorted(removed) == list(range(size)) and worth == pytest.approx(quadratic.sum())
 
 
-def test_units_that_do_not_interact_go_by_their_own_cost() -> None:
+def test_units_that_do_not_interact_are_removed_by_their_own_cost() -> None:
     order_S, paid_S = greedy_order(torch.diag(torch.tensor([3.0, 1.0, 2.0, 1.0])))
     assert order_S.tolist() == [1, 3, 2, 0] and paid_S.tolist() == [1.0, 1.0, 2.0, 3.0]
 
 
-def test_of_two_equal_units_the_second_goes_late() -> None:
+def test_of_two_equal_units_the_second_is_removed_late() -> None:
     """Each costs little alone and much beside the other: a sum over all others would put both last."""
     quadratic_SS = torch.tensor([[1.0, 5.0, 0.0], [5.0, 1.0, 0.0], [0.0, 0.0, 2.0]])
     assert greedy_order(quadratic_SS)[0].tolist() == [0, 2, 1]
 
 
-def test_the_share_of_vanishing_scores_is_by_the_size_of_what_cancelled() -> None:
+def test_the_share_of_vanishing_scores_depends_on_the_size_of_the_terms_that_cancel() -> None:
     scale_S = torch.tensor([1e3, 1e-3, 0.0, 1.0])
     assert vanishing(torch.tensor([1e-4, 1e-4, 0.0, 0.5]), scale_S) == 0.5

@@ -1,4 +1,4 @@
-"""Scores against scikit-learn, the definition of the hull, and the optimality they claim."""
+"""Scores against scikit-learn, the definition of the hull, and the optimality that they claim."""
 
 import numpy as np
 import pytest

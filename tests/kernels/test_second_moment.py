@@ -20,7 +20,7 @@ def test_joining_undoes_cutting_and_padding_is_marked(rows: int, columns: int, b
     assert torch.equal(existing_nB(rows, columns, block_size), blocks_nB != 0)
 
 
-def test_no_block_holds_entries_of_two_rows() -> None:
+def test_no_block_contains_entries_of_two_rows() -> None:
     row_of_entry_nB = cut_blocks(torch.arange(1.0, 5).repeat_interleave(7).reshape(4, 7), 3)
     assert all(len(set(block.tolist()) - {0.0}) == 1 for block in row_of_entry_nB)
 

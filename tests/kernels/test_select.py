@@ -1,4 +1,4 @@
-"""The radix threshold against sorting everything."""
+"""The radix threshold against a full sort."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Small data sets and what is said of their batches, for the tests of data."""
+"""Small data sets, and checks of their batches, for the tests of data."""
 
 import gzip
 

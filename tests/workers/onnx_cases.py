@@ -1,4 +1,4 @@
-"""Models in files, and what onnxruntime makes of theirs."""
+"""Models in files, and their outputs in onnxruntime."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Small problems for the tests of recovery, a training loop in plain torch to compare with, and two processes that train together."""
+"""Small problems for the tests of training, a training loop in plain torch for comparison, and two processes that train together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks of a few hundred weights with units to take out, and what their saliencies are by dense matrices."""
+"""Networks of a few hundred weights with units, and their saliencies from dense matrices."""
 
 import torch
 from torch import nn

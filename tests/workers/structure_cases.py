@@ -1,4 +1,4 @@
-"""Models in float64, choices of their units, and the comparison that taking units out has to pass."""
+"""Models in float64, choices of their units, and the comparison of a model without units with the silenced one."""
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode

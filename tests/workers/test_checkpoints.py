@@ -1,4 +1,4 @@
-"""Checkpoints as trainings leave them, each written by the library itself where it is installed, come back bit by bit or are refused."""
+"""Checkpoints in the formats of other libraries, written by the library itself if installed, are loaded bit by bit or refused."""
 
 import argparse
 import os
@@ -19,7 +19,7 @@ from workers.models.exported import Exported
 
 
 def assert_read(path, model, notes=()):
-    """Every tensor is that of ``model`` to the last bit, and each of ``notes`` is said of what was left out."""
+    """Every tensor equals that of ``model`` to the last bit, and the remark about tensors that were left out contains all ``notes``."""
     made, state = family(path), model.state_dict()
     loaded = made.pretrained_state()
     assert list(loaded) == list(state)
@@ -100,7 +100,7 @@ def test_a_compiled_model_alone_and_inside_wrappers(tmp_path):
     assert_read(tmp_path / "w.pt", trained())
 
 
-def test_a_lightning_checkpoint_with_what_stands_beside_the_model(tmp_path):
+def test_a_lightning_checkpoint_with_other_tensors_beside_the_model(tmp_path):
     """As Lightning documents it: https://lightning.ai/docs/pytorch/stable/common/checkpointing_basic.html"""
     model, teacher = trained(), nn.Linear(3, 4)
     module = Wrapped(model=model, loss_fn=nn.CrossEntropyLoss(weight=torch.rand(10)), teacher=teacher)
@@ -219,7 +219,7 @@ def test_two_models_of_one_architecture_are_refused_by_name(tmp_path):
         family(tmp_path / "w.pth").pretrained_state()
 
 
-def test_one_model_under_two_names_is_no_choice(tmp_path):
+def test_one_model_under_two_names_is_not_ambiguous(tmp_path):
     model = trained()
     torch.save({"state_dict": Wrapped(net=model, same=model).state_dict()}, tmp_path / "w.pth")
     assert_read(tmp_path / "w.pth", model, ["state_dict: same.*"])
@@ -236,7 +236,7 @@ def test_a_part_of_the_model_that_looks_like_it_does_not_stand_in_the_way():
     assert fit.complete and not fit.unexpected and fit.state == state
 
 
-def test_a_wrapped_checkpoint_that_does_not_fit_is_told_by_the_models_own_names(tmp_path):
+def test_a_wrapped_checkpoint_that_does_not_fit_is_reported_by_the_models_own_names(tmp_path):
     state = {f"module.{name}": tensor for name, tensor in trained().state_dict().items() if name != "norm.bias"}
     torch.save({"state_dict": state | {"n_averaged": torch.tensor(1)}}, tmp_path / "w.pth")
     with pytest.raises(ConfigError, match=r"does not fit the model: missing: norm.bias; check"):
@@ -247,7 +247,7 @@ def test_a_wrapped_checkpoint_that_does_not_fit_is_told_by_the_models_own_names(
         family(tmp_path / "w.pth").pretrained_state()
 
 
-def test_what_holds_no_weights_at_all_is_named(tmp_path):
+def test_a_file_without_weights_is_named(tmp_path):
     for content in ({"epoch": 3}, [torch.ones(3)], {}):
         torch.save(content, tmp_path / "w.pth")
         with pytest.raises(ConfigError, match=r"expected a dict of tensors"):
@@ -268,7 +268,7 @@ class Custom:
 
 @pytest.mark.parametrize("wrap", [lambda trap: trap, lambda trap: argparse.Namespace(hidden=trap), lambda trap: [{"deep": trap}]])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_beside_what_is_allowed_no_code_runs(tmp_path, wrap, zipped):
+def test_only_allowed_types_are_loaded_and_no_code_runs(tmp_path, wrap, zipped):
     content = {"state_dict": trained().state_dict(), "args": wrap(Trap(pytest.fail))}
     torch.save(content, tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
     named = r"_pytest\.outcomes\." if zipped else ""
@@ -286,7 +286,7 @@ def test_nothing_of_numpy_and_argparse_but_numbers_and_namespaces_is_read(tmp_pa
         family(tmp_path / "w.pt").pretrained_state()
 
 
-def test_what_is_allowed_is_allowed_here_alone_and_its_own_code_does_not_run(tmp_path, monkeypatch):
+def test_types_are_allowed_only_here_and_their_code_does_not_run(tmp_path, monkeypatch):
     """The namespace's own methods would fail; and torch by itself still refuses the file afterwards."""
     path = tmp_path / "w.pt"
     torch.save({"state_dict": trained().state_dict(), "args": argparse.Namespace(lr=1)}, path)

@@ -1,4 +1,4 @@
-"""Batches are pure functions of settings and seed, shards cut them exactly, and fingerprints follow what the data is."""
+"""Batches are pure functions of settings and seed, shards cut them exactly, and fingerprints depend on the data."""
 
 import random
 
@@ -104,7 +104,7 @@ def test_a_last_part_batch_is_dropped_and_a_batch_larger_than_the_set_refused(da
         data.train(0, 3, 0, 4)
 
 
-def test_sizes_are_what_is_asked_for_and_a_smaller_subset_lies_in_a_larger_one():
+def test_subsets_have_the_requested_sizes_and_a_smaller_one_is_part_of_a_larger_one():
     data = digits(train_size=100, test_size=30, bank_size=20)
     assert [data.size(split) for split in ("train", "test", "bank", "calibration")] == [100, 30, 20, 48]
     assert [len(joined(data.evaluation(split, 0, 1))[1]) for split in ("test", "bank")] == [30, 20]
@@ -187,7 +187,7 @@ def test_bad_settings_are_refused_at_the_door(changes, key):
         digits(**changes)
 
 
-def test_a_fingerprint_follows_what_the_data_is_and_not_how_it_is_cut():
+def test_a_fingerprint_depends_on_the_data_and_not_on_how_it_is_cut():
     base = digits().fingerprint()
     for changes in ({"seed": 1}, {"image_size": 16}, {"mean": [0.5]}, {"train_size": 10}):
         assert digits(**changes).fingerprint() != base

@@ -52,7 +52,7 @@ def test_every_box_of_a_scene_holds_a_garment_of_its_class_that_touches_all_four
     assert seen > 10 and data.classes == 10 and data.has_boxes
 
 
-def test_boxes_go_with_garments_that_are_shifted_and_mirrored_in_training(garments):
+def test_boxes_move_with_garments_that_are_shifted_and_mirrored_in_training(garments):
     """One garment in each scene: what is bright in the moved image is its box, or it has left."""
     data = fashion_scenes(garments, objects=1, max_shift=20, flip=True)
     (still,), (batch,) = fashion_scenes(garments, objects=1).train(0, 1, 0, 40), data.train(0, 1, 0, 40)
@@ -111,7 +111,7 @@ def test_training_images_and_boxes_move_together_and_do_not_depend_on_the_decode
     assert not torch.equal(still.labels, moved.labels) and not torch.equal(still.images_NCHW, moved.images_NCHW)
 
 
-def test_what_is_not_in_cocos_layout_is_named(photos):
+def test_annotations_that_are_not_in_cocos_layout_are_named(photos):
     with pytest.raises(ConfigError, match=r"data.train_annotations: expected a JSON file .*nowhere.json"):
         coco(photos, train_annotations="nowhere.json").check()
     (photos / "bad.json").write_text('{"images": []}')

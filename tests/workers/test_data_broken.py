@@ -1,4 +1,4 @@
-"""Files that no loader reads are skipped and counted; those that cannot be read are listed at once or left out, and looked at once."""
+"""Files that are not images are skipped and counted; those that cannot be read are listed at once or left out, and examined once."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from workers.data.examine import Broken, Examine
 from workers.errors import ConfigError, SecateurError
 
 
-def test_what_no_loader_reads_is_skipped_counted_and_said(pets):
+def test_files_that_are_not_images_are_skipped_counted_and_reported(pets):
     before = settled(pets)
     (pets / "train" / "cat" / "._0.jpg").write_bytes(b"\0\5\x16\7Mac OS X")
     (pets / "train" / "cat" / "folder.jpg").mkdir()
@@ -32,7 +32,7 @@ def test_what_no_loader_reads_is_skipped_counted_and_said(pets):
 
 
 def break_(pets):
-    """One file of every kind that cannot be read, and what is to be said of it."""
+    """Writes one file of every kind that cannot be read. Returns the reason for each, by name."""
     whole = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     cat, dog = pets / "train" / "cat", pets / "val" / "dog"
     os.symlink(pets / "nowhere.png", cat / "dangling.png")
@@ -83,7 +83,7 @@ def test_many_broken_files_are_all_in_a_file(pets):
     assert len((pets.parent / "examined" / "broken.txt").read_text().splitlines()) == 30
 
 
-def test_broken_files_are_left_out_when_asked_for_and_the_identity_is_of_those_that_are_used(pets):
+def test_broken_files_are_left_out_on_request_and_the_identity_is_of_the_others(pets):
     clean = settled(pets)
     kinds = break_(pets)
     data = settled(pets, broken=Broken.SKIP)
@@ -99,7 +99,7 @@ def test_broken_files_are_left_out_when_asked_for_and_the_identity_is_of_those_t
     assert again.size("train") == 5 and again.fingerprint() != clean.fingerprint(), "no time tells, only that it is left out"
 
 
-def test_a_class_whose_files_are_all_left_out_is_told(pets):
+def test_a_class_whose_files_are_all_left_out_is_reported(pets):
     for number in range(3):
         (pets / "train" / "dog" / f"{number}.png").write_bytes(b"")
     remark = " ".join(settled(pets, broken=Broken.SKIP).remarks(None))
@@ -138,7 +138,7 @@ def test_files_are_examined_once_and_again_when_they_change(pets, monkeypatch):
     assert str(pets / "train" / "cat" / "0.png") in opened and len(opened) < 5
 
 
-def test_a_disk_that_fails_is_no_property_of_the_file(pets, monkeypatch):
+def test_an_error_of_the_disk_is_not_remembered_for_the_file(pets, monkeypatch):
     plain = Image.open
 
     def failing(path, *rest):
@@ -153,7 +153,7 @@ def test_a_disk_that_fails_is_no_property_of_the_file(pets, monkeypatch):
     assert settled(pets).size("train") == 6
 
 
-def test_names_that_are_no_utf_8_are_read_and_shown(pets):
+def test_names_that_are_not_utf_8_are_read_and_printed(pets):
     name = os.fsencode(str(pets / "train" / "cat")) + b"/\xff.png"
     shutil.copy(os.fsencode(str(pets / "train" / "cat" / "0.png")), name)
     data = settled(pets)

@@ -1,4 +1,4 @@
-"""The user's arrays and image folders, and Fashion-MNIST as it comes: read exactly, and what is missing or damaged is said in one line."""
+"""Arrays, image folders and Fashion-MNIST are read exactly, and missing or damaged files are reported in one line."""
 
 import os
 from pathlib import Path
@@ -119,7 +119,7 @@ def test_fashion_mnist_that_changes_is_read_anew_by_the_same_process(tmp_path):
     assert fashion(tmp_path).fingerprint() != before
 
 
-def test_missing_fashion_mnist_names_what_to_run_and_leaves_the_plan_its_sizes(tmp_path, monkeypatch):
+def test_missing_fashion_mnist_names_the_command_and_a_plan_still_has_sizes(tmp_path, monkeypatch):
     data = fashion(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match=r"dataset-fashion-mnist, run scripts/fetch_cases.sh"):
         data.check()
@@ -158,7 +158,7 @@ def test_testing_resizes_the_shorter_side_and_crops_the_centre(image_root):
 
 
 @pytest.mark.parametrize("augmentation", list(Augmentation))
-def test_decoders_change_no_byte(image_root, augmentation):
+def test_the_number_of_decoders_does_not_change_the_bytes(image_root, augmentation):
     here, ahead = (folder(image_root, augmentation=augmentation, decoders=decoders) for decoders in (0, 2))
     assert same(joined(here.train(0, 1, 0, 4)), joined(ahead.train(0, 1, 0, 4)))
     assert same(joined(here.calibration(0, 1)), joined(ahead.calibration(0, 1)))

@@ -1,4 +1,4 @@
-"""Folders as people have them: what is a class, which number it has, and who is told."""
+"""Image folders: which folders are classes, how classes are numbered, and what is reported."""
 
 import re
 import shutil
@@ -15,7 +15,7 @@ from workers.errors import ConfigError, SecateurError
 @pytest.mark.parametrize(
     "name", ["__MACOSX", ".ipynb_checkpoints", "@eaDir", ".hidden", "empty", "aaa/.DS_Store", "aaa/Thumbs.db", "aaa/._0.jpg"]
 )
-def test_empty_and_hidden_folders_and_what_systems_leave_behind_are_no_classes(pets, name):
+def test_empty_and_hidden_folders_and_those_of_systems_are_not_classes(pets, name):
     before, same = numbers(folder(pets, **PLAIN)), folder(pets, **PLAIN).fingerprint()
     for split in ("train", "val"):
         if "/" in name:
@@ -39,7 +39,7 @@ def test_the_list_of_classes_is_part_of_the_identity(pets):
     assert settled(pets).fingerprint() == before
 
 
-def test_classes_without_images_are_told_and_all_of_them_refused(pets):
+def test_classes_without_images_are_reported_and_all_of_them_refused(pets):
     picture(pets / "train" / "ape" / "more" / "0.png")
     (pets / "train" / "bee").mkdir()
     (pets / "train" / "bee" / "notes.txt").write_text("bees")
@@ -55,7 +55,7 @@ def test_classes_without_images_are_told_and_all_of_them_refused(pets):
         settled(pets)
 
 
-def test_a_classifier_with_too_few_outputs_is_told_which_classes_have_no_images(pets):
+def test_too_few_outputs_are_refused_with_the_classes_that_have_no_images(pets):
     picture(pets / "train" / "ape" / "more" / "0.png")
     with pytest.raises(ConfigError, match=r"num_classes: expected at least 3\b.*ape without training images.*got 2"):
         folder(pets).check_outputs(2)
@@ -128,7 +128,7 @@ def test_images_without_classes_have_no_class_map(pets):
         settled(pets / "train" / "cat", train_folder=".", test_folder=".", class_map={"cat": 1})
 
 
-def test_more_outputs_than_classes_are_told_with_the_numbers_that_classes_have(pets):
+def test_more_outputs_than_classes_are_reported_with_the_numbers_of_classes(pets):
     (remark,) = settled(pets, 10).remarks(10)
     for part in ("10 classes", "data have 2", "(cat is 0, dog is 1)", "data.class_map"):
         assert part in remark
@@ -153,7 +153,7 @@ def test_folders_named_by_wordnet_ids_get_the_outputs_of_imagenet(pets):
     )
 
 
-def test_wordnet_ids_are_no_outputs_where_the_model_has_another_head_or_the_user_says_otherwise(pets):
+def test_wordnet_ids_are_not_mapped_for_another_head_or_with_a_class_map(pets):
     named(pets, "n02123045", "n02099601")
     assert numbers(settled(pets, 2)) == numbers(settled(pets)) == [1, 0]
     assert numbers(settled(pets, 1000, class_map={"n02123045": 4, "n02099601": 5})) == [4, 5]
@@ -163,7 +163,7 @@ def test_wordnet_ids_are_no_outputs_where_the_model_has_another_head_or_the_user
 
 
 def test_all_of_imagenet_keeps_the_order_of_its_folders(tmp_path):
-    """The one order: 1,000 ids sorted are the outputs 0 to 999, so nothing is mapped and nothing said."""
+    """The 1,000 sorted ids are the outputs 0 to 999, so nothing is mapped or reported."""
     from timm.data import ImageNetInfo
 
     from workers.data.imagenet import wordnet_outputs

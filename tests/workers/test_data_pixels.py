@@ -1,4 +1,4 @@
-"""What files of every kind of pixel become: their values, against files that are written here byte by byte."""
+"""The values of pixels of every type, against files that are written here byte by byte."""
 
 import struct
 import zlib
@@ -66,7 +66,7 @@ def colours(path, reading=WHITE):
 CLOSE = {"rtol": 0, "atol": 0.51 / 255}
 
 
-def test_16_bit_grey_pngs_and_pgms_are_scaled_by_what_16_bits_hold(tmp_path):
+def test_16_bit_grey_pngs_and_pgms_are_scaled_by_the_range_of_16_bits(tmp_path):
     values_HW = (RAMP_HW * 65535).round()
     write_png(tmp_path / "a.png", values_HW, 16, 0)
     (tmp_path / "a.pgm").write_bytes(b"P5\n4 3\n65535\n" + values_HW.astype(">u2").tobytes())
@@ -77,7 +77,7 @@ def test_16_bit_grey_pngs_and_pgms_are_scaled_by_what_16_bits_hold(tmp_path):
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_16_bit_tiffs_are_scaled_by_what_16_bits_hold(tmp_path, order):
+def test_16_bit_tiffs_are_scaled_by_the_range_of_16_bits(tmp_path, order):
     write_tiff(tmp_path / "a.tif", (RAMP_HW * 65535).round().astype(np.uint16), order=order)
     np.testing.assert_allclose(grey(tmp_path / "a.tif"), RAMP_HW, **CLOSE)
 
@@ -116,12 +116,12 @@ def test_where_zero_is_white_deep_tiffs_are_turned_over(tmp_path):
         "flat",
     ],
 )
-def test_deep_tiffs_span_black_to_white_and_floats_in_0_to_1_stay(tmp_path, values_HW, expected_HW):
+def test_deep_tiffs_span_black_to_white_and_floats_in_0_to_1_are_not_scaled(tmp_path, values_HW, expected_HW):
     write_tiff(tmp_path / "a.tif", values_HW)
     np.testing.assert_allclose(grey(tmp_path / "a.tif"), expected_HW, rtol=0, atol=1.01 / 255)
 
 
-def test_floats_that_are_no_numbers_are_named(tmp_path):
+def test_floats_that_are_not_finite_are_named(tmp_path):
     write_tiff(tmp_path / "a.tif", np.where(RAMP_HW == 1, np.nan, RAMP_HW).astype(np.float32))
     with pytest.raises(SecateurError, match=r"a.tif: .*not finite"):
         read_rgb(str(tmp_path / "a.tif"), WHITE)
@@ -194,7 +194,7 @@ def test_a_folder_of_16_bit_images_gives_the_batches_of_the_same_images_in_8_bit
     assert deep.std() > 0.5 and (deep == plain).all()
 
 
-def test_cmyk_is_light_times_what_the_inks_let_through(tmp_path):
+def test_cmyk_is_light_times_the_transmission_of_the_inks(tmp_path):
     inks = np.array([[[0, 0, 0, 0], [255, 0, 0, 0], [0, 255, 0, 0], [0, 0, 255, 0], [0, 0, 0, 255], [128, 0, 0, 128]]], np.uint8)
     Image.fromarray(np.ascontiguousarray(inks.repeat(16, 0).repeat(16, 1)), "CMYK").save(tmp_path / "a.jpg", quality=100, subsampling=0)
     Image.fromarray(inks, "CMYK").save(tmp_path / "a.tif")
@@ -217,7 +217,7 @@ STORED = {  # how a camera stores UPRIGHT under each orientation of EXIF: where 
 
 
 @pytest.mark.parametrize("orientation", STORED)
-def test_images_are_upright_where_exif_says_how_they_lie_unless_they_are_wanted_as_stored(tmp_path, orientation):
+def test_images_are_rotated_by_exif_unless_they_are_read_as_stored(tmp_path, orientation):
     exif = Image.Exif()
     exif[274] = orientation
     stored = STORED[orientation].astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Detectors: what torchvision makes of the same weights is the truth, and a model without units is the model with them silenced."""
+"""Detectors against torchvision with the same weights, and a detector without units against the one with them silenced."""
 
 import numpy as np
 import pytest
@@ -101,7 +101,7 @@ def test_a_detector_without_units_is_the_detector_with_them_silenced(name, size,
     assert_the_same_without_units(family(name, size), size, choose)
 
 
-def test_groups_reach_from_the_stem_to_the_last_extra_layer_and_spare_what_leaves_the_heads():
+def test_groups_reach_from_the_stem_to_the_last_extra_layer_without_the_outputs_of_the_heads():
     model = family().build()
     groups = on_meta(family(), 96)
     assert {group.name.split(".")[1] for group in groups} == {"features", "extra"}
@@ -135,7 +135,7 @@ def test_a_detector_is_what_torchvision_builds():
     assert all(module.training for module in ours.modules())
 
 
-def test_a_checkpoint_of_torchvision_fits_and_another_number_of_classes_is_said(tmp_path):
+def test_a_checkpoint_of_torchvision_fits_and_another_number_of_classes_is_refused(tmp_path):
     theirs = torchvision.models.detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=5)
     torch.save(theirs.state_dict(), tmp_path / "w.pth")
     state = family(checkpoint=tmp_path / "w.pth").pretrained_state()
@@ -144,7 +144,7 @@ def test_a_checkpoint_of_torchvision_fits_and_another_number_of_classes_is_said(
         family(checkpoint=tmp_path / "w.pth", num_classes=7).pretrained_state()
 
 
-def test_what_is_no_single_shot_detector_is_refused():
+def test_other_detectors_are_refused():
     with pytest.raises(
         ConfigError, match=r"model.name: expected an architecture of .*single-shot detection, got 'fasterrcnn_resnet50_fpn'"
     ):
@@ -164,7 +164,7 @@ def test_what_is_no_single_shot_detector_is_refused():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_boxes_move_with_the_pixels_that_they_hold(seed):
-    """A white rectangle is looked for in the moved image: its extent there is its box, or it is gone."""
+    """The extent of a white rectangle in the moved image is its box; there is no box if it is outside."""
     draw = np.random.default_rng(seed)
     corners_N4 = np.stack([np.sort(draw.integers(0, 33, (2, 2)), axis=0).reshape(4) for _ in range(64)])
     corners_N4[:, 2:] = np.maximum(corners_N4[:, 2:], corners_N4[:, :2] + 1)
@@ -195,7 +195,7 @@ def detections(labels_NT5, score=0.9):
     return torch.cat([labels_NT5[..., :1], scores_NT1, labels_NT5[..., 1:]], dim=2)
 
 
-def test_average_precision_of_what_is_known_by_hand():
+def test_average_precision_of_cases_that_are_known_by_hand():
     truth_NT5 = objects([(0, 10, 10, 50, 50), (1, 40, 40, 80, 80)], [(0, 0, 0, 30, 60)], [])
     assert average_precision.precision(detections(truth_NT5), truth_NT5) == {"map": pytest.approx(1), "map50": pytest.approx(1)}
     wide_NT5 = truth_NT5.clone()
@@ -224,7 +224,7 @@ def test_average_precision_of_one_class_is_the_interpolated_area_written_out():
     assert average_precision.precision(found_NT6, truth_NT5)["map50"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_agreement_is_precision_where_what_the_dense_model_is_sure_of_is_the_truth():
+def test_agreement_is_precision_with_the_sure_detections_of_the_dense_model_as_truth():
     truth_NT5 = objects([(0, 10, 10, 50, 50), (1, 40, 40, 80, 80)], [(2, 0, 0, 30, 60)])
     dense_ND6 = detections(truth_NT5)
     dense_ND6[0, 1, 1] = 0.4  # not sure

@@ -1,4 +1,4 @@
-"""Model files: what comes back, what is refused, and how much memory reading them takes."""
+"""Model files: what is read back, what is refused, and how much memory reading takes."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -88,7 +88,7 @@ def test_layers_that_are_used_twice_are_stored_once_and_pruned_in_all_their_plac
     assert again is not None and all(torch.equal(again[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_one_tensor_that_a_checkpoint_has_twice_and_unlike_is_refused(tmp_path: Path) -> None:
+def test_one_tensor_with_two_different_values_in_a_checkpoint_is_refused(tmp_path: Path) -> None:
     coat = TimmModel(name="coat_tiny", arguments={"num_classes": 10}, checkpoint=str(tmp_path / "w.pth"), include=["*"], exclude=[])
     state = {name: tensor.clone() for name, tensor in coat.build().state_dict().items()}
     state["serial_blocks1.1.cpe.proj.bias"] += 1

@@ -1,4 +1,4 @@
-"""The family of a model that a run exported: the one inside, and no file that is damaged or not ours."""
+"""The family of a model that a run exported: the one in the file. Damaged and other files are refused."""
 
 import json
 from dataclasses import asdict
@@ -51,7 +51,7 @@ def exported(path: Path, include: tuple[str, ...] = ("*",)) -> Exported:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_it_is_the_model_in_the_file_and_the_dense_one_of_what_follows(name: str, tmp_path: Path) -> None:
+def test_the_model_in_the_file_is_the_dense_model_of_the_next_run(name: str, tmp_path: Path) -> None:
     """Imported, shrunk again and loaded: the outputs are those of the file, and ``dense`` of the smaller one has the file's shapes."""
     path, image = tmp_path / "model.safetensors", torch.randn(2, *SHAPE)
     state = written(path, FAMILIES[name])

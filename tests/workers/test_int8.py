@@ -1,4 +1,4 @@
-"""Models in 8 bits: the file itself holds what is told of it."""
+"""Models in 8 bits: the file has the reported properties."""
 
 import numpy as np
 import pytest
@@ -76,7 +76,7 @@ def test_pruned_weights_are_zero_and_others_at_most_half_a_step_from_theirs(task
     assert matched == len(masks) > 0
 
 
-def test_a_model_that_cannot_be_made_8_bits_leaves_no_file(task, monkeypatch):
+def test_a_model_that_cannot_be_quantised_leaves_no_file(task, monkeypatch):
     monkeypatch.setattr(int8, "write_onnx", lambda model, files, images: files[0].write_bytes(b"not a model"))
     with pytest.raises(SecateurError, match=r"^int8: onnxruntime cannot make 8 bits of the model: .*int8=false leaves this out$"):
         int8.quantise(task)

@@ -1,4 +1,4 @@
-"""Labels of positions: a view moves them as it moves numbers, and what is decided of products is what a model can do."""
+"""Labels of positions follow views as numbers do, and decisions about products are those that a model can follow."""
 
 import math
 
@@ -53,7 +53,7 @@ def test_heads_are_split_and_put_together_again():
     assert again.dims == (1,) and np.array_equal(again.atoms_, np.arange(1, 25))
 
 
-def test_what_meets_a_fixed_size_stays():
+def test_a_fixed_size_freezes_labels():
     ties = Ties()
     factor = Factor((0,), ties.fresh(4))
     ties.fix([factor], 0)
@@ -61,7 +61,7 @@ def test_what_meets_a_fixed_size_stays():
     assert ties.free((factor,)) == ()
 
 
-def test_inside_a_head_a_fixed_size_ties_and_heads_stay_free():
+def test_inside_a_head_a_fixed_size_ties_and_heads_are_not_frozen():
     """A table of rotations has all positions inside a head: units are heads then."""
     ties = Ties()
     heads = Factor((1, 2), ties.fresh(6).reshape(2, 3))

@@ -1,4 +1,4 @@
-"""The layer Hessian against the second derivative of what it is the Hessian of; and merging from files."""
+"""The layer Hessian against the second derivative of the layer's error, and merging from files."""
 
 import pytest
 import torch
@@ -79,7 +79,7 @@ def test_a_convolution_that_pads_by_itself_is_seen_where_its_weight_meets_the_in
     torch.testing.assert_close(moment.sum_nBB[0].double(), 2 * vectors @ vectors.T, rtol=1e-5, atol=1e-5)
 
 
-def test_large_inputs_are_laid_out_in_parts_without_changing_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_inputs_are_unfolded_in_parts_without_changing_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     module = conv(padding=1)
     whole = layer_hessian(nn.Sequential(module), [layer_of(module, "0")], iter([SMALL])).moments["0"]
     monkeypatch.setattr("workers.collect.layer_hessian.PATCH_BYTES", 1)
@@ -88,7 +88,7 @@ def test_large_inputs_are_laid_out_in_parts_without_changing_the_sum(monkeypatch
     torch.testing.assert_close(parts.sum_nBB, whole.sum_nBB)
 
 
-def test_a_batch_that_is_not_finite_is_left_out_for_the_layers_that_see_it() -> None:
+def test_a_batch_that_is_not_finite_is_skipped_for_the_layers_that_read_it() -> None:
     model = nn.Sequential(conv(padding=1), nn.ReLU(), nn.Conv2d(8, 2, 1))
     broken = Batch(SMALL.images_NCHW.clone(), SMALL.labels)
     broken.images_NCHW[0, 0, 0, 0] = torch.inf

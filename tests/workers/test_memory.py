@@ -1,4 +1,4 @@
-"""Memory that was really used, as records tell it."""
+"""The measured peak memory in records."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from workers.records import Destination, JoinedModel
 MEGABYTE = 2**20
 
 
-def test_the_peak_sees_an_allocation_that_is_gone_at_the_end() -> None:
+def test_the_peak_includes_an_allocation_that_was_freed() -> None:
     before = resident_bytes()
     assert before is not None
     with peak_bytes() as peak:
@@ -36,7 +36,7 @@ def test_memory_that_is_never_touched_and_pages_of_files_do_not_count(tmp_path: 
     assert untouched.numel() and start is not None and peak.bytes is not None and peak.bytes - start < 10 * MEGABYTE
 
 
-def test_a_verb_starts_without_what_the_last_one_left_in_reserve() -> None:
+def test_a_verb_starts_without_the_memory_that_the_last_one_freed() -> None:
     class Body:
         device = torch.device("cpu")
 
@@ -51,7 +51,7 @@ def test_a_verb_starts_without_what_the_last_one_left_in_reserve() -> None:
     assert before - Body().look(None) > 100 * MEGABYTE and len(kept)
 
 
-def test_a_record_tells_the_peak_of_its_verb_and_of_no_other(tmp_path: Path) -> None:
+def test_a_record_has_the_peak_of_its_own_verb(tmp_path: Path) -> None:
     class Body:
         device = torch.device("cpu")
 

@@ -1,4 +1,4 @@
-"""What a model holds as units go is what the smaller model holds."""
+"""The memory cost after units are removed is that of the smaller model."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ ALIKE = [pytest.param(name, marks=pytest.mark.slow) for name in ("efficientnet_b
 CHECKED = ("resnet18", "convnext_atto", "vit_giant_patch14_dinov2", *ALIKE)
 
 
-def test_what_is_written_is_counted_as_by_hand():
+def test_written_numbers_are_counted_as_by_hand():
     """Eight maps of 4 x 4 by a convolution and again by its norm, nothing in place, their means, no view of these, ten numbers, twice."""
     layers = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     model = nn.Sequential(*layers, nn.Linear(8, 10), nn.Sigmoid()).eval()
@@ -22,14 +22,14 @@ def test_what_is_written_is_counted_as_by_hand():
 
 @pytest.mark.parametrize("name", CHECKED)
 def test_memory_falls_to_that_of_the_smaller_model(name):
-    """Units going one by one, of half of all groups' units; as a sum of parts, too. To a copy that one head alone does not need."""
+    """Removing half of the units of all groups one by one equals the sum of parts, except for a copy that a single head does not need."""
     arguments, size = FAMILIES[name]
     made = family(name, **arguments)
     groups = on_meta(made, size)
     cost, kept = Memory(made, groups, (3, size, size)), {group.name: half(group.units) for group in groups}
-    parts, left = cost.parts(groups), {name: int(stays.sum()) for name, stays in kept.items()}
+    parts, units = cost.parts(groups), {name: int(kept_U.sum()) for name, kept_U in kept.items()}
     assert sum(part.value({group.name: group.units for group in groups}) for part in parts) == cost.total
-    by_parts = sum(part.value(left) for part in parts)
+    by_parts = sum(part.value(units) for part in parts)
     for group in groups:
         for _ in range(int((~kept[group.name]).sum())):
             cost.take(group)

@@ -1,4 +1,4 @@
-"""Any timm architecture: its layers are found, its weights fit or are refused, and what cannot be is said in one line."""
+"""Any timm architecture: its layers are listed, its weights fit or are refused, and errors are one line."""
 
 import pickle
 from pathlib import Path
@@ -95,12 +95,12 @@ def test_dinov2_vitg_is_described_without_memory_and_has_its_published_number_of
     assert model.output is Output.FEATURES
 
 
-def test_patterns_choose_and_leave_out():
+def test_patterns_include_and_exclude():
     chosen = family(include=["*.attn.*", "*.mlp.fc1"], exclude=["blocks.0.*"])
     assert [layer.name for layer in chosen.layers(on_meta(chosen))] == ["blocks.1.attn.qkv", "blocks.1.attn.proj", "blocks.1.mlp.fc1"]
 
 
-def test_a_pattern_without_a_layer_is_refused_with_names_that_are_near():
+def test_a_pattern_without_a_layer_is_refused_with_similar_names():
     model = family(include=["*.attn.qvk"])
     with pytest.raises(ConfigError, match=r"model.include: '\*.attn.qvk' matches none of the 10 .* blocks.\d.attn.qkv"):
         model.layers(on_meta(model))
@@ -132,7 +132,7 @@ def test_an_unknown_architecture_is_refused_with_suggestions():
 
 
 @pytest.mark.parametrize("arguments", [{"embed_dims": 3}, {"embed_dim": 10, "num_heads": 3}, {"depth": "six"}])
-def test_arguments_the_architecture_does_not_take_are_one_clear_line(arguments):
+def test_invalid_arguments_are_one_clear_line(arguments):
     with pytest.raises(ConfigError, match=r"model.arguments: vit_tiny_patch16_224 cannot be built") as caught:
         family(arguments=arguments).build()
     assert "\n" not in str(caught.value)
@@ -169,7 +169,7 @@ def test_initial_weights_follow_the_global_seed():
     assert not torch.equal(first["blocks.0.attn.qkv.weight"], other["blocks.0.attn.qkv.weight"])
 
 
-def test_no_checkpoint_is_no_state():
+def test_without_a_checkpoint_there_is_no_state():
     assert family().pretrained_state() is None
 
 

@@ -1,4 +1,4 @@
-"""Models as ONNX: onnxruntime decides as torch does, whatever was taken out; what does not agree is not kept."""
+"""Models as ONNX: onnxruntime agrees with torch for every smaller model; a file that does not agree is deleted."""
 
 import importlib.util
 
@@ -83,7 +83,7 @@ def test_a_file_that_does_not_agree_is_refused_and_not_kept(tmp_path, monkeypatc
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
-def test_another_decision_is_refused_however_close_the_outputs_are_and_so_is_what_is_no_number():
+def test_a_changed_decision_is_refused_however_close_the_outputs_are_and_so_is_nan():
     expected_ND = torch.tensor([[1.0, 1.0 + 1e-6], [0.0, 1.0]])
     with pytest.raises(SecateurError, match="difference of nan"):
         onnx_export._difference(expected_ND, expected_ND * torch.nan, False)

@@ -1,4 +1,4 @@
-"""Operations of a forward pass: they cover the model, and at fewer units they are those of the shrunk model."""
+"""Operations of a forward pass cover the model, and with fewer units they are those of the shrunk model."""
 
 import pytest
 import torch
@@ -82,7 +82,7 @@ def test_at_fewer_units_operations_are_those_of_the_shrunk_model(name):
         assert any(operation.axes for operation in operations if operation.function is not None)
 
 
-def test_what_is_put_together_of_many_groups_stays_as_it_is():
+def test_a_function_of_many_groups_has_no_axes():
     """DenseNet's last concatenation reads a group for each layer before it, so no table of two widths holds it; the first reads two."""
     arguments = {"num_classes": 10, "block_config": [3], "growth_rate": 8}
     family = TimmModel(checkpoint=None, name="densenet121", arguments=arguments, include=["*"], exclude=[])

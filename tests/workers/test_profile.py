@@ -1,4 +1,4 @@
-"""Where layers stand in a forward pass and what they take of it, also where an attention uses their weights without calling them."""
+"""The place of layers in a forward pass and their cost, also if attention uses their weights without calling them."""
 
 import pytest
 import torch
@@ -72,7 +72,7 @@ def vit(size: int = 32, **arguments):
     return TimmModel(name="vit_tiny_patch16_224", arguments=small | arguments, checkpoint=None, include=["*"], exclude=[])
 
 
-def test_an_image_that_does_not_fit_is_told_with_the_models_own_reason_and_size() -> None:
+def test_an_image_that_does_not_fit_is_reported_with_the_models_own_reason_and_size() -> None:
     with pytest.raises(
         ConfigError, match=r"images of 3x40x40 .* do not fit the model: Input height \(40\) doesn't match model \(32\); .*3x224x224"
     ):
@@ -88,7 +88,7 @@ def test_where_counting_fails_images_are_not_blamed(monkeypatch) -> None:
         profile(vit(), (3, 32, 32))
 
 
-def test_a_model_that_looks_at_values_says_so(monkeypatch) -> None:
+def test_a_model_that_depends_on_values_is_reported(monkeypatch) -> None:
     class Looking(nn.Module):
         def forward(self, images_NCHW):
             return images_NCHW if images_NCHW.sum().item() > 0 else -images_NCHW

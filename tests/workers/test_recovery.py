@@ -1,4 +1,4 @@
-"""Training against a plain torch loop, learning rates in closed form, and settings. Gangs and resumption have files of their own."""
+"""Training against a plain torch loop, learning rates in closed form, and settings. Gangs and resumption are in other files."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Training on DeepSpeed equals training in plain torch, and pruned weights stay exactly zero, at every ZeRO stage."""
+"""Training on DeepSpeed equals training in plain torch, and masked weights remain exactly zero, in every ZeRO stage."""
 
 import json
 import math
@@ -114,7 +114,7 @@ def test_two_ranks_train_as_one_does_and_zeros_are_zero_bit_for_bit(
     settings = RECIPES[optimizer]
     state, numbers = in_pair(pair, tmp_path / "out", model, zero_stage=stage, **settings)
     assert_close(state, plain_training(model, recipe(**settings), stripes()), 2e-6)
-    assert numbers["ranks"] == 2
+    assert numbers.ranks == 2
     before, masks = load_state(model)
     for layer, keep in masks.items():
         weight = state[f"{layer}.weight"]
@@ -122,7 +122,7 @@ def test_two_ranks_train_as_one_does_and_zeros_are_zero_bit_for_bit(
         assert (weight != before[f"{layer}.weight"])[keep].float().mean() > 0.9, "what survives is trained"
 
 
-def test_without_masks_the_same_zeros_would_move(tmp_path: Path) -> None:
+def test_without_masks_the_same_zeros_would_change(tmp_path: Path) -> None:
     """So that the test above can fail: the same weights, but nothing says that zeros are to stay."""
     from workers.export import save_model
 
@@ -165,15 +165,15 @@ def test_bf16_products_keep_zeros_and_float32_weights(pair: Gang, model: Path, t
 
 @pytest.mark.parametrize("optimizer", RECIPES)
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_nan_on_one_rank_leaves_the_step_out_on_all(stage: int, optimizer: str, pair: Gang, model: Path, tmp_path: Path) -> None:
+def test_a_nan_on_one_rank_skips_the_step_on_all(stage: int, optimizer: str, pair: Gang, model: Path, tmp_path: Path) -> None:
     """As if the batch had never been: moments and step counts too. The first step is one of them, before any moment exists."""
     broken = stripes(nan_steps=[0, 5])
     state, numbers = in_pair(pair, tmp_path / "out", model, zero_stage=stage, data=broken, **RECIPES[optimizer])
-    assert numbers["steps"] == 16 and numbers["skipped_steps"] == 4
+    assert numbers.steps == 16 and numbers.skipped_steps == 4
     assert_close(state, plain_training(model, recipe(**RECIPES[optimizer]), stripes(), leave_out=(0, 5)), 2e-6)
 
 
-def test_running_statistics_forget_a_batch_that_is_left_out(tmp_path: Path) -> None:
+def test_running_statistics_do_not_include_a_skipped_batch(tmp_path: Path) -> None:
     path = sparse_model(tmp_path / "cnn.safetensors", CNN)
     settings = recipe(epochs=1, **SGD)
     run_gang(task(tmp_path / "out", path, settings, stripes(size_px=32, nan_steps=[2])), 1, 1)
@@ -209,7 +209,7 @@ def test_an_epoch_without_a_finite_step_fails_with_a_remedy_and_its_own_type(mod
 
 
 @pytest.mark.parametrize("kind", [Distill.LOGITS, Distill.FEATURES])
-def test_a_model_that_is_its_own_teacher_stays_as_it_is(kind: Distill, model: Path, pair: Gang, tmp_path: Path) -> None:
+def test_a_model_that_is_its_own_teacher_does_not_change(kind: Distill, model: Path, pair: Gang, tmp_path: Path) -> None:
     settings = recipe(ranks=2, distill=kind, distill_weight=1.0, weight_decay=0.0, clip_norm=0.0, zero_stage=3, **SGD)
     first, _ = pair.train(task(tmp_path / "out", model, settings, stripes(labelled=False), teacher=model))
     assert not isinstance(first, Exception), first
@@ -218,7 +218,7 @@ def test_a_model_that_is_its_own_teacher_stays_as_it_is(kind: Distill, model: Pa
 
 
 @pytest.mark.parametrize("stage", [1, 3])
-def test_a_headless_model_learns_the_features_of_its_teacher_without_labels(stage: int, pair: Gang, tmp_path: Path) -> None:
+def test_a_model_without_a_classifier_learns_the_features_of_its_teacher_without_labels(stage: int, pair: Gang, tmp_path: Path) -> None:
     dense = sparse_model(tmp_path / "dense.safetensors", HEADLESS, sparsity=0.0)
     pruned = sparse_model(tmp_path / "pruned.safetensors", HEADLESS)
     settings = recipe(ranks=2, epochs=8, distill=Distill.FEATURES, distill_weight=1.0, zero_stage=stage)
@@ -227,7 +227,7 @@ def test_a_headless_model_learns_the_features_of_its_teacher_without_labels(stag
     assert first.numbers.final_loss == losses[-1] < 0.6 * losses[0]
 
 
-def test_a_classifier_that_takes_no_part_is_left_alone_by_weight_decay(model: Path, tmp_path: Path) -> None:
+def test_weight_decay_does_not_change_an_unused_classifier(model: Path, tmp_path: Path) -> None:
     other = sparse_model(tmp_path / "teacher.safetensors", seed=1)
     for weight, moves in ((1.0, False), (0.5, True)):
         settings = recipe(distill=Distill.FEATURES, distill_weight=weight, zero_stage=3)

@@ -1,4 +1,4 @@
-"""A training that is killed and started again ends with the bytes of one that was not, and leaves nothing behind."""
+"""A training that is killed and started again ends with the bytes of an uninterrupted one, and leaves no files behind."""
 
 import json
 import os
@@ -66,7 +66,7 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 3])
-def test_a_killed_driver_takes_its_gang_along_and_a_rerun_ends_with_equal_bytes(stage: int, model: Path, tmp_path: Path) -> None:
+def test_a_gang_ends_with_its_killed_driver_and_a_rerun_has_equal_bytes(stage: int, model: Path, tmp_path: Path) -> None:
     settings = recipe(ranks=2, epochs=12, zero_stage=stage)
     run_gang(task(tmp_path / "whole", model, settings), 2, 1)
     sent = task(tmp_path / "killed", model, settings)
@@ -118,7 +118,7 @@ def test_skipped_steps_are_counted_across_an_interruption(model: Path, tmp_path:
     assert record.numbers.skipped_steps == 3
 
 
-def test_the_last_two_checkpoints_are_kept_until_the_result_is_there(model: Path, tmp_path: Path) -> None:
+def test_the_last_two_checkpoints_are_kept_until_the_result_exists(model: Path, tmp_path: Path) -> None:
     interrupted(tmp_path / "out", model, recipe(epochs=5), after=4)
     names = sorted(path.name for path in (tmp_path / "out" / "checkpoints").iterdir() if path.name.startswith("epoch"))
     assert names == ["epoch3", "epoch3.json", "epoch4", "epoch4.json"]
@@ -179,7 +179,7 @@ def test_an_intact_checkpoint_that_cannot_be_read_is_an_error_that_says_what_to_
         run_gang(task(tmp_path / "out", model, recipe(epochs=3)), 1, 1)
 
 
-def test_nothing_is_compiled_and_nothing_is_said(model: Path, tmp_path: Path) -> None:
+def test_nothing_is_compiled_and_nothing_is_printed(model: Path, tmp_path: Path) -> None:
     """No compiler can be found, none of DeepSpeed's kernels is built, and its remarks do not reach the terminal."""
     (tmp_path / "extensions").mkdir()
     hidden = {"PATH": str(tmp_path), "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions"), "CXX": "", "CC": ""}

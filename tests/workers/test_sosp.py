@@ -151,7 +151,7 @@ def test_sosp_i_refuses_features_before_any_work():
             work()
 
 
-def test_what_cannot_be_differentiated_twice_is_refused_by_name():
+def test_an_operation_that_cannot_be_differentiated_twice_is_refused_by_name():
     model, groups, shape = perceptron()
     model.body[2] = nn.Hardsigmoid().eval()
     with pytest.raises(SecateurError, match=r"hardsigmoid.*product=scaling"):

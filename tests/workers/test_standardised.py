@@ -1,4 +1,4 @@
-"""Convolutions of timm that standardise their weights: plain ones here, of the same function to the last bit, whose zeros stay zero."""
+"""Convolutions of timm that standardise their weights: ordinary ones here, with the same outputs to the last bit."""
 
 import pytest
 import timm
@@ -61,7 +61,7 @@ def test_initial_weights_are_those_that_timm_would_use(tmp_path):
 
 @pytest.mark.parametrize("name", ["resnetv2_50x1_bit", "test_nfnet"])
 @torch.no_grad()
-def test_zeros_stay_and_a_model_file_of_ours_is_not_standardised_again(name, tmp_path):
+def test_zeros_remain_and_an_exported_model_is_not_standardised_again(name, tmp_path):
     made, image = family(name), torch.randn(2, 3, 64, 64)
     torch.manual_seed(0)
     state = made.build().state_dict()

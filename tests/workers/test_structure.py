@@ -1,4 +1,4 @@
-"""What can be taken out of a model whole: without it, the model does what it did with it silenced, and is really smaller."""
+"""A model without units has the outputs of the model with these units silenced, and is smaller."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def test_a_model_without_units_is_the_model_with_them_silenced(name, choose):
 
 
 @pytest.mark.parametrize("kind", [Kind.HEAD, Kind.NEURON])
-def test_a_branch_of_a_vit_can_go_altogether(kind):
+def test_a_branch_of_a_vit_can_be_removed_completely(kind):
     made = family("vit_small_patch14_dinov2", **VIT)
     groups, model = on_meta(made, 28), trained_looking(made)
     kept = {group.name: torch.full((group.units,), group.kind is not kind) for group in groups}
@@ -33,7 +33,7 @@ def test_a_branch_of_a_vit_can_go_altogether(kind):
         )
 
 
-def test_a_layer_that_lost_all_of_its_units_is_no_layer_to_prune():
+def test_a_layer_without_units_is_not_prunable():
     made = family("vit_small_patch14_dinov2", **VIT)
     groups, model = on_meta(made, 28), trained_looking(made)
     reduced, small = smaller(
@@ -80,14 +80,14 @@ def test_residual_streams_are_a_kind_of_their_own():
     assert not any(part.tensor.startswith("fc.") for group in groups for part in group.produced)
 
 
-def test_what_a_norm_takes_a_mean_over_stays():
+def test_channels_that_a_norm_takes_a_mean_over_are_not_a_group():
     """ConvNeXt: its LayerNorms see all channels of a stage, so hidden neurons are all that can go."""
     arguments, size = FAMILIES["convnext_tiny"]
     assert {group.kind for group in on_meta(family("convnext_tiny", **arguments), size)} == {Kind.NEURON}
 
 
 def test_units_removed_twice_are_units_removed_at_once():
-    """The groups of a shrunk model are found again, and what is left after two rounds does not depend on there having been two."""
+    """A shrunk model has the groups of its dense model, and the result of two rounds is that of one."""
     made = family("mobilenetv3_small_100")
     groups, model = on_meta(made, 64), trained_looking(made)
     first = {group.name: half(group.units) for group in groups}
@@ -126,7 +126,7 @@ def test_a_smaller_model_is_loaded_from_its_file(name, tmp_path):
     assert loaded(torch.zeros(1, 3, size, size)).shape == (1, 10)
 
 
-def test_a_channel_takes_its_whole_flattened_map_along():
+def test_a_channel_is_removed_with_its_whole_flattened_map():
     """A fully connected layer after flattening has as many columns for a channel as the map has pixels."""
     model = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(5 * 16, 7), nn.ReLU(), nn.Linear(7, 2))
     channels, neurons = trace(model.to("meta"), torch.empty(1, 3, 4, 4, device="meta")).groups

@@ -1,4 +1,4 @@
-"""What a model costs as units go is what torch itself counts of the smaller model."""
+"""The costs after units are removed are those that torch counts for the smaller model."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ ALIKE = ("densenet121", "mobilenetv2_100", "efficientnet_b0", "resnet50d", "conv
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name for name in FAMILIES])
-def test_costs_fall_to_what_torch_counts_of_the_smaller_model(name):
+def test_costs_fall_to_those_that_torch_counts_for_the_smaller_model(name):
     """Multiply-adds by torch's counter, parameters by their number; before and after units went one by one."""
     arguments, size = FAMILIES[name]
     made = family(name, **arguments)
@@ -42,7 +42,7 @@ def test_costs_fall_to_what_torch_counts_of_the_smaller_model(name):
     assert units.total == sum(int(stays.sum()) for stays in kept.values())
 
 
-def test_attention_that_is_no_part_of_any_unit_is_counted_all_the_same():
+def test_attention_outside_of_all_units_is_counted_too():
     """torchvision's ViT, whose heads stay: neurons are a fraction of all of it, not of the layers that are seen alone."""
     made = TorchvisionModel(
         checkpoint=None, name="vit_b_32", arguments={"image_size": 64, "num_classes": 10}, include=["*"], exclude=[], stem_and_head=False

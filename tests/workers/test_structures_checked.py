@@ -1,4 +1,4 @@
-"""Groups that are offered hold: what is another function without a unit is left out by name, and attention of any kind loses its heads."""
+"""Groups that pass their trial are right, others are left out by name, and attention of any kind loses its heads."""
 
 import copy
 
@@ -50,7 +50,7 @@ def layers(between):
     return nn.Sequential(nn.Conv2d(3, 4, 1), between, nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 2, 1))
 
 
-def test_a_bias_after_the_activation_is_another_function_and_said_by_name():
+def test_a_group_with_a_bias_after_the_activation_is_left_out_by_name():
     result = checked(lambda: layers(AddOne()), 3, 8, 8)
     assert [group.name for group in result.groups] == ["2"]
     assert list(result.left_out) == ["0"] and "the output differs by" in result.left_out["0"]
@@ -68,7 +68,7 @@ class WithRoot(nn.Module):
         return logits, torch.sqrt(-1 - logits**2)
 
 
-def test_a_trial_that_gives_no_numbers_proves_nothing():
+def test_a_trial_without_finite_numbers_does_not_pass():
     whole = WithRoot()
     groups = checked(lambda: layers(nn.ReLU()), 3, 8, 8).groups
     entered = Entered((torch.empty(1, 3, 8, 8, device="meta"),), {})
@@ -76,13 +76,13 @@ def test_a_trial_that_gives_no_numbers_proves_nothing():
     assert structures_checked._Trial(whole, "", entered).fails(renamed) == "the output is not finite"
 
 
-def test_channels_that_a_mean_is_taken_over_are_not_offered():
+def test_channels_that_a_mean_is_taken_over_are_not_a_group():
     result = checked(lambda: layers(MeanOf()), 3, 8, 8)
     assert [group.name for group in result.groups] == ["2"] and not result.left_out
 
 
 @pytest.mark.parametrize("name", ["convnextv2_atto", "hgnetv2_b0", "caformer_s18"])
-def test_streams_of_models_with_means_and_late_biases_hold_or_are_left_out(name):
+def test_streams_of_models_with_means_and_late_biases_pass_or_are_left_out(name):
     """Global response normalisation, learned biases after activations: of what is left, half out is half silenced."""
     made, size = family(name), 64
     if find_structure(made, (3, size, size)).groups:
@@ -114,7 +114,7 @@ class Network(nn.Module):
         return self.head(tokens_NTC + self.attention(self.norm(tokens_NTC)))
 
 
-def test_heads_whose_width_is_written_as_that_of_the_input_can_go():
+def test_heads_whose_width_is_derived_from_the_input_can_be_removed():
     """Against the sum over the remaining heads, written out by hand."""
     result = checked(Network, 7, 3)
     (group,) = result.groups
@@ -152,7 +152,7 @@ def test_a_model_of_narrow_heads_is_loaded_from_its_file(tmp_path):
         assert torch.equal(load_pruned(tmp_path / "model.safetensors").eval()(image), small(image))
 
 
-def test_a_convolution_with_several_outputs_for_each_channel_stays_so():
+def test_a_convolution_keeps_its_number_of_outputs_for_each_channel():
     conv = nn.Sequential(nn.Conv2d(4, 8, 3, groups=4))
     resize_(conv, {})
     assert conv[0].groups == 4

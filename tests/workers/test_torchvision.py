@@ -1,4 +1,4 @@
-"""Any torchvision classifier: built as torchvision builds it, its layers and structures found, and what cannot be is said in one line."""
+"""Any torchvision classifier: built as torchvision builds it, with its layers and structures, and errors in one line."""
 
 import pytest
 import torch
@@ -54,7 +54,7 @@ def test_a_model_without_units_is_the_model_with_them_silenced(name, size, choos
 
 
 @pytest.mark.parametrize("neurons", [0, 1, 17])
-def test_hidden_neurons_of_torchvisions_transformer_can_go_even_all_of_them(neurons):
+def test_all_hidden_neurons_of_torchvisions_transformer_can_be_removed(neurons):
     """The definition written out: without a neuron, its terms are missing from the sum of each MLP."""
     torch.manual_seed(0)
     sizes = {"image_size": 16, "patch_size": 8, "num_layers": 2, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 24, "num_classes": 5}
@@ -111,7 +111,7 @@ def test_every_layer_that_is_called_is_pruned_except_stem_and_head(name):
     assert len(heads) == len(stems) == 1 and left_out == heads | stems
 
 
-def test_what_torchvision_does_not_have_is_refused_with_suggestions():
+def test_an_unknown_torchvision_model_is_refused_with_suggestions():
     with pytest.raises(ConfigError, match=r"an architecture of torchvision .* got 'resnet_50'; did you mean resnet50"):
         family("resnet_50").check()
     with pytest.raises(ConfigError, match="got 'fcn_resnet50'"):  # segments
@@ -127,7 +127,7 @@ def test_what_torchvision_does_not_have_is_refused_with_suggestions():
 
 
 @pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "maxvit_t"])
-def test_models_that_move_channels_about_are_the_same_without_some(name):
+def test_models_that_permute_channels_are_the_same_without_some_of_them(name):
     """Channels are shuffled between groups, and heads have biases of their own by position."""
     assert_the_same_without_units(family(name), 224 if name == "maxvit_t" else 64, half)
 

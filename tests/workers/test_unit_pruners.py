@@ -1,4 +1,4 @@
-"""First-order and data-free orders of units against their definitions, and what every pruner of units promises."""
+"""First-order and data-free rankings of units against their definitions, and the contract of a pruner of units."""
 
 import math
 
@@ -50,7 +50,7 @@ def test_taylor_without_norms_is_over_all_weights_of_a_unit(squared):
     torch.testing.assert_close(score_S, averaged(torch.stack(expected), squared), rtol=1e-10, atol=0)
 
 
-def test_magnitude_is_the_root_mean_square_of_what_produces_a_unit():
+def test_magnitude_is_the_root_mean_square_of_the_weights_that_produce_a_unit():
     model, groups, _ = perceptron()
     weight, bias = model.body[3].weight.detach(), model.body[3].bias.detach()
     pair = torch.cat([weight[[0, 3]].reshape(-1), bias[[0, 3]]])
@@ -137,7 +137,7 @@ def state_of(model):
 @pytest.mark.parametrize("raises", [False, True])
 @pytest.mark.parametrize("method", [*READERS, "magnitude", "random"])
 @pytest.mark.parametrize("net", ["perceptron", "convolutional"])
-def test_the_model_is_left_as_it_was_found(net, method, raises):
+def test_the_model_is_not_changed(net, method, raises):
     """The same memory with the same bits, also if something fails in the middle of a batch."""
     model, groups, shape = NETS[net]()
     model.head.bias.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Models with wider groups: larger where asked, trainable, and shrunk again like any other."""
+"""Models with wider groups: larger as requested, trainable, and shrunk like any other model."""
 
 from fnmatch import fnmatchcase
 
@@ -69,7 +69,7 @@ def test_a_wide_model_is_shrunk_and_loaded_like_any_other(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_wide_model_is_built_without_memory_to_be_planned(name, monkeypatch):
+def test_a_wide_model_is_built_without_memory_for_a_plan(name, monkeypatch):
     monkeypatch.setattr(find, "_CACHE", {})
     made = widened(name)
     with torch.device("meta"):
