@@ -93,10 +93,10 @@ def prune_and_recover(
     smaller = pruned.steps[-1].model
 
     increase = measure_increase(run, before, smaller, dense)
-    one_shot = assess(run, "one_shot", evaluate(run, "evaluate one-shot", smaller), outputs)
+    one_shot = assess(run, "one_shot", evaluate(run, "evaluate one-shot", smaller, dense), outputs)
     if settings.recovery is not None:
         trained = train(run, "recover", smaller, settings.recovery, dense)
-        recovered = assess(run, "recovered", evaluate(run, "evaluate recovered", trained), outputs)
+        recovered = assess(run, "recovered", evaluate(run, "evaluate recovered", trained, dense), outputs)
     return RoundOutcome(run.round, settings, pruned, run.family_of(smaller), increase, one_shot, trained, recovered)
 
 
@@ -155,16 +155,23 @@ def train(
     return run.train(stage, TrainTask(start.file, taught_by, data, training, seed, to.directory / "progress.jsonl", to))
 
 
-def evaluate(run: Run, stage: str, model: Record[ModelNumbers]) -> dict[str, list[Record[Outputs]]]:
-    """Outputs on the test split, and on the labelled bank if the model has no classifier; parts of both in one map."""
+def evaluate(
+    run: Run, stage: str, model: Record[ModelNumbers], dense: Record[ModelNumbers] | None = None
+) -> dict[str, list[Record[Outputs]]]:
+    """Outputs on the test split, and on the labelled bank if the model has no classifier; parts of both in one map.
+
+    The first part also measures the speed of the model, in turn with that of ``dense``.
+    """
     data, splits = run.experiment.data, ["test", "bank"] if run.experiment.model.output is Output.FEATURES else ["test"]
     identity = data_identity(run, (*EVALUATION, *data.evaluation_only))
     tasks = []
     for split in splits:
         parts = data.evaluation_parts(split)
         for part in range(parts):
-            to = run.store.destination("evaluate", model=model, data=identity, split=split, shard=part)
-            tasks.append(EvaluateTask(model.file, data, split, part, parts, (split, part) == ("test", 0), to))
+            timed = (split, part) == ("test", 0)
+            beside = dense if timed else None
+            to = run.store.destination("evaluate", model=model, beside=beside, data=identity, split=split, shard=part)
+            tasks.append(EvaluateTask(model.file, data, split, part, parts, timed, None if beside is None else beside.file, to))
     records = run.map(stage, Worker.evaluate, tasks)
     return {split: [record for record, task in zip(records, tasks, strict=True) if task.split == split] for split in splits}
 

@@ -56,7 +56,7 @@ def make_report(
         command=command,
         experiment=config,
         asked=asked_of(last),
-        stages=[_stage("dense", outcome.assessed), *_stages(last)],
+        stages=[_stage("dense", outcome.assessed, dense_speed(outcome)), *_stages(last, dense_speed(outcome))],
         layers=layers,
         prunable_weights=sum(layer.weights for layer in layers),
         pruned_weights=sum(layer.zeros for layer in layers),
@@ -117,7 +117,7 @@ def round_result(experiment: Experiment, plan: Plan, log: Log, outcome: Outcome,
     goal = part.settings.pruner.goal(plan.profile.layers) if isinstance(part.pruned, Removal) else None
     weights = sum(layer.weights for layer in layers)
     size = model_size(profile(part.family, experiment.data.input_shape))
-    after_pruning, *after_recovery = _stages(part)
+    after_pruning, *after_recovery = _stages(part, dense_speed(outcome))
     return RoundResult(
         name=part.name,
         pruner=type(part.settings.pruner).__name__,
@@ -261,13 +261,28 @@ def _notes(masking: Masking, name: str) -> dict[str, float]:
     return {key: max(each.get(key, 0.0) for each in notes) for key in dict.fromkeys(key for each in notes for key in each)}
 
 
-def _stages(part: RoundOutcome) -> list[StageResult]:
+def dense_speed(outcome: Outcome) -> float:
+    """Images per second of the dense model, as measured in turn with the model that the run leaves."""
+    last = outcome.rounds[-1].recovered or outcome.rounds[-1].one_shot
+    return last.numbers.metrics["dense_images_per_second"]
+
+
+def _stages(part: RoundOutcome, dense_speed: float) -> list[StageResult]:
     """The model of a round before and after its training."""
-    return [_stage(name, record) for name, record in (("one_shot", part.one_shot), ("recovered", part.recovered)) if record is not None]
+    records = {"one_shot": part.one_shot, "recovered": part.recovered}
+    return [_stage(name, record, dense_speed) for name, record in records.items() if record is not None]
 
 
-def _stage(name: str, record: Record[Metrics]) -> StageResult:
-    return StageResult(name, dict(record.numbers.metrics), record.numbers.seconds)
+def _stage(name: str, record: Record[Metrics], dense_speed: float) -> StageResult:
+    """The metrics of a model. Its speed is ``dense_speed`` times the ratio to the dense model that was measured in turn with it.
+
+    So the speeds of all stages compare, also where they were measured at different times, or read from the store.
+    """
+    metrics: dict[str, float | None] = dict(record.numbers.metrics)
+    beside = metrics.pop("dense_images_per_second", None)
+    speed = metrics["images_per_second"]
+    ratio = 1.0 if beside is None or speed is None else speed / beside
+    return StageResult(name, metrics | {"images_per_second": ratio * dense_speed}, record.numbers.seconds)
 
 
 def _trainings(outcome: Outcome) -> dict[str, Record[TrainedModel]]:

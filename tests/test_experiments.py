@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from orchestrator.config import COMPONENTS, Experiment, _class, experiment_of
+from orchestrator.config import Experiment, _class, components, experiment_of
 from orchestrator.launch import plan_experiment
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -46,7 +46,7 @@ def test_a_yaml_lists_every_field_of_its_dataclass_and_no_other(group: str, choi
     if node["_target_"] is None:
         return
     kind = _class(group, node["_target_"])
-    assert issubclass(kind, COMPONENTS[key])
+    assert issubclass(kind, dict(components(Experiment))[key])
     assert {str(name) for name in node} == {field.name for field in fields(kind)} | {"_target_"}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import isfinite
 from statistics import median
 
@@ -21,16 +21,19 @@ TIMINGS = 5
 
 
 @torch.inference_mode()
-def outputs(model: nn.Module, batches: Iterator[Batch], timed: bool, device: torch.device) -> tuple[Tensor, Tensor, float | None]:
-    """Returns logits (or features, or detections) and labels of all batches, and if ``timed`` the images per second of the model alone."""
-    parts, labels, speed = [], [], None
+def outputs(
+    model: nn.Module, batches: Iterator[Batch], device: torch.device, timed: Sequence[nn.Module] = ()
+) -> tuple[Tensor, Tensor, list[float]]:
+    """Returns logits (or features, or detections) and labels of all batches, and the images per second of the ``timed`` models."""
+    parts, labels = [], []
+    speeds: list[float] = []
     for batch in batches:
         images_NCHW = batch.images_NCHW.to(device)
-        if timed and speed is None:
-            speed = images_per_second(model, images_NCHW)
+        if timed and not speeds:
+            speeds = images_per_second(timed, images_NCHW)
         parts.append(readable(model, model(images_NCHW)).float().cpu())
         labels.append(batch.labels)
-    return torch.cat(parts), torch.cat(labels), speed
+    return torch.cat(parts), torch.cat(labels), speeds
 
 
 def readable(model: nn.Module, outputs: Tensor) -> Tensor:
@@ -39,17 +42,22 @@ def readable(model: nn.Module, outputs: Tensor) -> Tensor:
     return outputs if detections is None else detections(outputs)
 
 
-def images_per_second(model: nn.Module, images_NCHW: Tensor) -> float:
-    """Returns the throughput by the median of up to 5 forward passes (fewer if they take a second in all), after one to warm up."""
-    seconds: list[float] = []
-    model(images_NCHW)
-    while len(seconds) < TIMINGS and sum(seconds) < 1.0:
-        _wait(images_NCHW.device)
-        start = time.perf_counter()
+def images_per_second(models: Sequence[nn.Module], images_NCHW: Tensor) -> list[float]:
+    """Returns the throughput of each model alone, by the median of up to 5 forward passes (fewer if they take a second in all).
+
+    The models run in turn, after one pass each to warm up, so that a machine whose speed drifts is equally fast for all of them.
+    """
+    for model in models:
         model(images_NCHW)
-        _wait(images_NCHW.device)
-        seconds.append(time.perf_counter() - start)
-    return len(images_NCHW) / median(seconds)
+    seconds: list[list[float]] = [[] for _ in models]
+    while len(seconds[0]) < TIMINGS and sum(seconds[0]) < 1.0:
+        for model, own in zip(models, seconds, strict=True):
+            _wait(images_NCHW.device)
+            start = time.perf_counter()
+            model(images_NCHW)
+            _wait(images_NCHW.device)
+            own.append(time.perf_counter() - start)
+    return [len(images_NCHW) / median(own) for own in seconds]
 
 
 def _wait(device: torch.device) -> None:
@@ -79,7 +87,8 @@ def of_outputs(kind: Output, outputs: Tensor, labels: Tensor, dense: Tensor) -> 
     """
     match kind:
         case Output.LOGITS:
-            return {"agreement": float((outputs.argmax(1) == dense.argmax(1)).double().mean())} | classification(outputs, labels)
+            agreement = {"agreement": float((outputs.argmax(1) == dense.argmax(1)).double().mean())}
+            return agreement | classification(outputs, labels) | changed_answers(outputs, labels, dense)
         case Output.FEATURES:
             return {"agreement": float(torch.nn.functional.cosine_similarity(outputs.double(), dense.double(), dim=1).mean())}
         case Output.BOXES:
@@ -98,6 +107,15 @@ def classification(outputs_ND: Tensor, labels_N: Tensor) -> dict[str, float]:
         "top5": float(hits.any(1).double().mean()),
         "loss": float(torch.nn.functional.cross_entropy(logits.double(), labels)),
     }
+
+
+def changed_answers(outputs_ND: Tensor, labels_N: Tensor, dense_ND: Tensor) -> dict[str, float]:
+    """Returns how many labelled samples the dense model alone gets right (``top1_lost``), and this model alone (``top1_gained``)."""
+    known = labels_N >= 0
+    if not known.any():
+        return {}
+    right, dense_right = (logits[known].argmax(1) == labels_N[known] for logits in (outputs_ND, dense_ND))
+    return {"top1_lost": float((dense_right & ~right).sum()), "top1_gained": float((right & ~dense_right).sum())}
 
 
 def nearest_neighbours(query_ND: Tensor, bank_ND: Tensor, bank_labels_N: Tensor) -> Tensor:

@@ -173,6 +173,7 @@ class EvaluateTask:
     shard: int
     shards: int
     timed: bool  # whether to measure images per second, which takes several passes
+    dense: Path | None  # the model that is timed in turn; None if it is this one
     to: Destination
 
 

@@ -187,12 +187,13 @@ class ModelComparison(Numbers, Machine, Comparison):
 
 @dataclass(frozen=True)
 class Outputs(Numbers):
-    """Outputs for ``samples`` of a split. ``images_per_second`` is None where it was not measured."""
+    """Outputs for ``samples`` of a split. ``images_per_second``, and that of the dense model in turn, are None where not measured."""
 
     verb = "evaluate"
     file = "outputs.safetensors"
     samples: int
     images_per_second: float | None
+    dense_images_per_second: float | None
 
 
 @dataclass(frozen=True)

@@ -248,9 +248,11 @@ class Worker:
         started = time.time()
         model = self._model(task.model)
         batches = task.data.evaluation(task.split, task.shard, task.shards)
-        outputs, labels, speed = evaluation.outputs(model, batches, task.timed, self.device)
+        timed = [model, *([] if task.dense is None else [self._model(task.dense)])] if task.timed else []
+        outputs, labels, speeds = evaluation.outputs(model, batches, self.device, timed)
+        speed, dense_speed = (*speeds, None, None)[:2]
         written = write_tensors(task.to.directory / Outputs.file, {"outputs": outputs, "labels": labels})
-        return finish(task.to, Outputs(len(labels), speed), started, written)
+        return finish(task.to, Outputs(len(labels), speed, dense_speed), started, written)
 
     @watched
     def compare(self, task: CompareTask) -> Record[MeasuredIncrease]:
@@ -270,8 +272,9 @@ class Worker:
         metrics = evaluation.of_outputs(task.output, outputs, labels, self._outputs(task.dense_outputs["test"])[0])
         if "bank" in task.outputs:
             metrics |= evaluation.neighbour_accuracy(outputs, labels, *self._outputs(task.outputs["bank"]))
-        speed = next(speed for record in task.outputs["test"] if (speed := record.numbers.images_per_second) is not None)
-        metrics |= {"images_per_second": speed, "test_samples": float(len(labels))}
+        timed = next(record.numbers for record in task.outputs["test"] if record.numbers.images_per_second is not None)
+        speeds = {"images_per_second": timed.images_per_second, "dense_images_per_second": timed.dense_images_per_second}
+        metrics |= {name: speed for name, speed in speeds.items() if speed is not None} | {"test_samples": float(len(labels))}
         seconds = sum(record.seconds for records in task.outputs.values() for record in records)
         return finish(task.to, Metrics(metrics, seconds), started)
 
