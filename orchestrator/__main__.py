@@ -38,13 +38,15 @@ def carry_out(composed: DictConfig) -> float | None:
     experiment = load(composed)
     if experiment.mode is Mode.RUN:
         check_request(experiment)  # before anything heavy is imported
-    from orchestrator.launch import plan_experiment, run_experiment
+    from orchestrator.launch import missing, plan_experiment, run_experiment
 
     console = Console()
     if experiment.mode is Mode.PLAN:
         from orchestrator.planning.plan_table import plan_table
 
         console.print(plan_table(plan_experiment(experiment)))
+        for refusal in missing(experiment):
+            console.print(f"The run would end here with an error: {refusal}", soft_wrap=True, markup=False)
         return None
     if experiment.mode is Mode.STRUCTURE:
         from orchestrator.structure_table import structure_table

@@ -19,7 +19,7 @@ from orchestrator.results import make_report
 from orchestrator.rounds import check_targets, plan_rounds
 from orchestrator.store import Store
 from workers.checks import require
-from workers.errors import DamagedResult, SecateurError
+from workers.errors import ConfigError, DamagedResult, SecateurError
 from workers.onnx_export import ONE_FILE_BYTES, check_packages, export_onnx, first_images
 from workers.records import MODEL, Int8Model
 
@@ -42,6 +42,17 @@ def plan_experiment(experiment: Experiment) -> Plan:
     check_together(experiment, dense)
     check_targets(experiment, dense.layers)
     return plan_rounds(experiment, dense, experiment.cluster.resources())
+
+
+def missing(experiment: Experiment) -> list[str]:
+    """What a run of this experiment would refuse here, and a plan does not need: checkpoints and data that are not there yet."""
+    refusals = []
+    for check in (lambda: check_request(experiment), experiment.model.check, experiment.data.check):
+        try:
+            check()
+        except ConfigError as error:
+            refusals.append(str(error))
+    return refusals
 
 
 def run_experiment(experiment: Experiment, config: dict[str, Any], command: str) -> tuple[Report, Path]:

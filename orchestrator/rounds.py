@@ -110,5 +110,15 @@ def plan_rounds(experiment: Experiment, profile: ModelProfile, resources: Resour
     largest = max(plans.values(), key=lambda plan: plan.worker_bytes)
     first = next(iter(plans.values()))
     store_bytes = sum(parts[name].steps * plan.store_bytes for name, plan in plans.items())
+    unreachable = tuple(dict.fromkeys(sentence for each in plans.values() for sentence in each.out_of_reach))
     unfit = tuple({layer.name: layer for each in plans.values() for layer in each.unfit}.values())
-    return replace(largest, stages=stages, profile=first.profile, family=family, after=plan.after, unfit=unfit, store_bytes=store_bytes)
+    return replace(
+        largest,
+        stages=stages,
+        profile=first.profile,
+        family=family,
+        after=plan.after,
+        unfit=unfit,
+        out_of_reach=unreachable,
+        store_bytes=store_bytes,
+    )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.allocation.latency_table import sizes
+from orchestrator.allocation.reach import reaches
 from orchestrator.allocation.units import countable_target, select_for_step, unit_problem
 from orchestrator.cluster.base import Hardware, Resources
 from orchestrator.config import Experiment
@@ -62,6 +63,7 @@ class Plan:
     family: ModelFamily  # of the pruned model, as far as it is known before the data is read
     unfit: tuple[Layer, ...] = ()  # layers that are kept dense because they cannot follow the pattern
     after: ModelProfile | None = None  # of ``family``, if units are removed
+    out_of_reach: tuple[str, ...] = ()  # sentences on targets that cannot be reached
 
     @property
     def worker_bytes(self) -> int:
@@ -180,7 +182,15 @@ def plan_removal(experiment: Experiment, pruner: UnitPruner, profile: ModelProfi
         store_bytes=_stored_models(experiment, profile),
         family=family,
         after=after,
+        out_of_reach=out_of_reach(experiment.model, pruner, experiment.data.input_shape),
     )
+
+
+def out_of_reach(family: ModelFamily, pruner: UnitPruner, input_shape: tuple[int, int, int]) -> tuple[str, ...]:
+    """Returns a sentence for each cost whose target the floors of the groups keep out of reach; none for costs that must be measured."""
+    if pruner.is_timed:
+        return ()
+    return tuple(reach.sentence() for reach in reaches(unit_problem(pruner, family, input_shape)) if reach.asked > reach.most + 1e-9)
 
 
 def with_random_units_removed(family: ModelFamily, pruner: UnitPruner, input_shape: tuple[int, int, int]) -> ModelFamily:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from kernels.patterns import FREE
 from orchestrator import launch
 from orchestrator.config import experiment_of
+from orchestrator.launch import missing, plan_experiment
 from orchestrator.planning.costs import CostModel, PlannedLayer
 from orchestrator.planning.footprint import Footprint
 from orchestrator.planning.grid import best_cut, makespan, portions, runs, schedule
@@ -206,3 +207,19 @@ def test_without_a_comparison_its_stage_is_not_planned():
     )
     assert set(compared) - set(not_compared) == {"compare"}
     assert all(compared[stage] == estimate for stage, estimate in not_compared.items())
+
+
+def test_a_target_that_the_floors_keep_out_of_reach_is_said_before_the_run() -> None:
+    """Heads and neurons hold less than 99 % of the multiply-adds of a ViT; half of them are within reach."""
+    (sentence,) = plan_experiment(experiment_of(["pruner=sosp_h", "pruner.target.removed=0.99"])).out_of_reach
+    assert "pruner.target.removed" in sentence and "99.0 %" in sentence
+    assert plan_experiment(experiment_of(["pruner=sosp_h", "pruner.target.removed=0.5"])).out_of_reach == ()
+    assert plan_experiment(experiment_of(["pruner=halp", "pruner.target.removed=0.99"])).out_of_reach == (), "only a clock can say"
+
+
+def test_a_plan_says_what_a_run_would_refuse(tmp_path: Path) -> None:
+    asked = ["model.checkpoint=/nowhere/vit.pth", "data=imagefolder", f"data.root={tmp_path}"]
+    asked += ["data.expected_train=100", "data.expected_test=100", "data.expected_classes=10"]
+    checkpoint, folder = missing(experiment_of(asked))
+    assert "/nowhere/vit.pth" in checkpoint and str(tmp_path) in folder
+    assert missing(experiment_of([])) == []
