@@ -24,17 +24,22 @@ from orchestrator.tail import Tail
 POLL_SECONDS = 0.2
 LINE_SECONDS = 10.0  # without a terminal: a line after this time, or after a tenth of the stage, but at most one per second
 LINE_FRACTION = 0.1
+LEAST_STEPS, LEAST_FRACTION = 3, 0.1  # no estimate of the remaining time before so many steps, and this part of the stage, are done
+LEAST_SHARE = 0.25
+AT_ONCE_SECONDS = 0.1  # steps that end so soon after the start of the stage were read from the store
 
 
 class Stage:
     """One row of the display, used as a context manager. Entering a stage again continues it: totals add up.
 
-    ``total`` is None while it is unknown. An exception marks the stage as failed and propagates.
+    ``total`` is None while it is unknown, and ``planned_seconds`` if there is no plan. An exception marks the stage as failed and
+    propagates.
     """
 
     def __init__(self, name: str, display: Display, clock: Callable[[], float]) -> None:
         self.name = name
         self.total: int | None = None
+        self.planned_seconds: float | None = None
         self.done = 0
         self.note = ""
         self.state = "waiting"  # waiting, running, done, failed
@@ -42,6 +47,7 @@ class Stage:
         self._clock = clock
         self._started = 0.0
         self._before = 0.0
+        self._first: tuple[float, int] | None = None  # when the first step that took time had ended, and how many were done then
         self._lock = threading.RLock()
 
     @property
@@ -50,14 +56,21 @@ class Stage:
 
     @property
     def remaining_seconds(self) -> float | None:
-        """The remaining time at the mean speed so far, or None if that is unknown."""
-        if not self.total or not 0 < self.done < self.total:
-            return None
-        return self.seconds / self.done * (self.total - self.done)
+        """The remaining time at the mean speed so far, or None if that is unknown.
 
-    def expect(self, total: int | None) -> None:
-        """Adds ``total`` steps to the stage."""
+        The first step is left out, because it often compiles kernels or loads files for all others. Steps on other workers often end soon
+        after it, so the time since then has to be ``LEAST_SHARE`` of the time before.
+        """
+        if self._first is None or not self.total or not max(LEAST_STEPS, LEAST_FRACTION * self.total) <= self.done < self.total:
+            return None
+        when, done = self._first
+        since = self.seconds - when
+        return since / (self.done - done) * (self.total - self.done) if self.done > done and since >= LEAST_SHARE * when else None
+
+    def expect(self, total: int | None, planned_seconds: float | None = None) -> None:
+        """Adds ``total`` steps to the stage, which are planned to take ``planned_seconds``."""
         self.total = None if total is None else (self.total or 0) + total
+        self.planned_seconds = planned_seconds
 
     def __enter__(self) -> Self:
         self.state, self._started = "running", self._clock()
@@ -78,6 +91,8 @@ class Stage:
         """Sets the number of steps that are done, and the total."""
         with self._lock:
             self.done, self.total, self.note = done, total, note
+            if self._first is None and self.seconds > AT_ONCE_SECONDS:
+                self._first = (self.seconds, done)
             self._display.moved(self)
 
     @contextmanager
@@ -135,10 +150,13 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._display.close()
 
-    def stage(self, name: str, total: int | None) -> Stage:
-        """Returns the stage called ``name``, with ``total`` more steps. Enter it as a context manager."""
+    def stage(self, name: str, total: int | None, planned_seconds: float | None = None) -> Stage:
+        """Returns the stage called ``name``, with ``total`` more steps. Enter it as a context manager.
+
+        ``planned_seconds``, the time that the plan predicts, is shown until the stage itself allows an estimate.
+        """
         stage = self._stages.setdefault(name, Stage(name, self._display, self._clock))
-        stage.expect(total)
+        stage.expect(total, planned_seconds)
         return stage
 
     def note(self, text: str) -> None:
@@ -187,7 +205,8 @@ class Lines(Display):
     def started(self, stage: Stage) -> None:
         self._last = (self._clock(), stage.done)
         if stage.done == 0:
-            self._print(f"{stage.name}: started" + (f", {count(stage.total, 'step')}" if stage.total else ""))
+            parts = ["started", count(stage.total, "task") if stage.total else "", _planned(stage)]
+            self._print(f"{stage.name}: {_listed(parts)}")
 
     def moved(self, stage: Stage) -> None:
         when, done = self._last
@@ -216,18 +235,24 @@ def _counted(stage: Stage) -> str:
     return f"{stage.done}/{stage.total} ({100 * stage.done / stage.total:.0f} %)"
 
 
+def _planned(stage: Stage) -> str:
+    return "" if stage.planned_seconds is None else f"planned {duration(stage.planned_seconds)}"
+
+
 def _listed(parts: list[str]) -> str:
     return ", ".join(part for part in parts if part)
 
 
 class TimeColumn(ProgressColumn):
-    """Shows the elapsed and the remaining time of a stage."""
+    """Shows the elapsed and the remaining time of a stage; the planned time while the remaining is not known."""
 
     def render(self, task: Task) -> Text:
         stage: Stage = task.fields["stage"]
-        remaining = stage.remaining_seconds if stage.state == "running" else None
-        left = "" if remaining is None else f", {duration(remaining)} left"
-        return Text(duration(stage.seconds), style="cyan") + Text(left, style="dim")
+        if stage.state != "running":
+            return Text(duration(stage.seconds), style="cyan")
+        remaining = stage.remaining_seconds
+        left = _planned(stage) if remaining is None else f"{duration(remaining)} left"
+        return Text(duration(stage.seconds), style="cyan") + Text(f", {left}" if left else "", style="dim")
 
 
 class Bars(Display):

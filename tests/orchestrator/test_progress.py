@@ -4,8 +4,9 @@ import io
 import json
 
 import pytest
+from rich.progress import Task, TaskID
 
-from orchestrator.progress import Progress, training_note
+from orchestrator.progress import Progress, TimeColumn, training_note
 from orchestrator.tail import Tail
 
 
@@ -55,14 +56,74 @@ def test_many_quick_steps_print_few_lines(out, clock):
     assert len(lines_of(out)) <= 2 + 10
 
 
-def test_slow_steps_print_a_line_after_ten_seconds_with_the_remaining_time(out, clock):
+def test_slow_steps_print_a_line_after_ten_seconds(out, clock):
     with Progress(out, live=False, clock=clock) as progress, progress.stage("solve", 1000) as stage:
         for _ in range(4):
             clock.now += 6
             stage.advance(1, "blocks.0")
-    # 2 steps in 12 s: 998 more take 5988 s, an hour and 40 minutes
-    assert says(lines_of(out)[1], "solve: ", "2/1000", "12 s", "1 h 40 min", "blocks.0")
+    assert says(lines_of(out)[1], "solve: ", "2/1000", "12 s", "blocks.0")
     assert len(lines_of(out)) == 4
+
+
+def estimates(progress: Progress, clock: Clock, seconds: list[float], total: int, stored: int = 0) -> list[float | None]:
+    """The remaining seconds that a stage tells after each of its steps; the first ``stored`` are read from the store at once."""
+    told = []
+    with progress.stage("solve", total) as stage:
+        if stored:
+            clock.now += 0.01
+            stage.advance(stored, "from the store")
+        for spent in seconds:
+            clock.now += spent
+            stage.advance()
+            told.append(stage.remaining_seconds)
+    return told
+
+
+@pytest.mark.parametrize("stored", [0, 40])
+def test_the_remaining_time_is_that_of_the_steps_after_the_first_which_may_compile_kernels(out, clock, stored):
+    told = estimates(Progress(out, live=False, clock=clock), clock, [10.0, *[3.0] * 23], 24 + stored, stored)
+    first = 2 if stored == 0 else 1  # 3 steps have to be done, and the stored ones are
+    assert told[:first] == [None] * first and told[-1] is None
+    assert told[first:-1] == pytest.approx([3.0 * (24 - done) for done in range(first + 1, 24)])
+
+
+def test_tasks_that_end_together_on_eight_workers_are_no_speed(out, clock):
+    wave = [10.0, *[0.01] * 7]
+    told = estimates(Progress(out, live=False, clock=clock), clock, wave * 10, 80)
+    assert told[:8] == [None] * 8, "8 in 10 s are not 7 in 0.07 s"
+    assert told[16] == pytest.approx(63 * 20 / 16, rel=0.01), "after 2 more waves: 16 tasks in 20 s"
+
+
+def test_the_remaining_time_is_told_only_when_a_tenth_of_the_stage_is_done(out, clock):
+    told = estimates(Progress(out, live=False, clock=clock), clock, [13.0] * 30, 264)
+    assert told[:26] == [None] * 26 and told[26] == pytest.approx(13.0 * (264 - 27))
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_the_planned_time_is_told_when_a_stage_starts(out, clock, live):
+    with Progress(out, live=live, clock=clock) as progress:
+        with progress.stage("collect", 2, planned_seconds=31.0) as stage:
+            if not live:
+                assert lines_of(out) == ["collect: started, 2 tasks, planned 31 s"]
+            stage.advance(2)
+        with progress.stage("recover", None, planned_seconds=125.0):
+            pass
+        with progress.stage("export", 1) as stage:
+            stage.advance()
+    assert "planned 2 min 05 s" in out.getvalue() or live
+    assert [line for line in lines_of(out) if line.startswith("export: started")] == ([] if live else ["export: started, 1 task"])
+
+
+def test_a_terminal_shows_the_planned_time_until_there_is_an_estimate(clock):
+    stage = Progress(io.StringIO(), live=True, clock=clock).stage("collect", 10, planned_seconds=31.0)
+    column, row = TimeColumn(), Task(TaskID(0), "collect", 10, 0, lambda: 0.0, fields={"stage": stage})
+    stage.state, stage._started = "running", clock.now
+    clock.now += 5
+    assert column.render(row).plain == "5.0 s, planned 31 s"
+    stage._first, stage.done, clock.now = (5.0, 1), 3, clock.now + 4
+    assert column.render(row).plain == "9.0 s, 14 s left", "2 steps in 4 s, and 7 are left"
+    stage.state = "done"
+    assert "planned" not in column.render(row).plain
 
 
 def test_stages_follow_each_other_and_continue_under_the_same_name(out, clock):
