@@ -10,6 +10,7 @@ READY := $(VENV)/.ready-$(shell cat pyproject.toml $(LOCKS) | sha256sum | cut -c
 setup: $(READY)
 
 $(READY): pyproject.toml $(LOCKS)
+	@echo "Installing about 7 GB of packages into $(VENV); this takes a few minutes."
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet $(LOCKS:%=--requirement %)
 	DS_BUILD_OPS=0 $(RUN) -m pip install --quiet --no-deps --no-build-isolation --editable .
