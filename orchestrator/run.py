@@ -133,7 +133,7 @@ class Run:
         if tasks:
             with self.timed("start workers"):
                 self.experiment.cluster.ready()
-        with self.timed(self.prefix + stage), self.progress.stage(self.prefix + stage, len(tasks) + len(stored)) as bar:
+        with self.timed(self.prefix + stage), self.progress.stage(self.prefix + stage, len(tasks) + len(stored), self.planned_seconds(stage)) as bar:
             for record in stored:
                 self.note(stage, record)
             if stored:
@@ -150,12 +150,17 @@ class Run:
     def train(self, stage: str, task: TrainTask) -> Record[TrainedModel]:
         """Train with a gang, unless the result is in the store."""
         record = self.find(task.to)
-        with self.timed(self.prefix + stage), self.progress.stage(self.prefix + stage, None) as bar:
+        with self.timed(self.prefix + stage), self.progress.stage(self.prefix + stage, None, self.planned_seconds(stage)) as bar:
             if record is None:
                 with bar.follow(task.progress):
                     record = replace(self.experiment.cluster.gang(task), computed=True)
             self.note(stage, record)
         return record
+
+    def planned_seconds(self, stage: str) -> float | None:
+        """The wall time that the plan predicts for a stage; None for stages that it does not know."""
+        estimate = self.plan.stages.get(self.prefix + stage)
+        return None if estimate is None else estimate.seconds
 
     def find(self, to: Destination) -> Record[Any] | None:
         """The stored result, or None; a damaged one is discarded with a warning."""
