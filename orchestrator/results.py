@@ -55,6 +55,7 @@ def make_report(
         fingerprint=fingerprint,
         command=command,
         experiment=config,
+        pruner=type(last.settings.pruner).__name__,
         asked=asked_of(last),
         stages=[_stage("dense", outcome.assessed, dense_speed(outcome)), *_stages(last, dense_speed(outcome))],
         layers=layers,

@@ -12,13 +12,16 @@ if TYPE_CHECKING:
 
 
 def summary_table(report: Report) -> rich.table.Table:
-    """The run on half a screen."""
+    """The run on half a screen, then its warnings, which may be far up in the log."""
     import rich.table
+    from rich.text import Text
 
     whole = rich.table.Table.grid(padding=(0, 0))
     whole.title, whole.title_style, whole.title_justify = report.name, "bold", "left"
     for part in (models(report), *([rounds(report)] if report.rounds else []), targets(report), seconds(report)):
         whole.add_row(drawn(part))
+    for warning in report.warnings:
+        whole.add_row(Text(f"warning: {warning}", style="yellow", overflow="fold"))
     return whole
 
 

@@ -14,7 +14,7 @@ from plotly import graph_objects as go
 
 from orchestrator.quantities import COSTS, duration, percent
 from orchestrator.report.result import Report, RoundResult, TaskRun
-from orchestrator.report.terms import ACCURACY_NAMES, FRACTIONS, METRICS, measured_metrics, model_name
+from orchestrator.report.terms import ACCURACY_NAMES, FRACTIONS, METRICS, measured_metrics, model_name, verb_name
 from orchestrator.stages import over_rounds
 
 INK, FAINT, GRID, PALE = "#1f2a37", "#667085", "#e6e8ec", "#c3cad5"
@@ -22,15 +22,14 @@ INK, FAINT, GRID, PALE = "#1f2a37", "#667085", "#e6e8ec", "#c3cad5"
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#b8609a", "#a07a00", "#3f9bd1", "#6b5bb0", "#7a4a2a")
 OTHER = "#98a2b3"
 REMOVED, MASKED = "#7cccb2", "#aab1bc"  # colours that dark numbers can be read on
-VERBS = ("collect", "score", "solve", "train", "evaluate", "allocate", "join", "import")
-ALIKE = {
-    "measure": "collect",
-    "rank": "score",
-    "choose": "allocate",
-    "shrink": "join",
-}  # of units, the counterpart of weights
+# Ten or more verbs occur in a run, so four colours are added. Verbs of units have the colours of their counterparts for weights.
+VERB_COLOURS = {"collect": PALETTE[0], "score": PALETTE[1], "solve": PALETTE[2], "train": PALETTE[3], "evaluate": PALETTE[4]}
+VERB_COLOURS |= {"allocate": "#6fd3e0", "join": PALETTE[6], "import": PALETTE[7], "compare": INK}
+VERB_COLOURS |= {"assess": "#8fc31f", "time": "#c2185b", "quantise": "#f2b701"}
+VERB_COLOURS |= {units: VERB_COLOURS[weights] for units, weights in (("rank", "score"), ("choose", "allocate"), ("shrink", "join"))}
 STAGE_COLOURS = {"dense": OTHER, "one_shot": PALETTE[1], "recovered": PALETTE[0]}
 FONT = {"family": "Inter, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif", "size": 13, "color": INK}
+TICKS = 12.5  # the size of the labels of axes
 AXIS = {
     "gridcolor": GRID,
     "zeroline": False,
@@ -41,7 +40,7 @@ AXIS = {
     "ticks": "outside",
     "ticklen": 5,
     "tickcolor": "rgba(0,0,0,0)",
-    "tickfont": {"size": 12.5},
+    "tickfont": {"size": TICKS},
     "title": {"standoff": 12, "font": {"size": 13, "color": FAINT}},
 }
 LOOK = go.layout.Template(
@@ -233,15 +232,14 @@ def training(lines: Sequence[Mapping[str, Any]]) -> go.Figure | None:
 
 
 def timeline(report: Report) -> go.Figure | None:
-    """A row for each worker, a bar for each task that was computed in this run, coloured by verb."""
-    tasks, workers = report.computed, report.workers
+    """A row for each process, a bar for each task that was computed in this run, coloured by verb."""
+    tasks, processes = report.computed, report.processes
     if not tasks:
         return None
     start = min(task.started for task in tasks)
-    colours = dict(zip(VERBS, PALETTE, strict=True))
     bars = []
-    for verb in dict.fromkeys(task.verb for task in tasks):
-        shown = [task for task in tasks if task.verb == verb]
+    for verb in dict.fromkeys(verb_name(task.verb) for task in tasks):
+        shown = [task for task in tasks if verb_name(task.verb) == verb]
         edge = {"color": "white", "width": 0.6 if len(tasks) <= 150 else 0}
         bars.append(
             go.Bar(
@@ -253,16 +251,16 @@ def timeline(report: Report) -> go.Figure | None:
                 hovertext=[_task_text(task, start) for task in shown],
                 hoverinfo="text",
                 width=0.62,
-                marker={"color": colours.get(ALIKE.get(verb, verb), OTHER), "line": edge},
+                marker={"color": VERB_COLOURS.get(verb, OTHER), "line": edge},
             )
         )
     across = {"title": "seconds since the first task", "rangemode": "tozero"}
-    return figure(120 + 44 * len(workers), bars, barmode="overlay", xaxis=across, yaxis=rows_named(workers))
+    return figure(120 + 44 * len(processes), bars, barmode="overlay", xaxis=across, yaxis=rows_named(processes))
 
 
 def _task_text(task: TaskRun, start: float) -> str:
     when = f"{duration(task.seconds)}, from {duration(task.started - start)}"
-    return f"<b>{safe(task.verb)}</b> {safe(task.what)}<br>{safe(task.worker)}<br>{when}"
+    return f"<b>{safe(verb_name(task.verb))}</b> {safe(task.what)}<br>{safe(task.worker)}<br>{when}"
 
 
 def seconds(report: Report) -> go.Figure | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from plotly import graph_objects as go
 
 from orchestrator.quantities import COSTS, count, number, percent
-from orchestrator.report.figures import INK, OTHER, PALETTE, SHARES, figure, safe
+from orchestrator.report.figures import FAINT, INK, OTHER, PALETTE, SHARES, TICKS, figure, safe
 from orchestrator.report.result import GroupResult, LayerResult, Report
 from orchestrator.report.terms import UNITS
 
@@ -128,7 +128,8 @@ def loss_curves(report: Report) -> go.Figure | None:
         marker={"size": 6 if thin else 9, "color": colour, "line": {"color": "white", "width": 1.2}},
     )
     across = {"range": [0, 1.02], "tickformat": ".0%", "title": "sparsity of the layer"}
-    loss = {"type": "log", "exponentformat": "power", "dtick": 1, "title": "predicted loss increase"}
+    powers = {"exponentformat": "power", "tickfont": {"size": TICKS / 1.25}}  # plotly draws powers of ten 1.25 times larger
+    loss = {"type": "log", "dtick": 1, "title": "predicted loss increase"} | powers
     return figure(420, [*legend, *lines, ends], xaxis=across, yaxis=loss)
 
 
@@ -164,7 +165,12 @@ def sweep(report: Report) -> go.Figure | None:
         zmin=0,
         zmax=1,
         colorscale=[[0, "#f7fbff"], [0.5, "#6baed6"], [1, "#08306b"]],
-        colorbar={"tickformat": ".0%", "title": {"text": "kept"}, "thickness": 12, "outlinewidth": 0},
+        colorbar={
+            "tickformat": ".0%",
+            "title": {"text": "kept", "side": "right", "font": {"size": 13, "color": FAINT}},
+            "thickness": 12,
+            "outlinewidth": 0,
+        },
         xgap=1,
         ygap=1 if len(ranked) <= MANY else 0,
         text=[[safe(group.name)] * len(targets) for group in ranked],

@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 from orchestrator.quantities import COSTS, count, duration, number, percent, size
 from orchestrator.report import figures, layer_figures, tables
 from orchestrator.report.result import FASTER, Report
-from orchestrator.report.terms import ACCURACY_NAMES, model_name
+from orchestrator.report.terms import ACCURACY_NAMES, model_name, verb_name
 from orchestrator.report.words import sentences, verdict
 
 Tile = tuple[str, str, str]  # a number, what it is, and what to compare it with
@@ -34,7 +34,7 @@ def page(report: Report) -> str:
         tiles=tiles(report),
         tables=tables,
         trainings=[(name, lines, place) for name, lines, place in trainings if place in drawn],
-        read=Counter(task.verb for task in report.timeline if not task.computed),
+        read=Counter(verb_name(task.verb) for task in report.timeline if not task.computed),
         facts=_facts(report),
         experiment=yaml.safe_dump(report.experiment, sort_keys=False, allow_unicode=True),
         final=model_name(report, "one_shot"),
@@ -102,7 +102,8 @@ def tiles(report: Report) -> list[Tile]:
         shown.append((many, what, f"{report.speeds[0]:,.0f} images/s dense, {report.speeds[1]:,.0f} pruned"))
     if report.sizes is not None:
         shown.append((size(report.sizes.file_bytes), "exported file", f"{size(report.sizes.dense_bytes)} dense"))
-    beside = count(len(report.workers), "worker") if report.workers else "everything read from the store"
+    workers = "" if report.workers is None else count(report.workers, "worker")
+    beside = workers if report.computed else "everything read from the store"
     return [*shown, (duration(sum(report.stage_seconds.values())), "in all stages", beside)]
 
 

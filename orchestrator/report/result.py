@@ -18,7 +18,8 @@ class StageResult:
 
     ``name`` is ``dense``, ``one_shot`` or ``recovered``; ``seconds`` is the time of its evaluation. The keys of ``metrics``, absent or None
     where not measured, are the fractions ``top1``, ``top5``, ``knn``, ``map``, ``map50`` and ``agreement`` (with the dense model),
-    ``loss``, ``images_per_second``, and ``test_samples``, the number of images behind them.
+    ``loss``, ``images_per_second``, and ``test_samples``, the number of images behind them. ``top1_lost`` counts the test images that
+    only the dense model answers correctly, and ``top1_gained`` those that only this model does.
     """
 
     name: str
@@ -218,6 +219,8 @@ class RoundResult:
 class Report:
     """A run. ``prunable_weights`` counts weights, ``pruned_weights`` the zeros among them, ``model_weights`` the dense model's parameters.
 
+    ``pruner`` is the class of the pruner, in rounds that of the last one; "" if it is not known.
+
     ``rounds`` is empty for a run without rounds; ``stages``, ``asked`` and ``loss_increase`` are those of the last round. ``layers``,
     ``prunable_weights`` and ``pruned_weights`` are those of the last round that masked weights: nothing if units were only removed.
 
@@ -257,6 +260,7 @@ class Report:
     latency: LatencyResult | None = None  # of the last round that removed units, if it had a latency target
     int8: Int8Result | None = None
     memory_removed: float | None = None  # fraction of the dense model's, if the last round that removed units had such a target
+    pruner: str = ""
 
     # -- what was done
 
@@ -272,6 +276,11 @@ class Report:
     def masks_last(self) -> bool:
         """Whether the counted zeros are in the final model: units removed later take an unknown number of them along."""
         return not self.rounds or self.rounds[-1].masks
+
+    def pruners(self, masks: bool | None = None) -> list[str]:
+        """Class names of the pruners, in order: those of all rounds, or only of the rounds that mask weights or that remove units."""
+        used = [part.pruner for part in self.rounds if masks in (None, part.masks)] if self.rounds else [self.pruner]
+        return [name for name in dict.fromkeys(used) if name]
 
     @property
     def unit_goals(self) -> list[Goal]:
@@ -417,26 +426,21 @@ class Report:
         return [task for task in self.timeline if task.computed]
 
     @property
-    def workers(self) -> list[str]:
-        """Names of the workers that computed something."""
+    def processes(self) -> list[str]:
+        """Names of the processes that computed something: the driver, workers, and ranks of trainings."""
         return sorted({task.worker for task in self.computed})
+
+    @property
+    def workers(self) -> int | None:
+        """The number of workers; None if it is not known."""
+        known = self.environment.get("workers")
+        return known if isinstance(known, int) else None
 
     @property
     def damped(self) -> dict[str, int]:
         """By layer, the number of its blocks that needed more dampening than configured."""
         counts = {layer.name: int(layer.notes.get("blocks_with_raised_dampening", 0)) for layer in self.layers}
         return {name: blocks for name, blocks in counts.items() if blocks}
-
-
-def standard_error(first: float, second: float, samples: float) -> float:
-    r"""Standard error of the difference of two accuracies over ``samples`` images each, if the models were equally good.
-
-        sqrt(2 p (1 - p) / n),  p = (first + second) / 2
-
-    The usual pooled two-proportion estimate. Both models see the same images, so the true error is smaller: this errs towards "noise".
-    """
-    pooled = (first + second) / 2
-    return math.sqrt(2 * pooled * (1 - pooled) / samples)
 
 
 def round_lines(report: Report) -> list[dict[str, Any]]:

@@ -49,7 +49,8 @@ def targets(report: Report) -> Table:
     rows.append(["loss increase", "–", number(measured), f"{guess}; {loss}" if loss else guess])
     if report.sizes is not None:
         rows.append(["exported file", "–", size(report.sizes.file_bytes), f"{size(report.sizes.dense_bytes)} dense"])
-    settings = {name: value for name, value in report.asked.items() if name not in ("sparsity", "removed", "of", "also")}
+    method = {"pruner": ", then ".join(report.pruners())} if report.pruners() else {}
+    settings = method | {name: value for name, value in report.asked.items() if name not in ("sparsity", "removed", "of", "also")}
     return Table(["", "asked", "reached", ""], rows + [[name.replace("_", " "), "", "", flat(value)] for name, value in settings.items()])
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 from itertools import groupby
 
 from orchestrator.quantities import COSTS, count, listed, number, percent, points
-from orchestrator.report.result import Report, standard_error
+from orchestrator.report.noise import ERRORS, Pairs, error_between, error_from_dense, pairs_of
+from orchestrator.report.result import Report, StageResult
 from orchestrator.report.size import about_int8, about_latency, about_size_and_speed, about_units, removed_words, speed_words
 from orchestrator.report.terms import ACCURACY_NAMES, METRICS, measured_metrics, model_name
 
 FACTOR = 3  # a prediction of the loss that is off by more is no forecast
+FAR_OFF = 100  # beyond this the factor itself says nothing
+HIGHER_LOSS = 1.05  # a test loss that rose by this factor makes a model worse
+AUGMENTATIONS = ("augmentation", "max_shift", "flip")  # settings of data sets
 
 
 def verdict(report: Report) -> str:
@@ -25,6 +29,7 @@ def sentences(report: Report) -> list[str]:
         _about_zeros,
         _about_rounds,
         _about_accuracy,
+        _about_harm,
         _about_loss,
         about_latency,
         about_size_and_speed,
@@ -38,18 +43,24 @@ def sentences(report: Report) -> list[str]:
 
 def _pruned_words(report: Report) -> str:
     """How much was pruned, in the order of the rounds."""
-    share = percent(report.sparsity)
-    removed = f"{removed_words(report)} removed" if report.removes_units else ""
+    share, masked = percent(report.sparsity), f"masked{_by(report.pruners(masks=True))}"
+    removed = f"{removed_words(report)} removed{_by(report.pruners(masks=False))}" if report.removes_units else ""
     if not report.removes_units:
-        pruned = f"{share} of the prunable weights masked"
+        pruned = f"{share} of the prunable weights {masked}"
     elif not report.masks_weights:
         pruned = removed
     elif report.masks_last:
-        pruned = f"{removed}, then {share} of the remaining prunable weights masked"
+        pruned = f"{removed}, then {share} of the remaining prunable weights {masked}"
     else:
-        pruned = f"{share} of the prunable weights masked, then {removed}"
-    rounds = f"{', ' if report.masks_weights and report.removes_units else ' '}in {count(len(report.rounds), 'round')}"
-    return pruned + (rounds if report.rounds else "")
+        pruned = f"{share} of the prunable weights {masked}, then {removed}"
+    if not report.rounds:
+        return pruned
+    several = len(report.pruners()) > 1 or (report.masks_weights and report.removes_units)
+    return f"{pruned}{',' if several else ''} in {count(len(report.rounds), 'round')}"
+
+
+def _by(pruners: list[str]) -> str:
+    return f" by {', then '.join(pruners)}" if pruners else ""
 
 
 def _accuracy_words(report: Report) -> str:
@@ -104,28 +115,68 @@ def _about_accuracy(report: Report) -> list[str]:
     key = report.headline_metric
     if key is None:
         return ["Accuracy was not measured: nothing is known about what the pruned model can still do."]
-    told, before = [], report.metric("dense", key)
+    told, dense = [], report.stage("dense")
     for stage in report.stages:
-        after = stage.metrics.get(key)
-        if key != "agreement" and stage.name != "dense" and before is not None and after is not None:
-            what = f"The {model_name(report, stage.name)} model's {ACCURACY_NAMES[key]}"
-            told.append(_compared(what, before, after, stage.metrics.get("test_samples")))
+        if key != "agreement" and stage.name != "dense" and dense is not None:
+            told += _compared(f"The {model_name(report, stage.name)} model's {ACCURACY_NAMES[key]}", key, dense, stage)
     if report.stage("recovered") is None:
         when = "the last pruning" if report.rounds else "pruning"
         told.append(f"There was no recovery (training) after {when}: the {model_name(report, 'one_shot')} model is the result.")
     return told
 
 
-def _compared(what: str, before: float, after: float, samples: float | None) -> str:
+def _compared(what: str, key: str, dense: StageResult, stage: StageResult) -> list[str]:
     """An accuracy beside the dense model's, and whether the difference is more than noise."""
+    before, after = dense.metrics.get(key), stage.metrics.get(key)
+    if before is None or after is None:
+        return []
     if before == after:
-        return f"{what} equals the dense model's."
+        return [f"{what} equals the dense model's."]
     difference = f"{what} is {points(after - before)} {'below' if after < before else 'above'} the dense model's"
-    if samples is None:
-        return f"{difference}; whether that is more than noise is not known, because the number of test images is not known."
-    error = standard_error(before, after, samples)
-    base = f"one standard error of such a difference is {points(error)} with {samples:,.0f} test images"
-    return f"{difference}, which is noise: {base}." if abs(after - before) <= error else f"{difference} ({base})."
+    error, samples = error_from_dense(dense, stage, key), stage.metrics.get("test_samples")
+    if error is None or samples is None:
+        return [f"{difference}; whether that is more than noise is not known, because the number of test images is not known."]
+    base = f"two standard errors of such a difference are {points(ERRORS * error)} with {samples:,.0f} test images"
+    base += _pairs_words(pairs_of(stage, key))
+    noise = abs(after - before) <= ERRORS * error
+    return [f"{difference}, which is noise: {base}." if noise else f"{difference}; {base}."]
+
+
+def _pairs_words(pairs: Pairs | None) -> str:
+    if pairs is None:
+        return ""
+    return f" ({pairs.lost:,.0f} are answered correctly by the dense model only, {pairs.gained:,.0f} by this model only)"
+
+
+def _about_harm(report: Report) -> list[str]:
+    """Whether the recovery made the model worse, and what to do then."""
+    pruned, recovered, key = report.stage("one_shot"), report.stage("recovered"), report.headline_metric
+    if pruned is None or recovered is None or key is None:
+        return []
+    before, after = pruned.metrics.get(key), recovered.metrics.get(key)
+    rise = 0.0 if before is None or after is None else after - before
+    noise = ERRORS * (error_between(pruned, recovered, key) or 0.0)
+    loss_before, loss_after = pruned.metrics.get("loss"), recovered.metrics.get("loss")
+    higher_loss = loss_before is not None and loss_after is not None and loss_after > HIGHER_LOSS * loss_before
+    if rise > noise or not (rise < -noise or higher_loss):
+        return []
+    told = []
+    if rise < 0:
+        within = " (within noise)" if rise >= -noise else ""
+        told.append(f"its {ACCURACY_NAMES[key]} is {percent(after)} instead of {percent(before)}{within}")
+    if higher_loss:
+        told.append(f"its test loss is {number(loss_after)} instead of {number(loss_before)}")
+    return [f"The recovered model is worse than the {model_name(report, 'one_shot')} model: {listed(told)}. {_remedy(report)}"]
+
+
+def _remedy(report: Report) -> str:
+    """What to do about a recovery that made the model worse."""
+    data = report.experiment.get("data") or {}
+    augmentations = [f"data.{name}" for name in AUGMENTATIONS if name in data]
+    checks = f"check {listed(augmentations)}, " if augmentations else ""
+    settings = f"{f'rounds.{report.rounds[-1].name}.' if report.rounds else ''}recovery"
+    longer = f"Train longer ({settings}.epochs) or with a smaller {settings}.lr"
+    return f"{longer}, {checks}or set {settings}={'null' if report.rounds else 'none'} to keep the {model_name(report, 'one_shot')} model."
 
 
 def _about_loss(report: Report) -> list[str]:
@@ -145,8 +196,11 @@ def _about_loss(report: Report) -> list[str]:
     if ratio < FACTOR:
         return [f"{text}, which is right to a factor of {number(ratio)}."]
     what = "units" if "removed" in report.asked else "weights"
-    off = f"{number(ratio)} times too {'low' if measured > predicted else 'high'}"
-    return [f"{text}, which is {off}: here the quadratic model only ranks {what}, it does not forecast the loss."]
+    factor = number(ratio) if ratio <= FAR_OFF else f"more than {FAR_OFF}"
+    return [
+        f"{text}, which is {factor} times too {'low' if measured > predicted else 'high'}. This does not mean that something failed: the "
+        f"pruner uses its quadratic model to rank {what}, not to forecast the loss."
+    ]
 
 
 def _about_missing_metrics(report: Report) -> list[str]:

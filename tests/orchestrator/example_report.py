@@ -68,8 +68,9 @@ def example(blocks: int = 2, **changes: Any) -> Report:
         stage_seconds={"collect": 2.1, "recover": 9.2, "export": 0.1},
         predicted_stage_seconds={"collect": 1.5, "recover": 12.0},
         curves={"recovery": progress},
-        environment={"python": "3.11", "device": "cpu (2 threads)", "commit": "abc"},
+        environment={"python": "3.11", "device": "cpu (2 threads)", "commit": "abc", "workers": 2},
         files={"model": "model.safetensors"},
+        pruner="CAP",
     )
     return replace(report, **changes)
 
@@ -101,6 +102,7 @@ def structured(**changes: Any) -> Report:
     measured = {
         "stages": stages(metrics(0.97), metrics(0.90, images_per_second=1250.0), metrics(0.965, images_per_second=1260.0)),
         "loss_increase": LossIncrease(None, 0.3, "cross-entropy"),
+        "pruner": "SOSP",
     }
     return example(**without_layers | sizes | asked | measured | changes)
 

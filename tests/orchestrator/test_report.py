@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import combinations
 
 import plotly.graph_objects as go
 import pytest
@@ -15,9 +16,11 @@ from rich.console import Console
 from orchestrator.report import figures
 from orchestrator.report.console import summary_table
 from orchestrator.report.page import drawn_figures, figure_page
-from orchestrator.report.result import LossIncrease
+from orchestrator.report.result import LossIncrease, TaskRun
+from orchestrator.report.terms import verb_name
 from orchestrator.report.words import sentences, verdict
 from orchestrator.report.write import write_report
+from workers.records import KINDS
 
 NASTY = '<script>alert("x")</script>&<b>'
 
@@ -162,6 +165,33 @@ def test_the_time_line_draws_what_was_computed_and_lists_what_was_read():
         for worker, base, seconds in zip(trace["y"], trace["base"], trace["x"], strict=True)
     }
     assert drawn == {("collect", "worker-0", 0.0, 2.0), ("collect", "worker-1", 0.5, 1.5), ("recover", "worker-0", 3.0, 9.0)}
+
+
+def test_every_verb_has_a_colour_of_its_own_but_for_those_with_the_same_part_in_the_algorithm():
+    verbs = {verb_name(verb) for verb in KINDS}
+    assert verbs == set(figures.VERB_COLOURS)
+    alike = [{"score", "rank"}, {"allocate", "choose"}, {"join", "shrink"}]
+    for first, second in combinations(sorted(verbs), 2):
+        apart = math.dist(*(bytes.fromhex(figures.VERB_COLOURS[verb][1:]) for verb in (first, second)))
+        assert apart == 0 if {first, second} in alike else apart > 50, (first, second)
+
+
+def test_work_on_units_is_shown_under_the_name_that_people_know(tmp_path):
+    tasks = [TaskRun(verb, "shard 0", "worker 0", 1000.0, 2.0, computed) for verb in KINDS for computed in (True, False)]
+    report = example(timeline=tasks)
+    names = [trace["name"] for trace in drawn_figures(report)["timeline"]["data"]]
+    assert len(names) == len(set(names)) and {"collect", "time"} <= set(names)
+    text = Page(write_report(report, tmp_path).read_text(encoding="utf-8")).text
+    assert "collect_units" not in text and "2 × collect" in text and "3 × time" in text
+
+
+@pytest.mark.parametrize(("environment", "told"), [({"workers": 2}, True), ({}, False)])
+def test_workers_are_those_of_the_environment_and_not_the_rows_of_the_time_line(environment, told, tmp_path):
+    places = ("driver", "rank 0", "worker 0", "worker 1")
+    report = example(timeline=[TaskRun("collect", "shard", place, 1000.0, 2.0, True) for place in places], environment=environment)
+    text = Page(write_report(report, tmp_path).read_text(encoding="utf-8")).text
+    assert ("4 tasks on 2 workers." in text) == told and ("4 tasks." in text) == (not told) and "4 workers" not in text
+    assert text.count("2 workers") == (2 if told else 0), "a tile and a line"
 
 
 def test_read_work_is_listed_on_the_page(page):

@@ -33,6 +33,17 @@ def test_words_say_how_many_rounds_there_were_and_never_one_shot() -> None:
     assert "last round" in said(report, "calibration loss") and not says(report, "one-shot", "no recovery")
 
 
+def test_the_pruners_of_the_rounds_are_named_in_order_and_once() -> None:
+    first, second, third = (part(name, 0.5, 0.93, 0.96, pruner=pruner) for name, pruner in (("a", "Wanda"), ("b", "CAP"), ("c", "Wanda")))
+    assert "masked by Wanda, then CAP, in 3 rounds;" in verdict(gradual(first, second, third))
+    assert "masked by CAP in 2 rounds;" in verdict(gradual(second, replace(second, name="d")))
+
+
+def test_a_harmful_last_recovery_is_told_with_the_settings_of_its_round() -> None:
+    sentence = said(gradual(part("a", 0.5, 0.93, 0.96), part("b", 0.75, 0.96, 0.90)), "worse")
+    assert numbers(sentence) == ["90.0", "96.0"] and "pruned model" in sentence and "rounds.b.recovery=null" in sentence
+
+
 def test_a_last_round_without_recovery_is_told_from_a_run_without_any() -> None:
     report = gradual(part("to_50", 0.5, 0.93, 0.96), part("to_75", 0.75, 0.90, None))
     assert "no recovery in the last round" in verdict(report) and "last pruning" in said(report, "no recovery (training)")

@@ -55,7 +55,7 @@ def asked(removed: float, of: str) -> dict:
 )
 def test_the_verdict_gives_what_was_removed_the_target_first_then_accuracy_and_speed(report: Report, removed: str) -> None:
     text = verdict(report)
-    assert text.startswith(f"{removed} removed;") and "masked" not in text
+    assert text.startswith(f"{removed} removed by SOSP;") and "masked" not in text
     assert numbers(text) == [*numbers(removed), *ACCURACIES, *FASTER]
 
 
@@ -65,6 +65,7 @@ def test_the_verdict_of_a_mixed_run_keeps_the_order_of_its_rounds() -> None:
     assert numbers(masks_first) == ["75.0", "50.2", "48.9", "2", *ACCURACIES, *FASTER]
     assert "remaining prunable weights" in units_first and "remaining" not in masks_first
     assert "one-shot" not in units_first + masks_first, "rounds are not one shot"
+    assert units_first.index("by SOSP") < units_first.index("by CAP") and masks_first.index("by CAP") < masks_first.index("by SOSP")
 
 
 @pytest.mark.parametrize(("final", "ratio"), [(1260.0, "1.4"), (927.0, "1.03"), (450.0, "0.50")])

@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,37 +14,81 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from orchestrator.quantities import number
 from orchestrator.report.console import summary_table
-from orchestrator.report.result import FileSizes, LossIncrease, standard_error
+from orchestrator.report.noise import error_between, paired_error, unpaired_error
+from orchestrator.report.result import FileSizes, LossIncrease, Report, StageResult
 from orchestrator.report.words import sentences, verdict
 from orchestrator.report.write import as_json
 
 
-def test_standard_error_is_that_of_simulated_binomial_differences():
+def test_the_unpaired_error_is_that_of_simulated_binomial_differences():
     rng = np.random.default_rng(0)
     differences = rng.binomial(400, 0.9, 200_000) / 400 - rng.binomial(400, 0.9, 200_000) / 400
-    assert standard_error(0.9, 0.9, 400) == pytest.approx(differences.std(), rel=0.01)
+    assert unpaired_error(0.9, 0.9, 400) == pytest.approx(differences.std(), rel=0.01)
+
+
+# Fractions of the images that both models answer correctly, only the dense one, only the other one, and none.
+PAIRS = [0.90, 0.05, 0.02, 0.03]
+
+
+def test_the_paired_error_is_that_of_simulated_pairs():
+    drawn = np.random.default_rng(0).multinomial(400, PAIRS, 200_000)
+    differences = (drawn[:, 2] - drawn[:, 1]) / 400
+    assert paired_error(0.07 * 400, -0.03, 400) == pytest.approx(differences.std(), rel=0.01)
+    assert paired_error(8, -8 / 360, 360) == pytest.approx(math.sqrt(8 - 64 / 360) / 360), "McNemar's, with b = 8 and c = 0"
+
+
+def test_the_error_between_two_pruned_models_is_bounded_by_how_they_differ_from_the_dense_model():
+    rng = np.random.default_rng(0)
+    dense_NM = rng.random((2000, 360)) < 0.97
+    one_NM, other_NM = (np.where(rng.random((2000, 360)) < 0.02, rng.random((2000, 360)) < 0.5, dense_NM) for _ in range(2))
+    true = (other_NM.mean(1) - one_NM.mean(1)).std()
+    lost, gained = ((first & ~second).sum(1).mean() for first, second in ((dense_NM, one_NM), (one_NM, dense_NM)))
+    first, second = (StageResult("", metrics(one_NM.mean(), top1_lost=lost, top1_gained=gained), 1.0) for _ in range(2))
+    bound = error_between(first, second, "top1")
+    assert true * 0.95 < bound < 0.8 * unpaired_error(one_NM.mean(), other_NM.mean(), 360)
 
 
 # ----------------------------------------------------------------------------------------------------------------- accuracy
 
 
-def test_a_difference_within_one_standard_error_is_called_noise():
-    sentence = said(example(), "recovered", "accuracy")  # sqrt(2 * 0.9675 * 0.0325 / 360) = 1.32 points
-    assert "noise" in sentence and "below" in sentence and {"0.5", "1.3", "360"} <= set(numbers(sentence))
+def test_a_difference_within_two_standard_errors_is_called_noise():
+    sentence = said(example(), "recovered", "accuracy")  # 2 sqrt(2 * 0.9675 * 0.0325 / 360) = 2.64 points
+    assert "noise" in sentence and "below" in sentence and {"0.5", "2.6", "360"} <= set(numbers(sentence))
 
 
-def test_a_difference_beyond_one_standard_error_is_stated():
-    sentence = said(example(), "one-shot", "accuracy")  # sqrt(2 * 0.935 * 0.065 / 360) = 1.84 points
-    assert "noise" not in sentence and "below" in sentence and {"7.0", "1.8", "360"} <= set(numbers(sentence))
+def test_a_difference_beyond_two_standard_errors_is_stated():
+    sentence = said(example(), "one-shot", "accuracy")  # 2 sqrt(2 * 0.935 * 0.065 / 360) = 3.68 points
+    assert "noise" not in sentence and "below" in sentence and {"7.0", "3.7", "360"} <= set(numbers(sentence))
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "noise", "error"),
+    [
+        (9, 2, False, "1.8"),  # 7 fewer of 360; 2 sqrt(11 - 49 / 360) / 360: the models differ on few images
+        (19, 12, True, "3.1"),  # 7 fewer again; 2 sqrt(31 - 49 / 360) / 360
+    ],
+)
+def test_with_counted_pairs_noise_depends_on_the_images_on_which_the_models_differ(lost: int, gained: int, noise: bool, error: str):
+    before = 350 / 360
+    pruned = metrics(before - (lost - gained) / 360, top1_lost=lost, top1_gained=gained)
+    sentence = said(example(stages=stages(metrics(before), pruned)), "one-shot", "accuracy")
+    assert ("noise" in sentence) == noise and numbers(sentence) == ["1.9", error, "360", str(lost), str(gained)]
+
+
+def test_pairs_that_were_counted_for_top1_say_nothing_about_other_accuracies():
+    dense, pruned = ({"knn": value, "top1_lost": 1.0, "top1_gained": 0.0, "test_samples": 100} for value in (0.9, 0.8))
+    sentence = said(example(stages=stages(dense, pruned)), "one-shot", "accuracy")
+    assert "10.1" in numbers(sentence), "200 sqrt(2 * 0.85 * 0.15 / 100)"
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.integers(10, 10**6))
-def test_noise_is_said_exactly_within_one_standard_error(before: float, after: float, samples: int):
+def test_noise_is_said_exactly_within_two_standard_errors(before: float, after: float, samples: int):
     report = example(stages=stages(metrics(before, test_samples=samples), metrics(after, test_samples=samples)))
     mean = (before + after) / 2
-    within = before != after and (after - before) ** 2 * samples <= 2 * mean * (1 - mean)
-    if not math.isclose((after - before) ** 2 * samples, 2 * mean * (1 - mean)):
+    within = before != after and (after - before) ** 2 * samples <= 8 * mean * (1 - mean)
+    if not math.isclose((after - before) ** 2 * samples, 8 * mean * (1 - mean)):
         assert says(report, "noise") == within
     assert says(report, "above") == (after > before) and says(report, "below") == (after < before)
 
@@ -57,6 +102,38 @@ def test_equal_accuracies_are_called_equal():
     report = example(stages=stages(metrics(0.9), metrics(0.9), metrics(0.95)))
     assert "equals" in said(report, "one-shot", "accuracy") and not says(report, "below")
     assert "5.0 points above" in said(report, "recovered", "accuracy")
+
+
+def after_recovery(top1: float, loss: float, **changes: Any) -> Report:
+    """A run whose one-shot model has an accuracy of 99.2 % and a test loss of 0.0962."""
+    shown = [metrics(0.992, loss=0.0953), metrics(0.992, loss=0.0962), metrics(top1, loss=loss)]
+    return example(stages=stages(*({**each, "test_samples": 1000} for each in shown)), **changes)
+
+
+def test_a_recovery_that_raised_the_loss_made_the_model_worse():
+    sentence = said(after_recovery(0.986, 0.1462), "worse")  # 0.6 points are within 2 sqrt(2 * 0.989 * 0.011 / 1000) = 0.93
+    assert numbers(sentence) == ["98.6", "99.2", "0.146", "0.0962"] and "noise" in sentence
+    assert "recovery.lr" in sentence and "recovery=none" in sentence and "one-shot" in sentence and "data." not in sentence
+
+
+def test_a_recovery_that_lost_accuracy_made_the_model_worse():
+    report = after_recovery(0.95, 0.0962, experiment={"data": {"max_shift": 2, "flip": True}})
+    sentence = said(report, "worse")
+    assert numbers(sentence) == ["95.0", "99.2"] and "noise" not in sentence and "loss" not in sentence
+    assert "data.max_shift and data.flip" in sentence
+
+
+@pytest.mark.parametrize(
+    ("top1", "loss"), [(0.992, 0.1), (0.99, 0.0962), (0.999, 0.2)], ids=["4 % more loss", "noise", "more accurate, less sure"]
+)
+def test_a_recovery_that_did_no_harm_is_not_called_worse(top1: float, loss: float):
+    assert not says(after_recovery(top1, loss), "worse")
+
+
+def test_counted_pairs_show_a_smaller_harm():
+    dense, pruned = metrics(0.992, test_samples=1000), metrics(0.992, test_samples=1000, top1_lost=0, top1_gained=0)
+    harmed = metrics(0.986, test_samples=1000, top1_lost=6, top1_gained=0)
+    assert says(example(stages=stages(dense, pruned, harmed)), "worse")  # 6 images, beyond 2 sqrt(6)
 
 
 def test_metrics_that_some_models_lack_are_named():
@@ -86,6 +163,11 @@ def test_the_verdict_gives_what_was_masked_and_the_accuracies_in_order(name, giv
     assert ("recovered" in text) == (name == "everything") and ("no recovery" in text) == (name in ("no recovery", "headless"))
     assert ("not measured" in text) == (name == "no metrics") and ("k-NN" in text) == (name == "headless")
     assert "faster" not in text and "per second" not in text, "masked weights make no model faster"
+    assert "masked by CAP;" in text
+
+
+def test_a_verdict_without_a_known_pruner_names_none():
+    assert " by " not in verdict(example(pruner=""))
 
 
 # --------------------------------------------------------------------------------------------------------- weights, speed, file
@@ -123,10 +205,13 @@ def about_loss(*increase: float | None) -> str:
     return said(example(loss_increase=LossIncrease(*increase, "cross-entropy")), "calibration loss")
 
 
-@pytest.mark.parametrize(("measured", "factor", "side"), [(2.0, "10", "too low"), (0.02, "10", "too high")])
+@pytest.mark.parametrize(
+    ("measured", "factor", "side"), [(2.0, "10", "too low"), (0.02, "10", "too high"), (2000.0, "100", "more than 100 times too low")]
+)
 def test_a_prediction_that_is_far_off_is_called_no_forecast(measured, factor, side):
     sentence = about_loss(0.2, measured)
-    assert numbers(sentence) == [f"{measured:g}", "0.2", factor] and side in sentence and "not forecast" in sentence
+    assert numbers(sentence) == [number(measured), "0.2", factor] and side in sentence
+    assert "to rank weights, not to forecast" in sentence and ("more than" in sentence) == (measured == 2000)
 
 
 def test_a_prediction_that_is_right_to_a_small_factor_is_not_called_off():
@@ -187,6 +272,16 @@ def test_the_console_shows_what_a_run_is_judged_by_in_eighty_columns():
     assert row("loss increase")[:4] == ["–", "0.3", "0.2", "predicted;"]
     assert row("recover ") == ["12", "s", "9.2", "s"]
     assert row("export ") == ["–", "0.10", "s"]
+
+
+def test_the_console_names_the_pruner_and_repeats_the_warnings_below_the_tables():
+    warnings = ["the target is out of reach: 80.00 % of the latency was asked for, and at most 61.20 % can be removed", "[red]text"]
+    out = io.StringIO()
+    Console(file=out, width=80).print(summary_table(example(warnings=warnings)))
+    lines = [line.rstrip() for line in out.getvalue().splitlines()]
+    assert max(map(len, lines)) <= 80 and ["pruner", "CAP"] in [line.split() for line in lines]
+    end = " ".join(line.strip() for line in lines[next(at for at, line in enumerate(lines) if line.startswith("warning")) :] if line)
+    assert end == f"warning: {warnings[0]} warning: {warnings[1]}"
 
 
 def test_json_values_are_what_json_knows():
