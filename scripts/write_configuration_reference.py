@@ -54,6 +54,9 @@ CODE = re.compile(
     r"`[^`]*`|[\w.]+\([\w=.]*\)|[\w.+=]*\{[^}]*\}|[\w./@+-]*[=<][^\s,;]*[^\s,;.:)]|(?<![.\w/])[A-Za-z]\w*(?:[._]\w+)+(?:/[\w.]+)*"
 )
 
+WORD = r"\w+(?::\w+)*"
+ALTERNATIVES = re.compile(rf"(?<!\S){WORD}(?: \| {WORD})+")  # "error | dense", another way to list what can be chosen
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -76,12 +79,15 @@ class Choice:
 
 
 def read(path: Path) -> Choice:
-    """The settings of a yaml file with their comments. A comment may go on in lines of its own below its setting."""
+    """The settings of a yaml file with their comments. A comment may go on in lines of its own below its setting. Its first lines say what
+    the choice is."""
     text = path.read_text(encoding="utf-8")
     lines = text.splitlines()
     node = yaml.compose(text, Loader=yaml.SafeLoader)
     settings = {setting.key: setting for setting in _settings(node, lines, "")}
     head = [line.removeprefix("#").strip() for line in lines[: node.start_mark.line]]
+    if not any(head):
+        sys.exit(f"{path.relative_to(ROOT)}: begin the file with a comment that describes this choice, such as '# Random: masks …'")
     target = settings.pop("_target_", None)
     target_class = None if target is None or target.value == "null" else target.value
     return Choice(path.stem, " ".join(head), target_class, settings, yaml.safe_load(text))
@@ -148,6 +154,7 @@ def _flow(value: Any) -> str:
 
 def _in_code(comment: str, hint: str) -> str:
     """A comment with its names, values and the words that can be chosen in code type, and a full stop."""
+    comment = ALTERNATIVES.sub(lambda found: ", ".join(f"`{word}`" for word in found[0].split(" | ")), comment)
     words = {word.strip("`") for word in re.findall(r"`[^`]*`", hint)} | {"null", "true", "false", "0", "1", "2", "3"}
     text = CODE.sub(lambda found: f"`{found[0].strip('`')}`", comment)
     text = re.sub(r"(?:^|(?<=[:;.] ))\w+(?=[:;]|\.(?!\d)|$)", lambda found: f"`{found[0]}`" if found[0] in words else found[0], text)

@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -145,8 +145,8 @@ def python_words(words: list[str]) -> bool:
     return words[0] in ("python", ".venv/bin/python", "python3.11")
 
 
-def shell(words: list[str]) -> None:
-    """Check one command of a page."""
+def shell(words: list[str], created: Collection[str] = ()) -> None:
+    """Check one command of a page. ``created`` are files that the page writes."""
     variables = []
     while re.match(r"[A-Z_]+=", words[0]):
         variables.append(words.pop(0).partition("=")[0])
@@ -161,7 +161,8 @@ def shell(words: list[str]) -> None:
         assert next(word for word in words[1:] if "=" not in word) in targets
         return None
     if python_words(words) and words[1:4] == ["-m", "pytest", *words[3:4]]:
-        assert all((ROOT / word.partition("::")[0]).exists() for word in words[3:] if word.startswith("tests/"))
+        files = [word.partition("::")[0] for word in words[3:] if word.startswith("tests/")]
+        assert all(file in created or (ROOT / file).exists() for file in files)
         return None
     if words[:2] == ["pip", "install"] or (python_words(words) and words[1:4] == ["-m", "pip", "install"]):
         known = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
@@ -218,11 +219,13 @@ def test_the_examples_of_contributing_run(tmp_path: Path) -> None:
     for name in PROJECT:
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     runs: list[list[str]] = []
-    for block in blocks(ROOT / "CONTRIBUTING.md"):
+    page = list(blocks(ROOT / "CONTRIBUTING.md"))
+    for block in page:
         if block.excused or block.language == "text":
             continue
         if block.file:
-            assert not (tmp_path / block.file).exists(), "an example is a new file"
+            file = tmp_path / block.file
+            assert not file.exists() or file.read_text(encoding="utf-8") == block.code, "an example is a new file"
             (tmp_path / block.file).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / block.file).write_text(block.code, encoding="utf-8")
         if block.file.startswith("tests/"):
@@ -233,7 +236,7 @@ def test_the_examples_of_contributing_run(tmp_path: Path) -> None:
                     pruner = [] if any(word.startswith("pruner=") for word in words) else ["pruner=magnitude"]
                     runs.append([*words[3:], *SHORT, *pruner, f"name=run{len(runs)}"])
                 else:
-                    shell(words)
+                    shell(words, {block.file for block in page})
         else:
             assert block.file, f"line {block.line}: what file is this?"
     ended = subprocess.run([sys.executable, "-c", CARRY_OUT, json.dumps(runs)], cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -1,6 +1,7 @@
 """The check behind every message about a bad setting."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 from workers.errors import ConfigError
@@ -20,6 +21,12 @@ def require(holds: bool, where: str, expected: str, got: object, remedy: str = "
     """
     if not holds:
         raise ConfigError(f"{where}: expected {expected}, got {got!r}" + (f"; {remedy}" if remedy else ""))
+
+
+def absolute_path(given: str, path: Path) -> str:
+    """Returns the remedy of a message about a missing file: where it was looked for, or "" if the setting says exactly that."""
+    absolute = str(path.absolute())
+    return "" if given == absolute else f"the absolute path is {absolute}"
 
 
 LARGEST = 2**31 - 1  # more than any count, size or seed needs; sums and products of a few such numbers still fit into 64 bits

@@ -191,6 +191,18 @@ def test_expected_numbers_serve_the_plan_and_are_checked_against_the_folder(imag
         folder(image_root, expected_train=13).check()
 
 
+def test_a_missing_folder_is_reported_under_the_setting_that_names_it(image_root, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match=r"data.test_folder: .*got no folder .*/valid; set data.test_folder, which may equal data.train_"):
+        folder(image_root, test_folder="valid").check()
+    with pytest.raises(ConfigError, match=r"data.train_folder: .*got no folder .*/training; set data.train_folder"):
+        folder(image_root, train_folder="training").check()
+    with pytest.raises(ConfigError, match=r"data.root: expected a folder of images, got '.*/absent'$"):
+        folder(tmp_path / "absent").check()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=rf"data.root: .*got 'absent'; the absolute path is {tmp_path}/absent"):
+        folder("absent").check()
+
+
 def test_folders_that_do_not_fit_together_are_refused(image_root, tmp_path):
     with pytest.raises(ConfigError, match=r"data.root: expected images .*got none"):
         folder(tmp_path, train_folder=".", test_folder=".").check()

@@ -277,7 +277,7 @@ def test_a_checkpoint_never_runs_code(tmp_path, save):
 
 
 def test_a_checkpoint_that_is_not_there_is_found_before_anything_is_built(tmp_path):
-    with pytest.raises(ConfigError, match="expected an existing file"):
+    with pytest.raises(ConfigError, match=rf"expected an existing file, got '{tmp_path}/none.pth'$"):
         family(checkpoint=tmp_path / "none.pth").check()
     with pytest.raises(ConfigError, match="bundled:dinov2_vits or bundled:efficientnet_lite0"):
         family(checkpoint="bundled:nothing").check()

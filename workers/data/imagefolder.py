@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from workers.checks import Phrase, require
+from workers.checks import Phrase, absolute_path, require
 from workers.data.examine import (
     Broken,
     Examine,
@@ -196,8 +196,17 @@ class ImageFolder(ImageFiles):
     def _listing(self, split: str) -> Listing:
         split = "test" if split == "test" else "train"
         if self._examined is None:
+            self._require_folder(split)
             return listed(self._folder(split))
         return _used(self._folder(split), self._examined.left_out[split], self._examined.names[split])
+
+    def _require_folder(self, split: str) -> None:
+        """Raises ``ConfigError`` that names the one setting to change if there is no folder of images for a split."""
+        root, folder = Path(self.root).expanduser(), self._folder(split)
+        require(root.is_dir(), "data.root", "a folder of images", self.root, absolute_path(self.root, root))
+        setting, other = (f"data.{name}_folder" for name in (split, "train" if split == "test" else "test"))
+        missing = Phrase(f"no folder {printable(folder.absolute())}")
+        require(folder.is_dir(), setting, "a folder of images below data.root", missing, f"set {setting}, which may equal {other}")
 
 
 @lru_cache(maxsize=4)

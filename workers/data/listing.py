@@ -86,10 +86,7 @@ def listed(folder: Path) -> Listing:
     import numpy as np
 
     if not folder.is_dir():
-        raise ConfigError(
-            f"data.root: expected a folder of images, got no folder {printable(folder.absolute())}; "
-            "set data.root, data.train_folder and data.test_folder"
-        )
+        raise ConfigError(f"data.root: expected a folder of images, got no folder {printable(folder.absolute())}")
     top = _entries(folder, links=True)
     below = {name: _entries(folder / name, links=False) for name in top.folders}
     inside = {name: entries for name, entries in below.items() if not entries.empty}

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from workers.checks import Phrase, require
+from workers.checks import Phrase, absolute_path, require
 from workers.data.arrays import ArrayDataset, ImageArrays
 from workers.errors import ConfigError
 
@@ -44,7 +44,7 @@ class Arrays(ArrayDataset):
 
     def arrays(self) -> ImageArrays:
         path = Path(self.path).expanduser()
-        require(path.is_file(), "data.path", "an existing .npz file", self.path, f"the absolute path is {path.absolute()}")
+        require(path.is_file(), "data.path", "an existing .npz file", self.path, absolute_path(self.path, path))
         return _read(path, path.stat().st_mtime_ns)
 
 

@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from workers.checks import require
+from workers.checks import absolute_path, require
 from workers.errors import ConfigError, SecateurError
 from workers.models import bundled, checkpoint_files
 from workers.models.checkpoint_files import Fit
@@ -39,7 +39,7 @@ def check(checkpoint: str) -> None:
     folder = FOLDERS if path.is_dir() else ""
     expected = f"a file ending in {', '.join(SUFFIXES)} or bundled:NAME"
     require(path.name.endswith(SUFFIXES) or bool(folder), "model.checkpoint", expected, checkpoint)
-    remedy = folder or f"the absolute path is {path.absolute()}"
+    remedy = folder or absolute_path(checkpoint, path)
     require(path.is_file(), "model.checkpoint", expected if folder else "an existing file", checkpoint, remedy)
 
 

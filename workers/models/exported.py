@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from workers.checks import require
+from workers.checks import absolute_path, require
 from workers.errors import ConfigError, SecateurError
 from workers.models import library
 from workers.models.base import Layer, ModelFamily, Output
@@ -48,8 +48,8 @@ class Exported(ModelFamily):
         from workers.export import load_family
         from workers.files import read_metadata
 
-        where = f"the absolute path is {self.path.absolute()}"
-        require(self.path.is_file(), "model.checkpoint", "an existing file", self.checkpoint, where)
+        assert self.checkpoint is not None
+        require(self.path.is_file(), "model.checkpoint", "an existing file", self.checkpoint, absolute_path(self.checkpoint, self.path))
         with _config_errors():
             remedy = "load any other checkpoint with its family: model=timm model.name=NAME model.checkpoint=FILE"
             exported = "secateur" in read_metadata(self.path)
