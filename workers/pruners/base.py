@@ -77,7 +77,7 @@ class Target:
             )
 
     def by_layer(self, layers: Sequence[Layer]) -> dict[str, float]:
-        """The sparsity of each layer for the scopes ``uniform`` and ``per_layer``; layers that no pattern matches stay dense.
+        """Returns the sparsity of each layer for the scopes ``uniform`` and ``per_layer``; layers that match no pattern remain dense.
 
         Raises: ConfigError if a pattern matches no layer.
         """
@@ -87,10 +87,14 @@ class Target:
             if not any(fnmatchcase(layer.name, pattern) for layer in layers):
                 names = ", ".join(layer.name for layer in layers[:3])
                 raise ConfigError(f"pruner.target.per_layer: {pattern!r} matches none of the {len(layers)} layers ({names}, …)")
-        return {layer.name: next((s for pattern, s in self.per_layer.items() if fnmatchcase(layer.name, pattern)), 0.0) for layer in layers}
+
+        def first_match(name: str) -> float:
+            return next((sparsity for pattern, sparsity in self.per_layer.items() if fnmatchcase(name, pattern)), 0.0)
+
+        return {layer.name: first_match(layer.name) for layer in layers}
 
     def overall(self, layers: Sequence[Layer]) -> float:
-        """The fraction of the weights of all ``layers`` that becomes zero. Raises: ConfigError, see ``by_layer``."""
+        """Returns the fraction of the weights of all ``layers`` that becomes zero. Raises: ConfigError if a pattern matches no layer."""
         if self.scope is Scope.GLOBAL:
             return self.sparsity
         sparsities = self.by_layer(layers)
@@ -133,13 +137,13 @@ class Goal:
 
 @dataclass
 class Pruner(ABC):
-    """One pruning method; its fields are its hyper-parameters. It masks weights (``WeightPruner``) or removes units (``UnitPruner``)."""
+    """A pruning method, with its hyper-parameters as fields. It masks weights (``WeightPruner``) or removes units (``UnitPruner``)."""
 
     needs_logits: ClassVar[bool] = False  # whether the model must be a classifier
 
     @abstractmethod
     def goal(self, layers: Sequence[Layer]) -> Goal:
-        """How much of a model with these layers is pruned. Raises: ConfigError if the target does not suit them."""
+        """Returns how much of a model with these layers is pruned. Raises: ConfigError if the target does not fit them."""
 
     @property
     def statistic(self) -> Statistic | None:
@@ -148,7 +152,7 @@ class Pruner(ABC):
 
     @property
     def is_timed(self) -> bool:
-        """Whether measured times decide about the result."""
+        """Whether the result depends on measured times."""
         return False
 
     @property
@@ -158,20 +162,20 @@ class Pruner(ABC):
 
     @property
     def needs_multiple(self) -> int:
-        """What the inputs of every layer must be multiples of."""
+        """The number that the inputs of every layer must be a multiple of."""
         return 1
 
     @property
     def leaves_multiple(self) -> int | None:
-        """What the widths are multiples of afterwards; None if the method changes no width."""
+        """The number that widths are multiples of after pruning; None if the method changes no width."""
         return None
 
     def flops(self, layer: Layer) -> tuple[float, float]:
-        """Flops of ``score`` and ``solve`` of a layer, leading terms, for the plan; zero if no matrix is factored."""
+        """Returns the flops of ``score`` and ``solve`` of a layer, leading terms, for the plan; zero if no matrix is factored."""
         return 0.0, 0.0
 
     def check_steps(self, where: str, steps: int) -> None:
-        """Raise ``ConfigError`` unless the target can be reached in so many steps; ``where`` is the setting that says how many."""
+        """Raises ``ConfigError`` unless the target can be reached in this number of steps; ``where`` is the setting that holds it."""
         require(steps >= 1, where, "at least 1", steps)
 
 
