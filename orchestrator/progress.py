@@ -236,7 +236,7 @@ def _counted(stage: Stage) -> str:
 
 
 def _planned(stage: Stage) -> str:
-    return "" if stage.planned_seconds is None else f"planned {duration(stage.planned_seconds)}"
+    return "" if stage.planned_seconds is None or stage.planned_seconds < 1 else f"planned {duration(stage.planned_seconds)}"
 
 
 def _listed(parts: list[str]) -> str:

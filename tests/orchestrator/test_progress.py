@@ -108,7 +108,7 @@ def test_the_planned_time_is_told_when_a_stage_starts(out, clock, live):
             stage.advance(2)
         with progress.stage("recover", None, planned_seconds=125.0):
             pass
-        with progress.stage("export", 1) as stage:
+        with progress.stage("export", 1, planned_seconds=0.02) as stage:
             stage.advance()
     assert "planned 2 min 05 s" in out.getvalue() or live
     assert [line for line in lines_of(out) if line.startswith("export: started")] == ([] if live else ["export: started, 1 task"])
