@@ -14,7 +14,7 @@ from orchestrator.allocation.units import dense_family
 from orchestrator.config import Experiment
 from orchestrator.identity.sources import classes_of
 from orchestrator.planning.plan import Plan
-from orchestrator.progress import Progress
+from orchestrator.progress import Progress, Stage
 from orchestrator.report.result import TaskRun
 from orchestrator.rounds import one_by_one
 from orchestrator.stages import prefix
@@ -133,7 +133,7 @@ class Run:
         if tasks:
             with self.timed("start workers"):
                 self.experiment.cluster.ready()
-        with self.timed(self.prefix + stage), self.progress.stage(self.prefix + stage, len(tasks) + len(stored), self.planned_seconds(stage)) as bar:
+        with self.timed(self.prefix + stage), self._stage(stage, len(tasks) + len(stored), len(tasks)) as bar:
             for record in stored:
                 self.note(stage, record)
             if stored:
@@ -150,17 +150,17 @@ class Run:
     def train(self, stage: str, task: TrainTask) -> Record[TrainedModel]:
         """Train with a gang, unless the result is in the store."""
         record = self.find(task.to)
-        with self.timed(self.prefix + stage), self.progress.stage(self.prefix + stage, None, self.planned_seconds(stage)) as bar:
+        with self.timed(self.prefix + stage), self._stage(stage, None, int(record is None)) as bar:
             if record is None:
                 with bar.follow(task.progress):
                     record = replace(self.experiment.cluster.gang(task), computed=True)
             self.note(stage, record)
         return record
 
-    def planned_seconds(self, stage: str) -> float | None:
-        """The wall time that the plan predicts for a stage; None for stages that it does not know."""
-        estimate = self.plan.stages.get(self.prefix + stage)
-        return None if estimate is None else estimate.seconds
+    def _stage(self, stage: str, total: int | None, missing: int) -> Stage:
+        """A stage on the display, with the time that the plan predicts for it if ``missing`` results have to be computed."""
+        estimate = self.plan.stages.get(self.prefix + stage) if missing else None
+        return self.progress.stage(self.prefix + stage, total, None if estimate is None else missing / (total or 1) * estimate.seconds)
 
     def find(self, to: Destination) -> Record[Any] | None:
         """The stored result, or None; a damaged one is discarded with a warning."""

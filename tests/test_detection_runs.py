@@ -83,15 +83,15 @@ def test_what_does_not_go_together_is_refused_before_any_work(digits_laid_out: P
     where = f"data.path={digits_laid_out}"
     planned(where, "pruner=sosp_h", "pruner.target.removed=0.5")
     for overrides, said in (
-        ((where, "data.image_size=96"), r"data.image_size: expected 64, which the model's default boxes are made for, and 3 channels"),
+        ((where, "data.image_size=96"), r"data.image_size: expected 64 .*3 channels"),
         ((where, "loss=sampled"), r"loss: expected labels or features"),
-        ((where, "pruner=sosp_i", "pruner.target.removed=0.5"), r"pruner: expected one that suits detectors, got 'SOSPI'"),
+        ((where, "pruner=sosp_i", "pruner.target.removed=0.5"), r"pruner: expected .*detectors, got 'SOSPI'"),
         (
             (where, "model.arguments.num_classes=10"),
             r"num_classes: expected at least 11: the classes of the data and the background, got 10",
         ),
         (("data=digits", "data.image_size=64", "data.channels=3"), r"data: expected images with objects in boxes, or without labels"),
-        ((where, "model=torchvision", "model.name=resnet18"), r"data: expected images with classes.* got 'Arrays'"),
+        ((where, "model=torchvision", "model.name=resnet18"), r"data: expected images with one class.* got 'Arrays'"),
     ):
         with pytest.raises(ConfigError, match=said):
             planned(*overrides)
