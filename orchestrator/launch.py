@@ -78,8 +78,6 @@ def run_experiment(experiment: Experiment, config: dict[str, Any], command: str)
         experiment = settle_data(experiment, plan.profile, progress)
         tracker = experiment.tracking.start(experiment.name, identity[:8], config, directory, progress.warn)
         run = Run(experiment, plan, Store(Path(experiment.output) / "store"), directory, progress, tracker, plan.profile)
-        for remark in experiment.data.remarks(class_count(experiment, plan.profile)):
-            run.warn(remark)
         try:
             outcome = _carry_out(run)
             with run.timed("export"):
@@ -146,6 +144,8 @@ def _carry_out(run: Run) -> Outcome:
 
     experiment = run.experiment
     imported = import_model(run)
+    for remark in experiment.data.remarks(class_count(experiment, run.plan.profile)):  # a checkpoint of other classes was refused before
+        run.warn(remark)
     recipes = [part.recovery for part in experiment.schedule.values()]
     recipes.append(experiment.training if experiment.model.checkpoint is None else None)
     try:

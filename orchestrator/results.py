@@ -14,7 +14,7 @@ from orchestrator.cluster.base import Resources, cores_here, processor
 from orchestrator.config import Experiment
 from orchestrator.outcome import Masking, MaskingStep, Outcome, Removal, RoundOutcome
 from orchestrator.planning.plan import Plan
-from orchestrator.report.result import (
+from orchestrator.report.parts import (
     FileSizes,
     GroupResult,
     Int8Result,
@@ -22,10 +22,10 @@ from orchestrator.report.result import (
     LayerResult,
     LossIncrease,
     ModelSize,
-    Report,
     RoundResult,
     StageResult,
 )
+from orchestrator.report.result import Report
 from orchestrator.run import Log
 from orchestrator.stages import whose
 from orchestrator.structure_table import shapes_of, unit_weights

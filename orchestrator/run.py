@@ -15,7 +15,7 @@ from orchestrator.config import Experiment
 from orchestrator.identity.sources import classes_of
 from orchestrator.planning.plan import Plan
 from orchestrator.progress import Progress, Stage
-from orchestrator.report.result import TaskRun
+from orchestrator.report.parts import TaskRun
 from orchestrator.rounds import one_by_one
 from orchestrator.stages import prefix
 from orchestrator.store import Store

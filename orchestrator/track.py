@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from orchestrator.report.result import LayerResult, Report
+from orchestrator.report.parts import LayerResult
+from orchestrator.report.result import Report
 from orchestrator.report.write import REPORT_FILES, as_json
 from workers.checks import require
 

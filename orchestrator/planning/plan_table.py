@@ -76,5 +76,5 @@ def _on_units(plan: Plan) -> list[str]:
     return [
         *(f"Out of reach: {sentence}." for sentence in plan.out_of_reach),
         f"The plan removes units in a random order, the run by the data. In the plan {plan.after.parameters:,} weights and "
-        f"{plan.after.forward_flops / 1e9:,.3g} GFLOP per sample remain."
+        f"{plan.after.forward_flops / 1e9:,.3g} GFLOP per sample remain.",
     ]

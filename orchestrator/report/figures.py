@@ -13,7 +13,8 @@ from typing import Any
 from plotly import graph_objects as go
 
 from orchestrator.quantities import COSTS, duration, percent
-from orchestrator.report.result import Report, RoundResult, TaskRun
+from orchestrator.report.parts import RoundResult, TaskRun
+from orchestrator.report.result import Report
 from orchestrator.report.terms import ACCURACY_NAMES, FRACTIONS, METRICS, measured_metrics, model_name, verb_name
 from orchestrator.stages import over_rounds
 

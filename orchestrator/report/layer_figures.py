@@ -11,7 +11,8 @@ from plotly import graph_objects as go
 
 from orchestrator.quantities import COSTS, count, number, percent
 from orchestrator.report.figures import FAINT, INK, OTHER, PALETTE, SHARES, TICKS, figure, safe
-from orchestrator.report.result import GroupResult, LayerResult, Report
+from orchestrator.report.parts import GroupResult, LayerResult
+from orchestrator.report.result import Report
 from orchestrator.report.terms import UNITS
 
 MANY = 40  # beyond this, rows with names become columns (or rows) without names

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from orchestrator.report.result import StageResult
+from orchestrator.report.parts import StageResult
 
 ERRORS = 2  # a difference within so many standard errors is noise
 

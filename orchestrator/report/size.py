@@ -5,7 +5,8 @@ from __future__ import annotations
 from statistics import mean
 
 from orchestrator.quantities import COSTS, count, listed, macs, milliseconds, percent, size
-from orchestrator.report.result import FASTER, GroupResult, LatencyResult, Report
+from orchestrator.report.parts import GroupResult, LatencyResult
+from orchestrator.report.result import FASTER, Report
 from orchestrator.report.terms import ACCURACY_NAMES, UNITS, timed_with
 
 NAMED = 3  # at most so many groups are named in a sentence

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from orchestrator.quantities import COSTS, NOT_MEASURED, duration, macs, milliseconds, number, percent, size
-from orchestrator.report.result import GroupResult, Report, StageResult
+from orchestrator.report.parts import GroupResult, StageResult
+from orchestrator.report.result import Report
 from orchestrator.report.terms import METRICS, UNITS, measured_metrics, metric_text, model_name
 from orchestrator.stages import over_rounds
 

@@ -6,7 +6,8 @@ from itertools import groupby
 
 from orchestrator.quantities import COSTS, count, listed, number, percent, points
 from orchestrator.report.noise import ERRORS, Pairs, error_between, error_from_dense, pairs_of
-from orchestrator.report.result import Report, StageResult
+from orchestrator.report.parts import StageResult
+from orchestrator.report.result import Report
 from orchestrator.report.size import about_int8, about_latency, about_size_and_speed, about_units, removed_words, speed_words
 from orchestrator.report.terms import ACCURACY_NAMES, METRICS, measured_metrics, model_name
 

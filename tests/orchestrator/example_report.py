@@ -8,17 +8,8 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from orchestrator.report.result import (
-    FileSizes,
-    GroupResult,
-    LayerResult,
-    LossIncrease,
-    ModelSize,
-    Report,
-    RoundResult,
-    StageResult,
-    TaskRun,
-)
+from orchestrator.report.parts import FileSizes, GroupResult, LayerResult, LossIncrease, ModelSize, RoundResult, StageResult, TaskRun
+from orchestrator.report.result import Report
 from orchestrator.report.words import sentences, verdict
 
 KINDS = {"attn.qkv": (96, 32), "attn.proj": (32, 32), "mlp.fc1": (128, 32), "mlp.fc2": (32, 128)}

@@ -16,7 +16,7 @@ from rich.console import Console
 from orchestrator.report import figures
 from orchestrator.report.console import summary_table
 from orchestrator.report.page import drawn_figures, figure_page
-from orchestrator.report.result import LossIncrease, TaskRun
+from orchestrator.report.parts import LossIncrease, TaskRun
 from orchestrator.report.terms import verb_name
 from orchestrator.report.words import sentences, verdict
 from orchestrator.report.write import write_report

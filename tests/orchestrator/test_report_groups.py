@@ -10,7 +10,8 @@ import pytest
 from example_report import DENSE, GROUPS, HEAD, MISSING, NEURON, example, metrics, mixed, numbers, part, said, says, stages, structured
 
 from orchestrator.report.page import drawn_figures
-from orchestrator.report.result import GroupResult, ModelSize, Report
+from orchestrator.report.parts import GroupResult, ModelSize
+from orchestrator.report.result import Report
 from orchestrator.report.tables import groups
 from orchestrator.report.write import write_report
 

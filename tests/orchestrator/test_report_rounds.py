@@ -12,7 +12,8 @@ from rich.console import Console
 
 from orchestrator.report.console import summary_table
 from orchestrator.report.page import drawn_figures
-from orchestrator.report.result import LossIncrease, Report, RoundResult, StageResult, round_lines
+from orchestrator.report.parts import LossIncrease, RoundResult, StageResult
+from orchestrator.report.result import Report, round_lines
 from orchestrator.report.words import verdict
 from orchestrator.report.write import write_report
 

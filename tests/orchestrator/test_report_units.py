@@ -23,7 +23,8 @@ from example_report import (
 
 from orchestrator.quantities import listed, macs, number, size
 from orchestrator.report.page import drawn_figures
-from orchestrator.report.result import FileSizes, GroupResult, Int8Result, LatencyResult, Report, round_lines
+from orchestrator.report.parts import FileSizes, GroupResult, Int8Result, LatencyResult
+from orchestrator.report.result import Report, round_lines
 from orchestrator.report.tables import rounds, targets
 from orchestrator.report.words import sentences, verdict
 

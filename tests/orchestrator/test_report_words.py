@@ -17,7 +17,8 @@ from rich.console import Console
 from orchestrator.quantities import number
 from orchestrator.report.console import summary_table
 from orchestrator.report.noise import error_between, paired_error, unpaired_error
-from orchestrator.report.result import FileSizes, LossIncrease, Report, StageResult
+from orchestrator.report.parts import FileSizes, LossIncrease, StageResult
+from orchestrator.report.result import Report
 from orchestrator.report.words import sentences, verdict
 from orchestrator.report.write import as_json
 
