@@ -54,6 +54,10 @@ class Moments(Protocol):
         """Returns the diagonals of ``H``, (n, B)."""
         ...
 
+    def row_weights_R(self) -> Tensor | None:
+        """Returns how much each row weighs beside the mean of the rows that share its matrix; None if all weigh the same."""
+        ...
+
 
 @dataclass(frozen=True)
 class SecondMoment:
@@ -65,6 +69,7 @@ class SecondMoment:
 
     sum_nBB: Tensor
     count: int
+    rows_R: Tensor | None = None  # sums that weigh rows which share a matrix, (R,) in float64
 
     @property
     def blocks(self) -> int:
@@ -85,6 +90,17 @@ class SecondMoment:
     def diagonal_nB(self) -> Tensor:
         """Returns the diagonals of ``H``, (n, B)."""
         return self.sum_nBB.diagonal(dim1=-2, dim2=-1) / self.count
+
+    def row_weights_R(self) -> Tensor | None:
+        """Returns how much each row weighs beside the mean of the rows that share its matrix; None if all weigh the same."""
+        return None if self.rows_R is None else relative_weights(self.rows_R, self.blocks)
+
+
+def relative_weights(rows_R: Tensor, blocks: int) -> Tensor:
+    """Returns sums (R,) divided by their mean over the rows of each of ``blocks`` consecutive sets; 1 where the mean is zero."""
+    sets_nS = rows_R.reshape(blocks, -1)
+    mean_n1 = sets_nS.mean(1, keepdim=True)
+    return torch.where(mean_n1 > 0, sets_nS / mean_n1, torch.ones_like(sets_nS)).reshape(-1)
 
 
 def zeros(blocks: int, block_size: int, device: torch.device | str = "cpu") -> SecondMoment:

@@ -31,6 +31,12 @@ class PlannedLayer:
     block_size: int
     working_bytes: int = 0
     by_gradients: bool = True
+    shared: bool = False
+
+    @property
+    def vectors(self) -> float:
+        """The input vectors of a sample: tokens of a Linear, output positions of a convolution."""
+        return self.depth.flops / (2 * self.layer.weights)
 
     @property
     def entries(self) -> int:
@@ -113,9 +119,8 @@ class CostModel:
     def outer_flops(self, planned: PlannedLayer) -> float:
         """Returns ``N d (B + 1)`` flops where symmetry is used, else ``2 N d B``. For a layer Hessian, N counts all input vectors."""
         squares = planned.blocks * planned.block_size**2
-        if not planned.by_gradients:
-            vectors = planned.depth.flops / (2 * planned.layer.weights)
-            return 2.0 * self.gradients_per_shard * self.samples_per_gradient * vectors * squares
+        if planned.shared:
+            return 2.0 * self.gradients_per_shard * self.samples_per_gradient * planned.vectors * squares
         return self.gradients_per_shard * (2.0 * squares if self.gpu else squares + planned.blocks * planned.block_size)
 
     def score(self, planned: PlannedLayer, shards: int) -> float:

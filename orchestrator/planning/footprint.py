@@ -41,6 +41,8 @@ class Footprint:
         passing = PASSING_ACTIVATIONS * self.profile.largest_bytes * self.batch
         if not layers[0].by_gradients:
             return self.held + statistics + max(planned.working_bytes for planned in layers) + passing
+        if layers[0].shared:
+            return self.held + statistics + max(planned.working_bytes for planned in layers) + passing + self._derivatives(layers)
         statistics += sum(planned.working_bytes for planned in layers)
         first, last = layers[0].depth, layers[-1].depth
         inputs = sum(planned.depth.input_bytes for planned in layers)
@@ -49,6 +51,12 @@ class Footprint:
         at_the_end = self.batch * (first.kept_bytes - last.kept_bytes + inputs) + GRADIENTS * gradients
         finishing = 3 * max(planned.statistic_bytes for planned in layers) if self.device == "cuda" else 0
         return self.held + statistics + max(finishing, passing + max(at_the_loss, at_the_end))
+
+    def _derivatives(self, layers: Sequence[PlannedLayer]) -> int:
+        """Returns the bytes of activations back to the earliest layer, and of the outputs of all layers with their derivatives."""
+        outputs = sum(4 * planned.layer.rows * planned.vectors for planned in layers)
+        inputs = sum(planned.depth.input_bytes for planned in layers)
+        return int(self.batch * (layers[0].depth.kept_bytes + inputs + 2 * outputs))
 
     def score(self, planned: PlannedLayer) -> int:
         """Returns the peak of two steps: slices of the statistic, and then order, losses and scores while they are sorted."""
@@ -61,7 +69,7 @@ class Footprint:
     def _slices(self, planned: PlannedLayer) -> int:
         """Returns the peak bytes while the statistic is processed in slices."""
         part = min(planned.statistic_bytes, SLICE_BYTES)
-        rows = 8 * 3 * planned.block_size**2 // 2 * (self.threads + (not planned.by_gradients))  # float64, for each thread and shared
+        rows = 8 * 3 * planned.block_size**2 // 2 * (self.threads + planned.shared)  # float64, for each thread and shared
         return part // 2 + part * (2 if planned.statistic_bytes > part else 1) + rows
 
     def collect_units(self, sum_bytes: int, reads_data: bool) -> int:

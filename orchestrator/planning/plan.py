@@ -89,10 +89,8 @@ def plan_layers(pruner: WeightPruner, profile: ModelProfile) -> tuple[PlannedLay
     layers = [(layer, depth) for layer, depth in zip(profile.layers, profile.depths, strict=True) if layer.name not in dense]
     if statistic is None:
         return tuple(PlannedLayer(layer, depth, 0, 0) for layer, depth in layers)
-    by_gradients = statistic.by_gradients
-    return tuple(
-        PlannedLayer(layer, depth, *statistic.shape(layer), statistic.working_bytes(layer), by_gradients) for layer, depth in layers
-    )
+    kind = statistic.by_gradients, statistic.shared
+    return tuple(PlannedLayer(layer, depth, *statistic.shape(layer), statistic.working_bytes(layer), *kind) for layer, depth in layers)
 
 
 def on_unfit(unfit: Sequence[Layer], profile: ModelProfile) -> str:

@@ -175,7 +175,7 @@ def test_a_depthwise_layer_with_a_hessian_per_row_needs_no_backward_pass_either(
     assert hessian.shape(layer) == fisher.shape(layer) == (64, 9)
     costs, footprint = models_of(model)
     for statistic, backward in ((fisher, True), (hessian, False)):
-        planned = PlannedLayer(layer, model[1].depth, *statistic.shape(layer), 0, statistic.by_gradients)
+        planned = PlannedLayer(layer, model[1].depth, *statistic.shape(layer), 0, statistic.by_gradients, statistic.shared)
         assert goes_back([planned], costs, footprint) == (backward, backward)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,34 +18,38 @@ from workers.models.base import Layer
 from workers.numbers import finite
 
 
+def input_vectors(layer: Layer, arguments: Mapping[str, Any]) -> Iterator[tuple[slice, Tensor]]:
+    """Yields the vectors that a product multiplies by the layer's weight, (G, C, K), with the slice of the samples that they belong to.
+
+    ``arguments`` are those of ``linear`` or ``conv2d``, by name. The inputs of a convolution have a vector for each output position and are
+    unfolded ``PATCH_BYTES`` at a time; K runs over samples, then over positions.
+    """
+    inputs, weight = arguments["input"], arguments["weight"]
+    if weight.ndim == 2:
+        yield slice(None), inputs.reshape(-1, 1, layer.columns).permute(1, 2, 0)
+        return
+    kernel = weight.shape[2:]
+    inputs_NCHW, padding = _padded(inputs, kernel, arguments["padding"], arguments["dilation"])
+    stride, padding, dilation = _pair(arguments["stride"]), _pair(padding), _pair(arguments["dilation"])
+    positions = 1
+    for side, k, s, p, d in zip(inputs_NCHW.shape[2:], kernel, stride, padding, dilation, strict=True):
+        positions *= (side + 2 * p - d * (k - 1) - 1) // s + 1
+    step = max(1, PATCH_BYTES // (4 * layer.groups * layer.columns * positions))
+    for start in range(0, len(inputs_NCHW), step):
+        part = slice(start, start + step)
+        patches = functional.unfold(inputs_NCHW[part], tuple(kernel), dilation, padding, stride)
+        yield part, patches.reshape(len(patches), layer.groups, layer.columns, -1).permute(1, 2, 0, 3).flatten(2)
+
+
 class InputSum:
     """The sum of ``2 x x^T`` over the input vectors of one layer, a matrix for each group of the convolution, and the skipped batches."""
 
     def __init__(self, layer: Layer, device: torch.device) -> None:
-        self.layer = layer
         self.sum_GCC = zeros(layer.groups, layer.columns, device).sum_nBB
         self.count = 0
         self.skipped = 0
 
-    def add_linear(self, inputs: Tensor) -> None:
-        """Adds inputs of shape (…, C)."""
-        self._add(inputs.reshape(-1, 1, self.layer.columns).permute(1, 2, 0))
-
-    def add_convolution(self, inputs_NCHW: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any) -> None:
-        """Adds inputs of ``conv2d``: a vector for each output position, unfolded ``PATCH_BYTES`` at a time."""
-        kernel = weight.shape[2:]
-        inputs_NCHW, padding = _padded(inputs_NCHW, kernel, padding, dilation)
-        stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
-        positions = 1
-        for side, k, s, p, d in zip(inputs_NCHW.shape[2:], kernel, stride, padding, dilation, strict=True):
-            positions *= (side + 2 * p - d * (k - 1) - 1) // s + 1
-        sample_bytes = 4 * self.layer.groups * self.layer.columns * positions
-        for part in inputs_NCHW.split(max(1, PATCH_BYTES // sample_bytes)):
-            patches = functional.unfold(part, tuple(kernel), dilation, padding, stride)
-            grouped = patches.reshape(len(part), self.layer.groups, self.layer.columns, -1)
-            self._add(grouped.permute(1, 2, 0, 3).flatten(2))
-
-    def _add(self, vectors_GCK: Tensor) -> None:
+    def add(self, vectors_GCK: Tensor) -> None:
         vectors_GCK = vectors_GCK.float()
         with full_precision():
             self.sum_GCC.baddbmm_(vectors_GCK, vectors_GCK.mT, alpha=2)
@@ -63,14 +67,14 @@ def layer_hessian(model: nn.Module, layers: list[Layer], batches: Iterator[Batch
     """
     sums = {layer.name: InputSum(layer, _device(model)) for layer in layers}
 
+    known = {layer.name: layer for layer in layers}
+
     def add(name: str, arguments: dict[str, Any]) -> None:
-        total = sums[name]
         if not finite(arguments["input"]):
-            total.skipped += 1
-        elif arguments["weight"].ndim == 2:
-            total.add_linear(arguments["input"])
-        else:
-            total.add_convolution(*(arguments[name] for name in ("input", "weight", "stride", "padding", "dilation")))
+            sums[name].skipped += 1
+            return
+        for _, vectors_GCK in input_vectors(known[name], arguments):
+            sums[name].add(vectors_GCK)
 
     for batch in batches:
         with torch.no_grad(), Products(model, layers, add):

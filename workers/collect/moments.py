@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.second_moment import EVERYTHING, SecondMoment, add_packed_, pack_lower
+from kernels.second_moment import EVERYTHING, SecondMoment, add_packed_, pack_lower, relative_weights
 from workers.files import TensorFile, verified, write_tensors
 from workers.records import Destination, PartialMoment, Record
 
@@ -16,7 +16,8 @@ from workers.records import Destination, PartialMoment, Record
 def write_moment(to: Destination, moment: SecondMoment) -> str:
     """Writes the lower triangles and the diagonals. Returns the file's digest. The memory of the moment is overwritten."""
     diagonal_nB = moment.sum_nBB.diagonal(dim1=-2, dim2=-1).clone()
-    return write_tensors(to.directory / PartialMoment.file, {"diagonal_nB": diagonal_nB, "lower_nL": pack_lower(moment.sum_nBB)})
+    rows = {} if moment.rows_R is None else {"rows_R": moment.rows_R}
+    return write_tensors(to.directory / PartialMoment.file, {"diagonal_nB": diagonal_nB, "lower_nL": pack_lower(moment.sum_nBB)} | rows)
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,14 @@ class StoredMoment:
         """Returns the diagonals of ``H``, (n, B)."""
         parts = [self._file(record).part("diagonal_nB", 0, self.blocks) for record in self.partials]
         return (sum(parts[1:], start=parts[0]) / self.count).to(self.device)
+
+    def row_weights_R(self) -> Tensor | None:
+        """Returns how much each row weighs beside the mean of the rows that share its matrix; None if all weigh the same."""
+        files = [self._file(record) for record in self.partials]
+        if "rows_R" not in files[0].names():
+            return None
+        sums = [file.whole("rows_R") for file in files]
+        return relative_weights(sum(sums[1:], start=sums[0]), self.blocks).to(self.device)
 
     def _file(self, record: Record[PartialMoment]) -> TensorFile:
         return verified(record)

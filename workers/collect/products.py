@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -15,9 +15,9 @@ from workers.models.base import Layer
 class Products(TorchFunctionMode):
     """A context in which ``before`` and ``after`` are called around every ``linear`` or ``conv2d`` with the weight of a layer.
 
-    ``before`` gets the layer's name and the arguments of the function by name, ``after`` the layer's name. The input is the one that is
-    multiplied by the weight, after any padding by the layer itself. Hooks of modules do not suffice: BEiT, EVA and Swin pass weights of
-    their attention to ``linear`` without calling the module that holds them.
+    ``before`` gets the layer's name and the arguments of the function by name, ``after`` the layer's name and the output. The input is the
+    one that is multiplied by the weight, after any padding by the layer itself. Hooks of modules do not suffice: BEiT, EVA and Swin pass
+    weights of their attention to ``linear`` without calling the module that holds them.
     """
 
     def __init__(
@@ -25,7 +25,7 @@ class Products(TorchFunctionMode):
         model: nn.Module,
         layers: list[Layer],
         before: Callable[[str, dict[str, Any]], None],
-        after: Callable[[str], None] = lambda _: None,
+        after: Callable[[str, Tensor], None] = lambda _name, _output: None,
     ) -> None:
         super().__init__()
         self.names = {id(model.get_parameter(f"{layer.name}.weight")): layer.name for layer in layers}
@@ -42,5 +42,5 @@ class Products(TorchFunctionMode):
             return func(*args, **kwargs)
         self.before(name, arguments)
         output = func(*args, **kwargs)
-        self.after(name)
+        self.after(name, output)
         return output

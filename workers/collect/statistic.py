@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import gcd
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kernels.patterns import Pattern
@@ -27,7 +28,8 @@ SLICE_BYTES = 256 * 2**20  # of a statistic (float32) that is processed at a tim
 class Statistic(ABC):
     """A sum over calibration data for each layer. Sums over disjoint data are merged by addition."""
 
-    by_gradients: ClassVar[bool]  # True: sums gradients of the loss, by backward passes; False: sums inputs, one matrix for many rows
+    by_gradients: ClassVar[bool]  # whether it needs a backward pass of the loss
+    shared: ClassVar[bool]  # whether blocks are whole rows that share a matrix; else each block has its own
 
     @abstractmethod
     def layout(self, layer: Layer) -> Layout:
@@ -57,6 +59,7 @@ class BlockFisher(Statistic):
     block_size: int
     pattern: Pattern
     by_gradients: ClassVar[bool] = True
+    shared: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require(1 <= self.block_size <= 1024, "pruner.block_size", "1 to 1024", self.block_size, "common values are 16 to 256")
@@ -94,6 +97,7 @@ class LayerHessian(Statistic):
 
     pattern: Pattern
     by_gradients: ClassVar[bool] = False
+    shared: ClassVar[bool] = True
 
     def layout(self, layer: Layer) -> Layout:
         """Returns one block for each row."""
@@ -113,3 +117,43 @@ class LayerHessian(Statistic):
         from workers.collect.layer_hessian import layer_hessian
 
         return layer_hessian(model, layers, batches)
+
+
+@dataclass(frozen=True)
+class GuidedHessian(Statistic):
+    r"""``1/N sum_n sum_t mean_{r in k} d_ntr^2 x_nt x_nt^T``: input vectors x, weighted by the loss's squared derivatives d by the outputs.
+
+    One matrix for each of ``row_sets`` sets k of rows, and the weight of each row beside the others of its set. A layer whose rows are no
+    multiple of ``row_sets`` has the largest number of sets that divides both.
+    """
+
+    row_sets: int
+    pattern: Pattern
+    by_gradients: ClassVar[bool] = True
+    shared: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        require(self.row_sets >= 1, "pruner.row_sets", "at least 1", self.row_sets)
+
+    def sets(self, layer: Layer) -> int:
+        """Returns the number of row sets of each group of the layer."""
+        return gcd(self.row_sets, layer.rows // layer.groups)
+
+    def layout(self, layer: Layer) -> Layout:
+        """Returns one block for each row."""
+        return Layout(layer, layer.columns, self.pattern)
+
+    def shape(self, layer: Layer) -> tuple[int, int]:
+        return layer.groups * self.sets(layer), layer.columns
+
+    def working_bytes(self, layer: Layer) -> int:
+        """Returns the memory of a convolution's unfolded inputs and copies; for a Linear, of a copy with weights."""
+        return 3 * PATCH_BYTES if layer.kernel > 1 else PATCH_BYTES
+
+    def identity(self, layer: Layer, loss: Loss, seed: int) -> dict[str, Any]:
+        return {"statistic": "guided_hessian", "sets": self.sets(layer), "loss": loss, "seed": seed}
+
+    def collect(self, model: nn.Module, layers: list[Layer], batches: Iterator[Batch], loss: Loss, seed: int) -> Collected:
+        from workers.collect.guided_hessian import guided_hessian
+
+        return guided_hessian(model, layers, batches, {layer.name: self.sets(layer) for layer in layers}, loss, seed)

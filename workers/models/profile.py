@@ -144,7 +144,7 @@ class _Flops:
             self._started = now()
             self._before.setdefault(name, self._started)
 
-        def leave(name: str) -> None:
+        def leave(name: str, _: object) -> None:
             self.by_layer[name] += now()[0] - self._started[0]
 
         model.requires_grad_(False)  # torch's counter fails on expanded parameters (class tokens) that require gradients

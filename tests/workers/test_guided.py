@@ -1,0 +1,186 @@
+"""The guided Hessian and its pruner, against literal sums in float64, the Fisher of single rows, and invariances."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kernels.second_moment import SecondMoment
+from workers.collect.guided_hessian import guided_hessian
+from workers.collect.statistic import GuidedHessian
+from workers.data.base import Batch
+from workers.losses import Loss
+from workers.models.base import Layer
+from workers.pruners.base import Scope, Target
+from workers.pruners.cap import Score
+from workers.pruners.guided import Guided
+from workers.pruners.obc import OBC
+
+CLASSES = 5
+
+
+class Tokens(nn.Module):
+    """Two linear layers on six tokens, and the mean over tokens: the inputs of both layers are many for each sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, CLASSES)
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        tokens_NTC = images_NCHW.flatten(2).transpose(1, 2)
+        return self.second(torch.tanh(self.first(tokens_NTC))).mean(1)
+
+
+def convolutions() -> nn.Module:
+    first = nn.Conv2d(4, 8, 3, padding=1, stride=2, groups=2)
+    return nn.Sequential(first, nn.Tanh(), nn.Conv2d(8, 6, (2, 1), dilation=(1, 2), padding="same"), nn.Flatten(), nn.LazyLinear(CLASSES))
+
+
+def layers_of(model: nn.Module) -> list[Layer]:
+    return [
+        Layer(name, len(m.weight), m.weight[0].numel(), m.weight[0, 0].numel(), getattr(m, "groups", 1))
+        for name, m in model.named_modules()
+        if isinstance(m, nn.Linear | nn.Conv2d)
+    ]
+
+
+def batches(count: int, size: int, seed: int = 0) -> Iterator[Batch]:
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        yield Batch(torch.randn(size, 4, 3, 2, generator=generator), torch.randint(CLASSES, (size,), generator=generator))
+
+
+def made(kind: str) -> nn.Module:
+    torch.manual_seed(1)
+    model = Tokens() if kind == "tokens" else convolutions()
+    model(next(batches(1, 2)).images_NCHW)
+    return model.eval()
+
+
+def literal(model: nn.Module, layer: Layer, sets: int, data: list[Batch]) -> tuple[Tensor, Tensor]:
+    """``sum_t mean_{r in k} d_tr^2 x_t x_t^T`` (sets, C, C) and ``sum_t d_tr^2`` (R,), position by position in float64."""
+    model = copy.deepcopy(model).double()
+    module, captured = model.get_submodule(layer.name), {}
+    module.register_forward_hook(lambda _, inputs, output: captured.update(x=inputs[0], y=output))
+    total, rows = torch.zeros(layer.groups * sets, layer.columns, layer.columns).double(), torch.zeros(layer.rows).double()
+    for batch in data:
+        loss = nn.functional.cross_entropy(model(batch.images_NCHW.double()), batch.labels)
+        (d,) = torch.autograd.grad(loss, captured["y"])
+        if isinstance(module, nn.Linear):
+            vectors, derivatives = captured["x"].reshape(-1, 1, layer.columns), d.reshape(-1, layer.rows)
+        else:
+            whole = nn.Conv2d(
+                module.in_channels, 1, module.kernel_size, module.stride, module.padding, module.dilation, bias=False
+            ).double()
+            taps = whole.weight[0].numel()
+            eye = torch.eye(taps).double().reshape(taps, *whole.weight.shape[1:])
+            patches = whole._conv_forward(captured["x"], eye, None)  # one output for each entry of a patch
+            vectors = patches.flatten(2).transpose(1, 2).reshape(-1, layer.groups, layer.columns)
+            derivatives = d.flatten(2).transpose(1, 2).reshape(-1, layer.rows)
+        size = layer.rows // (layer.groups * sets)
+        for x_GC, d_R in zip(vectors.detach(), derivatives, strict=True):
+            rows += d_R.square()
+            for k in range(layer.groups * sets):
+                x_C = x_GC[k // sets]
+                total[k] += d_R[k * size : (k + 1) * size].square().mean() * torch.outer(x_C, x_C)
+    return total, rows
+
+
+@pytest.mark.parametrize("sets", [1, 2])
+@pytest.mark.parametrize("kind", ["tokens", "convolutions"])
+def test_it_is_the_sum_over_positions_weighted_by_the_squared_derivatives_of_each_set(kind: str, sets: int) -> None:
+    model, data = made(kind), list(batches(3, 4))
+    layers = layers_of(model)
+    statistic = GuidedHessian(sets, Guided(Target(0.5, Scope.GLOBAL), sets, 1e-2, True, Score.HULL).pattern)
+    collected = statistic.collect(copy.deepcopy(model), layers, iter(data), Loss.LABELS, 0)
+    for layer in layers:
+        total, rows = literal(model, layer, statistic.sets(layer), data)
+        moment = collected.moments[layer.name]
+        assert moment.count == 3 and moment.sum_nBB.shape == (*statistic.shape(layer), layer.columns)
+        torch.testing.assert_close(moment.sum_nBB.double(), total, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(moment.rows_R, rows, rtol=1e-4, atol=1e-9)
+
+
+def test_a_set_for_each_row_is_the_fisher_of_the_row_where_a_sample_has_one_vector() -> None:
+    """One sample in a batch and one vector in a sample: nothing is left out, so rows equal blocks of ``g g^T`` by autograd."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(24, 6), nn.ReLU(), nn.Linear(6, CLASSES))
+    data, layers = list(batches(5, 1)), layers_of(model)
+    collected = guided_hessian(copy.deepcopy(model), layers, iter(data), {layer.name: layer.rows for layer in layers}, Loss.LABELS, 0)
+    for layer in layers:
+        fisher = torch.zeros(layer.rows, layer.columns, layer.columns)
+        weight = model.get_parameter(f"{layer.name}.weight")
+        for batch in data:
+            (gradient_RC,) = torch.autograd.grad(nn.functional.cross_entropy(model(batch.images_NCHW), batch.labels), weight)
+            fisher += gradient_RC[:, :, None] * gradient_RC[:, None, :]
+        torch.testing.assert_close(collected.moments[layer.name].sum_nBB, fisher, rtol=1e-4, atol=1e-7)
+        assert torch.equal(collected.moments[layer.name].row_weights_R(), torch.ones(layer.rows).double())
+
+
+def test_batches_with_numbers_that_are_not_finite_are_skipped_and_counted() -> None:
+    model = made("tokens")
+    good = list(batches(2, 4))
+    bad = Batch(torch.full((4, 4, 3, 2), torch.nan), good[0].labels)
+    whole = GuidedHessian(1, Guided(Target(0.5, Scope.GLOBAL), 1, 1e-2, True, Score.HULL).pattern)
+    with_bad = whole.collect(copy.deepcopy(model), layers_of(model), iter([good[0], bad, good[1]]), Loss.LABELS, 0)
+    clean = whole.collect(copy.deepcopy(model), layers_of(model), iter(good), Loss.LABELS, 0)
+    for name, moment in with_bad.moments.items():
+        assert torch.equal(moment.sum_nBB, clean.moments[name].sum_nBB) and with_bad.skipped[name] == 1 and moment.count == 2
+
+
+def pruner(sets: int = 2) -> Guided:
+    return Guided(Target(0.5, Scope.GLOBAL), sets, 1e-2, True, Score.HULL)
+
+
+@pytest.fixture
+def scored() -> tuple[Layer, Tensor, SecondMoment]:
+    generator = torch.Generator().manual_seed(3)
+    factor_nBK = torch.randn(2, 6, 40, generator=generator)
+    rows_R = torch.rand(8, generator=generator).double() + 0.1
+    return Layer("fc", 8, 6), torch.randn(8, 6, generator=generator), SecondMoment(factor_nBK @ factor_nBK.mT, 40, rows_R)
+
+
+def test_the_order_within_rows_is_obcs_and_losses_are_weighted_by_row(scored: tuple[Layer, Tensor, SecondMoment]) -> None:
+    layer, weight_RC, moment = scored
+    sensitivity = pruner().score(weight_RC, layer, moment)
+    obc = OBC(Target(0.5, Scope.UNIFORM), 1e-2, True, Score.MARGINAL).score(weight_RC, layer, replace(moment, rows_R=None))
+    assert torch.equal(sensitivity.order_nG, obc.order_nG)
+    sets = moment.rows_R.reshape(2, 4)
+    expected = obc.score_nG.double() * (sets / sets.mean(1, keepdim=True)).reshape(8, 1)
+    torch.testing.assert_close(sensitivity.loss_nG.double(), expected, rtol=1e-5, atol=0.0)
+
+
+def test_scaling_the_loss_changes_no_order_and_scales_all_scores(scored: tuple[Layer, Tensor, SecondMoment]) -> None:
+    layer, weight_RC, moment = scored
+    once = pruner().score(weight_RC, layer, moment)
+    scaled = pruner().score(weight_RC, layer, SecondMoment(4 * moment.sum_nBB, moment.count, 4 * moment.rows_R))
+    assert torch.equal(once.order_nG, scaled.order_nG)
+    torch.testing.assert_close(scaled.score_nG, 4 * once.score_nG, rtol=1e-5, atol=0.0)
+
+
+def test_permuting_rows_with_their_sets_permutes_scores_and_solutions(scored: tuple[Layer, Tensor, SecondMoment]) -> None:
+    layer, weight_RC, moment = scored
+    order = torch.tensor([6, 4, 7, 5, 1, 0, 3, 2])  # the sets swap places, and rows change theirs within a set
+    moved = SecondMoment(moment.sum_nBB[[1, 0]], moment.count, moment.rows_R[order])
+    once, after = pruner().score(weight_RC, layer, moment), pruner().score(weight_RC[order], layer, moved)
+    assert torch.equal(after.order_nG, once.order_nG[order]) and torch.equal(after.score_nG, once.score_nG[order])
+    keep_RC = torch.rand(8, 6, generator=torch.Generator().manual_seed(0)) < 0.5
+    solved = pruner().solve(weight_RC, layer, moment, keep_RC).weight_RC
+    assert torch.equal(pruner().solve(weight_RC[order], layer, moved, keep_RC[order]).weight_RC, solved[order])
+
+
+def test_rows_without_derivatives_are_removed_first_and_never_make_scores_that_are_not_numbers(
+    scored: tuple[Layer, Tensor, SecondMoment],
+) -> None:
+    layer, weight_RC, moment = scored
+    weight_RC[0, 0] = 0.0
+    rows_R = moment.rows_R.clone()
+    rows_R[0] = 0.0
+    score_nG = pruner().score(weight_RC, layer, replace(moment, rows_R=rows_R)).score_nG
+    assert not score_nG.isnan().any() and int(torch.isfinite(score_nG).sum()) == 47
+    assert (score_nG[0][torch.isfinite(score_nG[0])] == 0).all()

@@ -1,0 +1,98 @@
+"""Collection of the guided Hessian: outer products of a layer's inputs, weighted by the derivatives of the loss by its outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kernels.linalg import full_precision
+from kernels.second_moment import SecondMoment, zeros
+from workers.collect.base import Collected
+from workers.collect.layer_hessian import input_vectors
+from workers.collect.products import Products
+from workers.data.base import Batch
+from workers.losses import Loss, calibration_loss, forward
+from workers.models.base import Layer
+from workers.numbers import derived_seed, finite
+
+Product = tuple[dict[str, Any], Tensor]  # the arguments of ``linear`` or ``conv2d``, and the output
+
+
+class GuidedSum:
+    """The sum of one layer: a matrix for each of its row sets, the weights of its rows, and the number of batches in them."""
+
+    def __init__(self, layer: Layer, sets: int, device: torch.device) -> None:
+        self.layer = layer
+        self.sum_GkCC = zeros(layer.groups * sets, layer.columns, device).sum_nBB.unflatten(0, (layer.groups, sets))
+        self.rows_R = torch.zeros(layer.rows, dtype=torch.float64, device=device)
+        self.count = 0
+
+    def add(self, products: list[Product], derivatives: list[Tensor]) -> None:
+        """Adds the products of one batch, of which a layer that is used several times has several, unless a number is not finite."""
+        if not all(finite(arguments["input"]) and finite(d) for (arguments, _), d in zip(products, derivatives, strict=True)):
+            return
+        self.count += 1
+        for (arguments, _), derivative in zip(products, derivatives, strict=True):
+            by_sample = derivative.reshape(-1, self.layer.rows, 1) if arguments["weight"].ndim == 2 else derivative.flatten(2)
+            for part, vectors_GCK in input_vectors(self.layer, arguments):
+                self._add(vectors_GCK.float(), by_sample[part].float())
+
+    def _add(self, vectors_GCK: Tensor, derivative_NRP: Tensor) -> None:
+        groups, sets = self.sum_GkCC.shape[:2]
+        squared_GkSK = derivative_NRP.square().permute(1, 0, 2).flatten(1).reshape(groups, sets, -1, vectors_GCK.shape[2])
+        self.rows_R += squared_GkSK.sum(3, dtype=torch.float64).reshape(-1)
+        weight_GkK = squared_GkSK.mean(2)
+        with full_precision():
+            for index in range(sets):
+                self.sum_GkCC[:, index] += (vectors_GCK * weight_GkK[:, index, None]) @ vectors_GCK.mT
+
+    def result(self) -> SecondMoment:
+        return SecondMoment(self.sum_GkCC.flatten(0, 1), self.count, self.rows_R.cpu())
+
+
+def guided_hessian(
+    model: nn.Module, layers: list[Layer], batches: Iterator[Batch], sets: dict[str, int], loss: Loss, seed: int
+) -> Collected:
+    r"""Returns ``sum_t mean_{r in k} d_tr^2 x_t x_t^T`` over calibration batches, for each set k of rows of each layer.
+
+    ``x_t`` are the input vectors of a layer (tokens, patches) and ``d_tr`` the derivatives of the mean loss of a batch by its outputs.
+    ``sets`` is the number of row sets of a layer (of each group of a convolution). With one row in a set, the matrix is the Fisher of the
+    row, except for products of different tokens. ``rows_R`` is ``sum_t d_tr^2``: how much a row weighs beside the others of its set.
+    One forward and one backward pass of each batch serve all layers. A batch is skipped for every layer if its loss is not finite, and for
+    a layer if its inputs or derivatives are not. ``count`` is the number of batches.
+
+    Sources: Martens & Grosse 2015 (arXiv 1503.05671), the Kronecker-factored Fisher; Kim et al. 2025 (GuidedQuant, arXiv 2505.07004), layer
+    Hessians weighted by the squared derivatives of the outputs, averaged over groups of output channels.
+    """
+    model.requires_grad_(False)
+    device = next(model.parameters()).device
+    sums = {layer.name: GuidedSum(layer, sets[layer.name], device) for layer in layers}
+    for layer in layers:
+        model.get_parameter(f"{layer.name}.weight").requires_grad_(True)  # so that the graph begins at the earliest layer
+    number = 0
+    for batch in batches:
+        number += 1
+        products: dict[str, list[Product]] = {layer.name: [] for layer in layers}
+        waiting: list[dict[str, Any]] = []
+
+        def before(name: str, arguments: dict[str, Any], waiting: list[dict[str, Any]] = waiting) -> None:
+            waiting.append(arguments | {"input": arguments["input"].detach()})
+
+        def after(
+            name: str, output: Tensor, waiting: list[dict[str, Any]] = waiting, products: dict[str, list[Product]] = products
+        ) -> None:
+            products[name].append((waiting.pop(), output))
+
+        with Products(model, layers, before, after):
+            outputs = forward(loss, model, batch.images_NCHW.to(device))
+        value = calibration_loss(loss, model, outputs, batch.labels.to(device), derived_seed(seed, number)) if finite(outputs) else None
+        if value is None or not finite(value):
+            continue
+        wanted = [output for name in products for _, output in products[name]]
+        derivatives = iter(torch.autograd.grad(value, wanted, allow_unused=True, materialize_grads=True))
+        for name, total in sums.items():
+            total.add(products[name], [next(derivatives) for _ in products[name]])
+    return Collected({name: total.result() for name, total in sums.items()}, {name: number - total.count for name, total in sums.items()})

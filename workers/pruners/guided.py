@@ -1,0 +1,67 @@
+"""Guided pruning: exact greedy elimination in whole rows under a layer Hessian that is weighted by the loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from workers.collect.statistic import ELIMINATE, INVERT, REFIT, GuidedHessian
+from workers.models.base import Layer
+from workers.pruners.base import Sensitivity, Solution, WeightPruner, check_dampening
+from workers.pruners.cap import Score
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kernels.second_moment import Moments
+
+
+@dataclass
+class Guided(WeightPruner):
+    r"""Greedy OBS elimination in each row by an approximation of the row's Fisher, and one ranking over all layers.
+
+        F_r ~ (g_r / gbar_k) (lambda I + H_k)       loss of removing q from row r: (g_r / gbar_k) w_q^2 / (2 [(lambda I + H_k)^-1]_qq)
+
+    ``H_k`` weights each input vector by the squared derivatives of the loss by the outputs of the rows in set k, and ``g_r / gbar_k`` is
+    what row r has of them beside the mean of its set (see ``workers.collect.guided_hessian``). The order and the re-fit within a row are
+    those of OBC under ``H_k``; rows and layers compare in units of the loss.
+
+    Sources: Kim et al. 2025 (GuidedQuant, arXiv 2505.07004) for the Hessian, Frantar & Alistarh 2022 (OBC, arXiv 2208.11580) for the
+    elimination. Differs: rows are weighted within their set, and the losses rank weights over all layers.
+    """
+
+    row_sets: int
+    dampening: float
+    relative_dampening: bool
+    score_rule: Score
+
+    def __post_init__(self) -> None:
+        GuidedHessian(self.row_sets, self.pattern)  # checks the number of sets
+        check_dampening(self.dampening)
+
+    @property
+    def statistic(self) -> GuidedHessian:
+        return GuidedHessian(self.row_sets, self.pattern)
+
+    def flops(self, layer: Layer) -> tuple[float, float]:
+        sets = layer.groups * self.statistic.sets(layer)
+        return (INVERT * sets + ELIMINATE * layer.rows) * layer.columns**3, REFIT * layer.rows * layer.columns**3
+
+    def score(self, weight_RC: Tensor, layer: Layer, moments: Moments | None) -> Sensitivity:
+        import torch
+
+        from workers.pruners import obs
+
+        curvature = obs.layer_hessian(self.layout(layer), moments, self.dampening, self.relative_dampening)
+        elimination, notes = obs.eliminate_layer(weight_RC, curvature)
+        weights_R = curvature.moments.row_weights_R()
+        assert weights_R is not None
+        weighted_nG = elimination.loss_nB * weights_R.to(elimination.loss_nB)[:, None]
+        loss_nG = torch.where(elimination.loss_nB == torch.inf, torch.inf, weighted_nG)  # also for rows of weight zero
+        return Sensitivity(elimination.order_nB, loss_nG, obs.scores_by(self.score_rule.value, loss_nG), notes)
+
+    def solve(self, weight_RC: Tensor, layer: Layer, moments: Moments | None, keep_RC: Tensor) -> Solution:
+        from workers.pruners import obs
+
+        curvature = obs.layer_hessian(self.layout(layer), moments, self.dampening, self.relative_dampening)
+        return Solution(obs.solve_layer(weight_RC, curvature, keep_RC), keep_RC)
