@@ -120,7 +120,8 @@ class CostModel:
         """Returns ``N d (B + 1)`` flops where symmetry is used, else ``2 N d B``. For a layer Hessian, N counts all input vectors."""
         squares = planned.blocks * planned.block_size**2
         if planned.shared:
-            return 2.0 * self.gradients_per_shard * self.samples_per_gradient * planned.vectors * squares
+            symmetric = planned.by_gradients and not self.gpu  # the guided Hessian is summed by the symmetric kernel
+            return (1.0 if symmetric else 2.0) * self.gradients_per_shard * self.samples_per_gradient * planned.vectors * squares
         return self.gradients_per_shard * (2.0 * squares if self.gpu else squares + planned.blocks * planned.block_size)
 
     def score(self, planned: PlannedLayer, shards: int) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from orchestrator.cluster.base import Resources
 from orchestrator.config import Experiment
 from orchestrator.planning.costs import PlannedLayer
+from workers.collect.base import PATCH_BYTES
 from workers.collect.statistic import SLICE_BYTES
 from workers.errors import ConfigError
 from workers.models.profile import ModelProfile
@@ -41,9 +42,9 @@ class Footprint:
         passing = PASSING_ACTIVATIONS * self.profile.largest_bytes * self.batch
         if not layers[0].by_gradients:
             return self.held + statistics + max(planned.working_bytes for planned in layers) + passing
-        if layers[0].shared:
-            return self.held + statistics + max(planned.working_bytes for planned in layers) + passing + self._derivatives(layers)
         statistics += sum(planned.working_bytes for planned in layers)
+        if layers[0].shared:
+            return self.held + statistics + passing + self._derivatives(layers)
         first, last = layers[0].depth, layers[-1].depth
         inputs = sum(planned.depth.input_bytes for planned in layers)
         gradients = 4 * sum(planned.layer.weights for planned in layers)
@@ -53,10 +54,11 @@ class Footprint:
         return self.held + statistics + max(finishing, passing + max(at_the_loss, at_the_end))
 
     def _derivatives(self, layers: Sequence[PlannedLayer]) -> int:
-        """Returns the bytes of activations back to the earliest layer, and of the outputs of all layers with their derivatives."""
+        """Returns the bytes of activations back to the earliest layer, of all outputs with their derivatives, and of unfolded inputs."""
         outputs = sum(4 * planned.layer.rows * planned.vectors for planned in layers)
         inputs = sum(planned.depth.input_bytes for planned in layers)
-        return int(self.batch * (layers[0].depth.kept_bytes + inputs + 2 * outputs))
+        unfolded = 2 * PATCH_BYTES if any(planned.layer.kernel > 1 for planned in layers) else 0
+        return int(self.batch * (layers[0].depth.kept_bytes + inputs + 2 * outputs)) + unfolded
 
     def score(self, planned: PlannedLayer) -> int:
         """Returns the peak of two steps: slices of the statistic, and then order, losses and scores while they are sorted."""

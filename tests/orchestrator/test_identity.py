@@ -16,6 +16,7 @@ COMMANDS = {
     "weights in patterns": ["pruner=sparsegpt", "pruner.target.pattern='2:4'", "data=fashion"],
     "obc": ["pruner=obc", "data=imagefolder", "data.root=pets", "model=timm", "model.name=resnet18", "recovery=cap_vit"],
     "woodfisher": ["pruner=woodfisher", "data=arrays", "data.path=x.npz", "model=torchvision", "model.name=resnet18"],
+    "guided": ["pruner=guided"],
     "wanda": ["pruner=wanda", "data=photos", "loss=sampled", "steps=2"],
     "magnitude": ["pruner=magnitude", "+experiment=digits_gradual"],
     "units": ["pruner=sosp_i", "+pruner.target.also={memory:0.3}"],

@@ -49,6 +49,7 @@ CONVNET = ["model=digits_convnext", "model.checkpoint=null", "recovery@training=
 RUNS = {
     "cap": ["pruner=cap", "pruner.block_size=16", "recovery=adamw", "recovery.epochs=1", "recovery.ranks=1"],
     "obc 2:4": ["pruner=obc", "recovery=none", "pruner.target.sparsity=0.5", "pruner.target.pattern='2:4'"],
+    "guided": ["pruner=guided", "recovery=none"],
     "sosp_i": ["pruner=sosp_i", *UNITS],
     "halp": ["pruner=halp", *UNITS, "pruner.target.within=null", "latency.seconds=0.001", "latency.widths=2", "latency.spread=0.5"],
     "magnitude": ["pruner=magnitude", "recovery=none", "loss=features"],

@@ -102,7 +102,7 @@ def test_it_is_the_sum_over_positions_weighted_by_the_squared_derivatives_of_eac
         total, rows = literal(model, layer, statistic.sets(layer), data)
         moment = collected.moments[layer.name]
         assert moment.count == 3 and moment.sum_nBB.shape == (*statistic.shape(layer), layer.columns)
-        torch.testing.assert_close(moment.sum_nBB.double(), total, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(3 * moment.mean_nBB().double(), total, rtol=1e-4, atol=1e-7)
         torch.testing.assert_close(moment.rows_R, rows, rtol=1e-4, atol=1e-9)
 
 
@@ -118,7 +118,7 @@ def test_a_set_for_each_row_is_the_fisher_of_the_row_where_a_sample_has_one_vect
         for batch in data:
             (gradient_RC,) = torch.autograd.grad(nn.functional.cross_entropy(model(batch.images_NCHW), batch.labels), weight)
             fisher += gradient_RC[:, :, None] * gradient_RC[:, None, :]
-        torch.testing.assert_close(collected.moments[layer.name].sum_nBB, fisher, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(5 * collected.moments[layer.name].mean_nBB(), fisher, rtol=1e-4, atol=1e-7)
         assert torch.equal(collected.moments[layer.name].row_weights_R(), torch.ones(layer.rows).double())
 
 
@@ -130,7 +130,7 @@ def test_batches_with_numbers_that_are_not_finite_are_skipped_and_counted() -> N
     with_bad = whole.collect(copy.deepcopy(model), layers_of(model), iter([good[0], bad, good[1]]), Loss.LABELS, 0)
     clean = whole.collect(copy.deepcopy(model), layers_of(model), iter(good), Loss.LABELS, 0)
     for name, moment in with_bad.moments.items():
-        assert torch.equal(moment.sum_nBB, clean.moments[name].sum_nBB) and with_bad.skipped[name] == 1 and moment.count == 2
+        assert torch.equal(moment.mean_nBB(), clean.moments[name].mean_nBB()) and with_bad.skipped[name] == 1 and moment.count == 2
 
 
 def pruner(sets: int = 2) -> Guided:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kernels.second_moment import SecondMoment
 
+GUIDED_CHUNK = 512  # weighted input vectors that are multiplied at once
 PATCH_BYTES = 64 * 2**20  # of a convolution's inputs, unfolded for one product
 
 

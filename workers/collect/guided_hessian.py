@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kernels.linalg import full_precision
-from kernels.second_moment import SecondMoment, zeros
-from workers.collect.base import Collected
+from kernels.second_moment import SecondMoment, add_outer_, zeros
+from workers.collect.base import GUIDED_CHUNK, Collected
 from workers.collect.layer_hessian import input_vectors
 from workers.collect.products import Products
 from workers.data.base import Batch
@@ -22,11 +21,17 @@ Product = tuple[dict[str, Any], Tensor]  # the arguments of ``linear`` or ``conv
 
 
 class GuidedSum:
-    """The sum of one layer: a matrix for each of its row sets, the weights of its rows, and the number of batches in them."""
+    """The sum of one layer: a matrix for each of its row sets, the weights of its rows, and the number of batches in them.
+
+    Vectors are scaled by the root of their weight and multiplied ``GUIDED_CHUNK`` at a time, so that a matrix is read and written once for
+    many. Fixed boundaries make the bytes independent of the other layers of a pass.
+    """
 
     def __init__(self, layer: Layer, sets: int, device: torch.device) -> None:
-        self.layer = layer
-        self.sum_GkCC = zeros(layer.groups * sets, layer.columns, device).sum_nBB.unflatten(0, (layer.groups, sets))
+        self.layer, self.sets = layer, sets
+        self.sum_nCC = zeros(layer.groups * sets, layer.columns, device).sum_nBB
+        self.chunk_KnC = torch.empty(GUIDED_CHUNK, layer.groups * sets, layer.columns, device=device)
+        self.waiting = 0
         self.rows_R = torch.zeros(layer.rows, dtype=torch.float64, device=device)
         self.count = 0
 
@@ -41,16 +46,31 @@ class GuidedSum:
                 self._add(vectors_GCK.float(), by_sample[part].float())
 
     def _add(self, vectors_GCK: Tensor, derivative_NRP: Tensor) -> None:
-        groups, sets = self.sum_GkCC.shape[:2]
-        squared_GkSK = derivative_NRP.square().permute(1, 0, 2).flatten(1).reshape(groups, sets, -1, vectors_GCK.shape[2])
+        count = vectors_GCK.shape[2]
+        squared_GkSK = derivative_NRP.square().permute(1, 0, 2).flatten(1).reshape(self.layer.groups, self.sets, -1, count)
         self.rows_R += squared_GkSK.sum(3, dtype=torch.float64).reshape(-1)
-        weight_GkK = squared_GkSK.mean(2)
-        with full_precision():
-            for index in range(sets):
-                self.sum_GkCC[:, index] += (vectors_GCK * weight_GkK[:, index, None]) @ vectors_GCK.mT
+        root_KGk = squared_GkSK.mean(2).sqrt().permute(2, 0, 1)
+        vectors_KGC = vectors_GCK.permute(2, 0, 1)
+        start = 0
+        while start < count:
+            stop = min(count, start + GUIDED_CHUNK - self.waiting)
+            scaled_KGkC = vectors_KGC[start:stop, :, None] * root_KGk[start:stop, :, :, None]
+            self.chunk_KnC[self.waiting : self.waiting + stop - start] = scaled_KGkC.flatten(1, 2)
+            self.waiting += stop - start
+            start = stop
+            if self.waiting == GUIDED_CHUNK:
+                self._multiply()
+
+    def _multiply(self) -> None:
+        add_outer_(self.sum_nCC, self.chunk_KnC[: self.waiting])
+        self.waiting = 0
 
     def result(self) -> SecondMoment:
-        return SecondMoment(self.sum_GkCC.flatten(0, 1), self.count, self.rows_R.cpu())
+        """Returns the sum. Nothing can be added afterwards."""
+        if self.waiting:
+            self._multiply()
+        del self.chunk_KnC
+        return SecondMoment(self.sum_nCC, self.count, self.rows_R.cpu())
 
 
 def guided_hessian(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from kernels.patterns import Pattern
 from workers.checks import require
-from workers.collect.base import PATCH_BYTES, Collected, chunk_size
+from workers.collect.base import GUIDED_CHUNK, PATCH_BYTES, Collected, chunk_size
 from workers.losses import Loss
 from workers.models.base import Layer
 from workers.pruners.layout import Layout
@@ -147,8 +147,9 @@ class GuidedHessian(Statistic):
         return layer.groups * self.sets(layer), layer.columns
 
     def working_bytes(self, layer: Layer) -> int:
-        """Returns the memory of a convolution's unfolded inputs and copies; for a Linear, of a copy with weights."""
-        return 3 * PATCH_BYTES if layer.kernel > 1 else PATCH_BYTES
+        """Returns the memory of a chunk of weighted vectors, which is kept for each layer."""
+        blocks, columns = self.shape(layer)
+        return 4 * GUIDED_CHUNK * blocks * columns
 
     def identity(self, layer: Layer, loss: Loss, seed: int) -> dict[str, Any]:
         return {"statistic": "guided_hessian", "sets": self.sets(layer), "loss": loss, "seed": seed}

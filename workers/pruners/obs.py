@@ -19,6 +19,8 @@ from workers.collect.statistic import SLICE_BYTES
 from workers.errors import SecateurError
 from workers.pruners.layout import Layout
 
+LARGE = 64  # a shared matrix of at least this size is inverted once for all rows; smaller ones are copied, and inverted in one batch
+
 
 @dataclass(frozen=True)
 class Curvature:
@@ -35,11 +37,13 @@ class Curvature:
     shared: bool
 
     def slices(self, blocks: int) -> Iterator[tuple[slice, Tensor]]:
-        """Yields slices of the blocks with their mean matrices, or one slice and one matrix if all blocks share it."""
-        if self.shared and self.moments.blocks == 1:
-            yield slice(0, blocks), self.arranged(self.moments.mean_nBB())
-            return
+        """Yields slices of the blocks with their mean matrices, or one matrix for all blocks of a slice if they share it."""
         repeats = self.layout.layer.rows // self.moments.blocks if self.shared else 1
+        if self.shared and (self.moments.blocks == 1 or self.moments.block_size >= LARGE):
+            for index in range(self.moments.blocks):
+                mean_1BB = self.moments.mean_nBB(slice(index, index + 1))
+                yield slice(index * repeats, (index + 1) * repeats), self.arranged(mean_1BB)
+            return
         step = max(1, SLICE_BYTES // (4 * self.moments.block_size**2)) * repeats
         for start in range(0, blocks, step):
             part = slice(start, min(start + step, blocks))
