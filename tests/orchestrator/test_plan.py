@@ -184,9 +184,10 @@ def test_a_hessian_sums_every_position_of_an_image_and_a_block_fisher_one_gradie
     model = chain([64])
     costs, _ = models_of(model)
     coarse, fine = (replace(model[0], depth=replace(model[0].depth, flops=flops)) for flops in (6400, 4 * 6400))
-    hessians = [replace(planned, by_gradients=False) for planned in (coarse, fine)]
     assert costs.outer_flops(fine) == costs.outer_flops(coarse)
-    assert costs.outer_flops(hessians[1]) == pytest.approx(4 * costs.outer_flops(hessians[0]))
+    for by_gradients in (False, True):  # the layer Hessian, and the guided one
+        hessians = [replace(planned, by_gradients=by_gradients, shared=True) for planned in (coarse, fine)]
+        assert costs.outer_flops(hessians[1]) == pytest.approx(4 * costs.outer_flops(hessians[0]))
 
 
 def test_evaluation_and_comparison_are_planned_in_the_parts_that_run() -> None:
