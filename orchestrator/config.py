@@ -32,7 +32,7 @@ CONF = str(Path(__file__).resolve().parent.parent / "conf")
 class Mode(Enum):
     RUN = "run"
     PLAN = "plan"  # say what a run would take, and stop
-    STRUCTURE = "structure"  # list what could be taken out of the model whole, and stop
+    STRUCTURE = "structure"  # list the units that can be removed from the model, and stop
     LATENCY = "latency"  # time the model and its operations at all their widths, and stop
 
 

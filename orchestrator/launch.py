@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,10 +46,15 @@ def plan_experiment(experiment: Experiment) -> Plan:
     return plan_rounds(experiment, dense, experiment.cluster.resources())
 
 
+def prerequisites(experiment: Experiment) -> tuple[Callable[[], None], ...]:
+    """Checks of what a run needs and a plan does not: a checkpoint or a recipe, and files. Each raises ConfigError."""
+    return partial(check_request, experiment), experiment.model.check, experiment.data.check
+
+
 def missing(experiment: Experiment) -> list[str]:
-    """What a run of this experiment would refuse here, and a plan does not need: checkpoints and data that are not there yet."""
+    """The errors with which a run of this experiment would end here, because checkpoints or data are not there yet."""
     refusals = []
-    for check in (lambda: check_request(experiment), experiment.model.check, experiment.data.check):
+    for check in prerequisites(experiment):
         try:
             check()
         except ConfigError as error:
@@ -60,9 +67,8 @@ def run_experiment(experiment: Experiment, config: dict[str, Any], command: str)
     from orchestrator.progress import Progress
     from orchestrator.run import Run
 
-    check_request(experiment)
-    experiment.model.check()
-    experiment.data.check()
+    for check in prerequisites(experiment):
+        check()
     if experiment.onnx or experiment.int8:
         check_packages()
     plan = plan_experiment(experiment)

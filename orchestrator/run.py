@@ -175,7 +175,7 @@ class Run:
         self.store.discard(damaged)
 
     def warn(self, text: str) -> None:
-        """Warn once; a text that names a round begins with ``prefix``."""
+        """Show a warning and keep it for the report. A text that was shown before is left out."""
         if text not in self.log.warnings:
             self.log.warnings.append(text)
             self.progress.warn(text)

@@ -29,6 +29,7 @@ from orchestrator.launch import plan_experiment
 from orchestrator.planning.costs import CostModel, PlannedLayer, cost_model
 from orchestrator.planning.plan import Plan
 from workers.collect import moments
+from workers.collect.base import chunk_size
 from workers.collect.block_fisher import GradientSum
 from workers.files import finish
 from workers.losses import calibration_loss, forward
@@ -95,7 +96,7 @@ def collecting(planned: PlannedLayer, costs: CostModel, device: torch.device) ->
     """Returns the flops per second of sums of outer products of gradients."""
     total = GradientSum(planned.layer, planned.block_size, device)
     gradient_RC = torch.randn(planned.layer.rows, planned.layer.columns, device=device)
-    gradients = len(total.chunk_KRC)
+    gradients = chunk_size(planned.block_size)
 
     def work() -> None:
         for _ in range(gradients):

@@ -31,7 +31,7 @@ def outputs(folder: Path, which: int) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Half of the multiply-adds taken out, then half of the remaining weights masked."""
+    """Half of the multiply-adds removed, then half of the remaining weights masked."""
     folder = tmp_path_factory.mktemp("first")
     rounds = ["+pruner@rounds.shrink.pruner=sosp_h", "+pruner@rounds.mask.pruner=cap", "rounds.mask.pruner.target.sparsity=0.5"]
     run(folder, *rounds, "rounds.shrink.pruner.target.removed=0.5", "rounds.mask.pruner.block_size=16")

@@ -96,7 +96,7 @@ def of_outputs(kind: Output, outputs: Tensor, labels: Tensor, dense: Tensor) -> 
 
 
 def classification(outputs_ND: Tensor, labels_N: Tensor) -> dict[str, float]:
-    """Returns top-1 and top-5 accuracy and the cross-entropy over the labelled samples; empty if there are none."""
+    """Returns top-1 and top-5 accuracy and the cross-entropy over the labelled samples, and their number; empty if there are none."""
     known = labels_N >= 0
     logits, labels = outputs_ND[known], labels_N[known]
     if not len(labels):
@@ -106,11 +106,12 @@ def classification(outputs_ND: Tensor, labels_N: Tensor) -> dict[str, float]:
         "top1": float(hits[:, 0].double().mean()),
         "top5": float(hits.any(1).double().mean()),
         "loss": float(torch.nn.functional.cross_entropy(logits.double(), labels)),
+        "labelled_samples": float(len(labels)),
     }
 
 
 def changed_answers(outputs_ND: Tensor, labels_N: Tensor, dense_ND: Tensor) -> dict[str, float]:
-    """Returns how many labelled samples the dense model alone gets right (``top1_lost``), and this model alone (``top1_gained``)."""
+    """Returns how many samples the dense model alone gets right (``top1_lost``), and this model alone (``top1_gained``)."""
     known = labels_N >= 0
     if not known.any():
         return {}
@@ -134,9 +135,9 @@ def nearest_neighbours(query_ND: Tensor, bank_ND: Tensor, bank_labels_N: Tensor)
 
 
 def neighbour_accuracy(query_ND: Tensor, labels_N: Tensor, bank_ND: Tensor, bank_labels_N: Tensor) -> dict[str, float]:
-    """Returns the k-NN accuracy of features over the labelled queries; empty if queries or bank have no labels."""
+    """Returns the k-NN accuracy of features over the labelled queries, and their number; empty if queries or bank have no labels."""
     known, bank_known = labels_N >= 0, bank_labels_N >= 0
     if not (known.any() and bank_known.any()):
         return {}
     predicted = nearest_neighbours(query_ND[known], bank_ND[bank_known], bank_labels_N[bank_known])
-    return {"knn": float((predicted == labels_N[known]).double().mean())}
+    return {"knn": float((predicted == labels_N[known]).double().mean()), "labelled_samples": float(known.sum())}

@@ -117,12 +117,14 @@ class CostModel:
         )
 
     def outer_flops(self, planned: PlannedLayer) -> float:
-        """Returns ``N d (B + 1)`` flops where symmetry is used, else ``2 N d B``. For a layer Hessian, N counts all input vectors."""
-        squares = planned.blocks * planned.block_size**2
-        if planned.shared:
-            symmetric = planned.by_gradients and not self.gpu  # the guided Hessian is summed by the symmetric kernel
-            return (1.0 if symmetric else 2.0) * self.gradients_per_shard * self.samples_per_gradient * planned.vectors * squares
-        return self.gradients_per_shard * (2.0 * squares if self.gpu else squares + planned.blocks * planned.block_size)
+        """Returns ``N n B (B + 1)`` flops where symmetry is used, else ``2 N n B^2``, for N vectors in each of n matrices.
+
+        Statistics with a backward pass are summed by the symmetric kernel of the CPU. Rows that share a matrix add all input vectors to it,
+        other blocks a gradient for each batch.
+        """
+        vectors = self.gradients_per_shard * (self.samples_per_gradient * planned.vectors if planned.shared else 1)
+        squares, symmetric = planned.blocks * planned.block_size**2, planned.by_gradients and not self.gpu
+        return vectors * (squares + planned.blocks * planned.block_size if symmetric else 2.0 * squares)
 
     def score(self, planned: PlannedLayer, shards: int) -> float:
         """Returns the time to read and merge the shards, and to factor, invert and eliminate."""

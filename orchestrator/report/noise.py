@@ -17,6 +17,11 @@ class Pairs(NamedTuple):
     gained: float
 
 
+def images_behind(stage: StageResult) -> float | None:
+    """The number of images that an accuracy is a fraction of: the labelled ones where they were counted, else all test images."""
+    return stage.metrics.get("labelled_samples") or stage.metrics.get("test_samples")
+
+
 def pairs_of(stage: StageResult, key: str) -> Pairs | None:
     """How the answers of a model differ from those of the dense model; None if that was not counted for the metric ``key``."""
     lost, gained = stage.metrics.get("top1_lost"), stage.metrics.get("top1_gained")
@@ -47,7 +52,7 @@ def paired_error(unlike: float, difference: float, samples: float) -> float:
 
 def error_from_dense(dense: StageResult, stage: StageResult, key: str) -> float | None:
     """Standard error of the difference of ``key`` between a model and the dense one; None without a number of test images."""
-    before, after, samples = dense.metrics.get(key), stage.metrics.get(key), stage.metrics.get("test_samples")
+    before, after, samples = dense.metrics.get(key), stage.metrics.get(key), images_behind(stage)
     if before is None or after is None or not samples:
         return None
     pairs = pairs_of(stage, key)
@@ -62,7 +67,7 @@ def error_between(first: StageResult, second: StageResult, key: str) -> float | 
     Where only one of the two is right, one of them differs from the dense model. So the images for which that holds are at most those for
     which the first or the second model differs from it.
     """
-    before, after, samples = first.metrics.get(key), second.metrics.get(key), second.metrics.get("test_samples")
+    before, after, samples = first.metrics.get(key), second.metrics.get(key), images_behind(second)
     if before is None or after is None or not samples:
         return None
     unpaired, one, other = unpaired_error(before, after, samples), pairs_of(first, key), pairs_of(second, key)

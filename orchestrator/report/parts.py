@@ -12,8 +12,8 @@ class StageResult:
 
     ``name`` is ``dense``, ``one_shot`` or ``recovered``; ``seconds`` is the time of its evaluation. The keys of ``metrics``, absent or None
     where not measured, are the fractions ``top1``, ``top5``, ``knn``, ``map``, ``map50`` and ``agreement`` (with the dense model),
-    ``loss``, ``images_per_second``, and ``test_samples``, the number of images behind them. ``top1_lost`` counts the test images that
-    only the dense model answers correctly, and ``top1_gained`` those that only this model does.
+    ``loss``, ``images_per_second``, and the counts ``test_samples`` (all test images), ``labelled_samples`` (those behind an accuracy),
+    ``top1_lost`` (those that only the dense model answers correctly) and ``top1_gained`` (those that only this model does).
     """
 
     name: str
@@ -203,7 +203,7 @@ class RoundResult:
             **asked,
             **{f"removed_{of}": value for of, value in self.removed.items()},
             **({} if self.size is None else vars(self.size)),
-            **{key: value for key, value in metrics.items() if not key.endswith("test_samples")},
+            **{key: value for key, value in metrics.items() if not key.endswith(("_samples", "_lost", "_gained"))},
             "loss_increase_predicted": self.loss_increase.predicted,
             "loss_increase_measured": self.loss_increase.measured,
         }

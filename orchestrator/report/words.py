@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 
 from orchestrator.quantities import COSTS, count, listed, number, percent, points
-from orchestrator.report.noise import ERRORS, Pairs, error_between, error_from_dense, pairs_of
+from orchestrator.report.noise import ERRORS, Pairs, error_between, error_from_dense, images_behind, pairs_of
 from orchestrator.report.parts import StageResult
 from orchestrator.report.result import Report
 from orchestrator.report.size import about_int8, about_latency, about_size_and_speed, about_units, removed_words, speed_words
@@ -134,7 +134,7 @@ def _compared(what: str, key: str, dense: StageResult, stage: StageResult) -> li
     if before == after:
         return [f"{what} equals the dense model's."]
     difference = f"{what} is {points(after - before)} {'below' if after < before else 'above'} the dense model's"
-    error, samples = error_from_dense(dense, stage, key), stage.metrics.get("test_samples")
+    error, samples = error_from_dense(dense, stage, key), images_behind(stage)
     if error is None or samples is None:
         return [f"{difference}; whether that is more than noise is not known, because the number of test images is not known."]
     base = f"two standard errors of such a difference are {points(ERRORS * error)} with {samples:,.0f} test images"

@@ -78,6 +78,12 @@ def test_with_counted_pairs_noise_depends_on_the_images_on_which_the_models_diff
     assert ("noise" in sentence) == noise and numbers(sentence) == ["1.9", error, "360", str(lost), str(gained)]
 
 
+def test_noise_counts_the_images_with_labels_where_not_all_have_one():
+    """7 fewer of 90 labelled ones among 360: 2 sqrt(11 - 49 / 90) / 90."""
+    pruned = metrics(0.9 - 7 / 90, top1_lost=9, top1_gained=2, labelled_samples=90)
+    assert numbers(said(example(stages=stages(metrics(0.9), pruned)), "one-shot", "accuracy")) == ["7.8", "7.2", "90", "9", "2"]
+
+
 def test_pairs_that_were_counted_for_top1_say_nothing_about_other_accuracies():
     dense, pruned = ({"knn": value, "top1_lost": 1.0, "top1_gained": 0.0, "test_samples": 100} for value in (0.9, 0.8))
     sentence = said(example(stages=stages(dense, pruned)), "one-shot", "accuracy")

@@ -37,5 +37,5 @@ def test_answers_that_changed_are_counted_where_a_label_says_who_is_right():
     pruned = nn.functional.one_hot(torch.tensor([0, 0, 2, 2, 0]), 3).float()
     assert changed_answers(pruned, labels, dense) == {"top1_lost": 1.0, "top1_gained": 1.0}
     metrics = of_outputs(Output.LOGITS, pruned, labels, dense)
-    assert metrics["top1"] == 0.5 and metrics["agreement"] == 0.2
+    assert metrics["top1"] == 0.5 and metrics["agreement"] == 0.2 and metrics["labelled_samples"] == 4
     assert changed_answers(pruned, torch.full((5,), -1), dense) == {}

@@ -34,7 +34,7 @@ FAMILIES = {"vit": VIT, "resnet": RESNET, "wide": WIDE}
 
 
 def written(path: Path, family) -> dict[str, torch.Tensor]:
-    """Half of the units taken out, then half of the weights of one layer masked."""
+    """Half of the units removed, then half of the weights of one layer masked."""
     groups, before = find_groups(family, SHAPE, streams=False), family.build().state_dict()
     kept = {group.name: half(group.units) for group in groups}
     state = take(before, groups, kept)

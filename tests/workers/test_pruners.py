@@ -14,12 +14,15 @@ from kernels.patterns import FREE
 from kernels.second_moment import SecondMoment
 from kernels.sweep import inverse_factor, sweep
 from workers.collect.block_fisher import GradientSum
-from workers.collect.statistic import BlockFisher
+from workers.collect.guided_hessian import GuidedSum
+from workers.collect.outer_sum import OuterSum
+from workers.collect.statistic import BlockFisher, GuidedHessian
 from workers.errors import ConfigError
 from workers.losses import Loss
 from workers.models.base import Layer
 from workers.pruners.base import Scope, Sensitivity, Target, Unfit, WeightPruner
 from workers.pruners.cap import CAP, Score
+from workers.pruners.guided import Guided
 from workers.pruners.magnitude import Magnitude
 from workers.pruners.obc import OBC
 from workers.pruners.sparsegpt import SparseGPT
@@ -40,6 +43,7 @@ def pruners(pattern: str, sparsity: float, scope: Scope = Scope.UNIFORM) -> list
         CAP(target, 8, DAMPENING, True, Score.HULL),
         WoodFisher(target, 8, DAMPENING, True),
         OBC(target, DAMPENING, True, Score.MARGINAL),
+        Guided(target, 2, DAMPENING, True, Score.HULL),
     ]
     if pattern.startswith("groups"):
         return for_all_patterns
@@ -55,7 +59,8 @@ def a_problem(pruner: WeightPruner, layer: Layer, seed: int = 0, zeros: float = 
         return weight_RC, None
     blocks, size = pruner.statistic.shape(layer)
     factor = torch.randn(blocks, size, 2 * size, generator=generator) @ torch.diag(torch.rand(2 * size, generator=generator))
-    return weight_RC, SecondMoment(factor @ factor.mT, 2 * size)
+    rows_R = torch.rand(layer.rows, generator=generator).double() if isinstance(pruner, Guided) else None
+    return weight_RC, SecondMoment(factor @ factor.mT, 2 * size, rows_R)
 
 
 def pruned(pruner: WeightPruner, layer: Layer, weight_RC: torch.Tensor, moments: SecondMoment | None, units: int) -> tuple:
@@ -69,7 +74,7 @@ def pruned(pruner: WeightPruner, layer: Layer, weight_RC: torch.Tensor, moments:
 
 
 @pytest.mark.parametrize("layer", [LINEAR, CONV, GROUPED], ids=lambda layer: layer.name)
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", range(7))
 def test_exactly_as_many_weights_are_masked_as_requested_and_zeros_remain_zero(layer: Layer, number: int) -> None:
     pruner = pruners("unstructured", 0.5)[number]
     weight_RC, moments = a_problem(pruner, layer, zeros=0.2)
@@ -81,7 +86,7 @@ def test_exactly_as_many_weights_are_masked_as_requested_and_zeros_remain_zero(l
 
 
 @pytest.mark.parametrize("layer", [LINEAR, CONV], ids=lambda layer: layer.name)
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", range(7))
 @pytest.mark.parametrize(("pattern", "keeps", "of"), [("2:4", 2, 4), ("1:4", 1, 4), ("4:8", 4, 8)])
 def test_every_bucket_along_the_input_channels_keeps_n_of_m(layer: Layer, number: int, pattern: str, keeps: int, of: int) -> None:
     pruner = pruners(pattern, 1 - keeps / of)[number]
@@ -93,7 +98,7 @@ def test_every_bucket_along_the_input_channels_keeps_n_of_m(layer: Layer, number
     assert (by_position.reshape(-1, of).sum(1) == keeps).all()
 
 
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", range(7))
 def test_buckets_with_zeros_lose_only_the_rest(number: int) -> None:
     pruner = pruners("2:4", 0.5)[number]
     weight_RC, moments = a_problem(pruner, LINEAR, zeros=0.3)
@@ -104,7 +109,7 @@ def test_buckets_with_zeros_lose_only_the_rest(number: int) -> None:
 
 
 @pytest.mark.parametrize("layer", [LINEAR, CONV], ids=lambda layer: layer.name)
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(5))
 def test_tiles_are_masked_as_a_whole(layer: Layer, number: int) -> None:
     pruner = pruners("groups:4", 0.5)[number]
     weight_RC, moments = a_problem(pruner, layer)
@@ -115,7 +120,7 @@ def test_tiles_are_masked_as_a_whole(layer: Layer, number: int) -> None:
 
 
 def test_wanda_masks_the_smallest_products_of_each_row() -> None:
-    pruner = pruners("unstructured", 0.5)[4]
+    pruner = pruners("unstructured", 0.5)[5]
     weight_RC, moments = a_problem(pruner, LINEAR, seed=1)
     _, solution = pruned(pruner, LINEAR, weight_RC, moments, LINEAR.weights // 2)
     product_RC = weight_RC.abs().double().numpy() * np.sqrt(np.diag(moments.sum_nBB[0].double().numpy()))
@@ -235,6 +240,25 @@ def test_statistics_of_linear_layers_are_shared_by_all_patterns_and_those_of_con
 def test_the_plan_counts_the_memory_that_collecting_a_fisher_takes(block_size: int) -> None:
     layer = Layer("wide", 3, 300)
     statistic = BlockFisher(block_size, FREE)
-    held = GradientSum(layer, block_size, torch.device("cpu"))
-    assert held.chunk_KRC.nbytes == statistic.working_bytes(layer)
+    held = GradientSum(layer, block_size, torch.device("cpu")).total
+    assert held.chunk_KnB.nbytes == statistic.working_bytes(layer)
     assert held.sum_nBB.nbytes == 4 * statistic.shape(layer)[0] * block_size**2
+
+
+@pytest.mark.parametrize("layer", [LINEAR, CONV, GROUPED], ids=lambda layer: layer.name)
+def test_the_plan_counts_the_memory_that_collecting_a_guided_hessian_takes(layer: Layer) -> None:
+    statistic = GuidedHessian(2, FREE)
+    held = GuidedSum(layer, statistic.sets(layer), torch.device("cpu")).total
+    assert held.chunk_KnB.nbytes == statistic.working_bytes(layer)
+    assert held.sum_nBB.shape == (*statistic.shape(layer), layer.columns)
+
+
+def test_vectors_that_come_one_by_one_or_at_once_leave_the_same_bytes_of_the_sum() -> None:
+    vectors_KnB = torch.randn(150, 3, 8, generator=torch.Generator().manual_seed(0))
+    alone, at_once = OuterSum(3, 8, torch.device("cpu")), OuterSum(3, 8, torch.device("cpu"))
+    for vector_nB in vectors_KnB:
+        alone.add(vector_nB[None])
+    at_once.add(vectors_KnB)
+    lower = [total.result_nBB().tril() for total in (alone, at_once)]
+    assert torch.equal(*lower)
+    torch.testing.assert_close(lower[0], torch.einsum("knb,knc->nbc", vectors_KnB, vectors_KnB).tril(), rtol=1e-4, atol=1e-4)

@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kernels.second_moment import SecondMoment
 
-GUIDED_CHUNK = 512  # weighted input vectors that are multiplied at once
 PATCH_BYTES = 64 * 2**20  # of a convolution's inputs, unfolded for one product
 
 
 def chunk_size(block_size: int) -> int:
-    """Returns how many gradients are multiplied at once, so that a block is read and written once for all of them.
+    """Returns how many vectors are multiplied at once, so that a block is read and written once for all of them.
 
-    The gradients take ``K / B`` of the statistic's memory.
+    The vectors take ``K / B`` of the statistic's memory.
     """
     return max(16 if block_size < 64 else 64, block_size // 2)
+
+
+def chunk_bytes(blocks: int, block_size: int) -> int:
+    """Returns the memory of the vectors that wait to be multiplied (see ``outer_sum``)."""
+    return 4 * chunk_size(block_size) * blocks * block_size
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from kernels.second_moment import SecondMoment, add_outer_, zeros
-from workers.collect.base import Collected, chunk_size
+from kernels.second_moment import SecondMoment, cut_blocks
+from workers.collect.base import Collected
+from workers.collect.outer_sum import OuterSum
 from workers.data.base import Batch
 from workers.losses import Loss, calibration_loss, forward
 from workers.models.base import Layer
@@ -16,39 +17,20 @@ from workers.numbers import derived_seed, finite
 
 
 class GradientSum:
-    """The second moment of one layer's block gradients, which are added one at a time and multiplied a chunk at a time.
-
-    The chunks have a fixed size, so the resulting bytes do not depend on which other layers are collected in the same pass.
-    """
+    """The second moment of one layer's block gradients, and the number of gradients in it."""
 
     def __init__(self, layer: Layer, block_size: int, device: torch.device) -> None:
-        per_row = -(-layer.columns // block_size)
-        self.columns = layer.columns
-        self.sum_nBB = zeros(layer.rows * per_row, block_size, device).sum_nBB
-        self.chunk_KRC = torch.zeros(chunk_size(block_size), layer.rows, per_row * block_size, device=device)  # rows padded to whole blocks
-        self.in_chunk = 0
-        self.count = 0
+        self.block_size, self.count = block_size, 0
+        self.total = OuterSum(layer.rows * -(-layer.columns // block_size), block_size, device)
 
     def add(self, gradient_RC: Tensor) -> None:
-        if not finite(gradient_RC):
-            return
-        self.chunk_KRC[self.in_chunk, :, : self.columns] = gradient_RC
-        self.in_chunk += 1
-        self.count += 1
-        if self.in_chunk == len(self.chunk_KRC):
-            self._multiply()
-
-    def _multiply(self) -> None:
-        blocks, block_size, _ = self.sum_nBB.shape
-        add_outer_(self.sum_nBB, self.chunk_KRC[: self.in_chunk].view(-1, blocks, block_size))
-        self.in_chunk = 0
+        if finite(gradient_RC):
+            self.total.add(cut_blocks(gradient_RC, self.block_size)[None])
+            self.count += 1
 
     def result(self) -> SecondMoment:
         """Returns the sum. No gradient can be added afterwards."""
-        if self.in_chunk:
-            self._multiply()
-        del self.chunk_KRC
-        return SecondMoment(self.sum_nBB, self.count)
+        return SecondMoment(self.total.result_nBB(), self.count)
 
 
 def block_fisher(

@@ -8,32 +8,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kernels.second_moment import SecondMoment, add_outer_, zeros
-from workers.collect.base import GUIDED_CHUNK, Collected
+from kernels.second_moment import SecondMoment
+from workers.collect.base import Collected
 from workers.collect.layer_hessian import input_vectors
+from workers.collect.outer_sum import OuterSum
 from workers.collect.products import Products
 from workers.data.base import Batch
 from workers.losses import Loss, calibration_loss, forward
 from workers.models.base import Layer
 from workers.numbers import derived_seed, finite
 
+PIECE = 512  # vectors that are weighted at once
+
 Product = tuple[dict[str, Any], Tensor]  # the arguments of ``linear`` or ``conv2d``, and the output
 
 
 class GuidedSum:
-    """The sum of one layer: a matrix for each of its row sets, the weights of its rows, and the number of batches in them.
-
-    Vectors are scaled by the root of their weight and multiplied ``GUIDED_CHUNK`` at a time, so that a matrix is read and written once for
-    many. Fixed boundaries make the bytes independent of the other layers of a pass.
-    """
+    """The sum of one layer: a matrix for each of its row sets, the weights of its rows, and the number of batches in them."""
 
     def __init__(self, layer: Layer, sets: int, device: torch.device) -> None:
-        self.layer, self.sets = layer, sets
-        self.sum_nCC = zeros(layer.groups * sets, layer.columns, device).sum_nBB
-        self.chunk_KnC = torch.empty(GUIDED_CHUNK, layer.groups * sets, layer.columns, device=device)
-        self.waiting = 0
+        self.layer, self.sets, self.count = layer, sets, 0
+        self.total = OuterSum(layer.groups * sets, layer.columns, device)
         self.rows_R = torch.zeros(layer.rows, dtype=torch.float64, device=device)
-        self.count = 0
 
     def add(self, products: list[Product], derivatives: list[Tensor]) -> None:
         """Adds the products of one batch, of which a layer that is used several times has several, unless a number is not finite."""
@@ -46,31 +42,16 @@ class GuidedSum:
                 self._add(vectors_GCK.float(), by_sample[part].float())
 
     def _add(self, vectors_GCK: Tensor, derivative_NRP: Tensor) -> None:
-        count = vectors_GCK.shape[2]
-        squared_GkSK = derivative_NRP.square().permute(1, 0, 2).flatten(1).reshape(self.layer.groups, self.sets, -1, count)
-        self.rows_R += squared_GkSK.sum(3, dtype=torch.float64).reshape(-1)
-        root_KGk = squared_GkSK.mean(2).sqrt().permute(2, 0, 1)
-        vectors_KGC = vectors_GCK.permute(2, 0, 1)
-        start = 0
-        while start < count:
-            stop = min(count, start + GUIDED_CHUNK - self.waiting)
-            scaled_KGkC = vectors_KGC[start:stop, :, None] * root_KGk[start:stop, :, :, None]
-            self.chunk_KnC[self.waiting : self.waiting + stop - start] = scaled_KGkC.flatten(1, 2)
-            self.waiting += stop - start
-            start = stop
-            if self.waiting == GUIDED_CHUNK:
-                self._multiply()
-
-    def _multiply(self) -> None:
-        add_outer_(self.sum_nCC, self.chunk_KnC[: self.waiting])
-        self.waiting = 0
+        """Adds vectors, each scaled by the root of its weight for the set, so that their outer products have that weight."""
+        squared_RK = derivative_NRP.square().permute(1, 0, 2).flatten(1)
+        self.rows_R += squared_RK.sum(1, dtype=torch.float64)
+        root_GkK = squared_RK.reshape(self.layer.groups, self.sets, -1, squared_RK.shape[1]).mean(2).sqrt()
+        for vectors_GCS, root_GkS in zip(vectors_GCK.split(PIECE, dim=2), root_GkK.split(PIECE, dim=2), strict=True):
+            self.total.add((vectors_GCS[:, None] * root_GkS[:, :, None]).flatten(0, 1).permute(2, 0, 1))
 
     def result(self) -> SecondMoment:
         """Returns the sum. Nothing can be added afterwards."""
-        if self.waiting:
-            self._multiply()
-        del self.chunk_KnC
-        return SecondMoment(self.sum_nCC, self.count, self.rows_R.cpu())
+        return SecondMoment(self.total.result_nBB(), self.count, self.rows_R.cpu())
 
 
 def guided_hessian(

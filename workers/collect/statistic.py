@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from kernels.patterns import Pattern
 from workers.checks import require
-from workers.collect.base import GUIDED_CHUNK, PATCH_BYTES, Collected, chunk_size
+from workers.collect.base import PATCH_BYTES, Collected, chunk_bytes
 from workers.losses import Loss
 from workers.models.base import Layer
 from workers.pruners.layout import Layout
@@ -77,8 +77,7 @@ class BlockFisher(Statistic):
 
     def working_bytes(self, layer: Layer) -> int:
         """Returns the memory of a chunk of gradients that are multiplied together."""
-        blocks, block_size = self.shape(layer)
-        return 4 * chunk_size(block_size) * blocks * block_size
+        return chunk_bytes(*self.shape(layer))
 
     def identity(self, layer: Layer, loss: Loss, seed: int) -> dict[str, Any]:
         by_channel = not self.pattern.is_free and layer.kernel > 1  # else columns are in the layer's own order
@@ -147,9 +146,8 @@ class GuidedHessian(Statistic):
         return layer.groups * self.sets(layer), layer.columns
 
     def working_bytes(self, layer: Layer) -> int:
-        """Returns the memory of a chunk of weighted vectors, which is kept for each layer."""
-        blocks, columns = self.shape(layer)
-        return 4 * GUIDED_CHUNK * blocks * columns
+        """Returns the memory of a chunk of weighted vectors that are multiplied together."""
+        return chunk_bytes(*self.shape(layer))
 
     def identity(self, layer: Layer, loss: Loss, seed: int) -> dict[str, Any]:
         return {"statistic": "guided_hessian", "sets": self.sets(layer), "loss": loss, "seed": seed}
