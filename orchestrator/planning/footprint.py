@@ -54,11 +54,11 @@ class Footprint:
         return self.held + statistics + max(finishing, passing + max(at_the_loss, at_the_end))
 
     def _derivatives(self, layers: Sequence[PlannedLayer]) -> int:
-        """Returns the bytes of activations back to the earliest layer, of all outputs with their derivatives, and of unfolded inputs."""
+        """Returns the bytes of activations back to the earliest layer, of the derivatives of all outputs, and of unfolded inputs."""
         outputs = sum(4 * planned.layer.rows * planned.vectors for planned in layers)
         inputs = sum(planned.depth.input_bytes for planned in layers)
         unfolded = 2 * PATCH_BYTES if any(planned.layer.kernel > 1 for planned in layers) else 0
-        return int(self.batch * (layers[0].depth.kept_bytes + inputs + 2 * outputs)) + unfolded
+        return int(self.batch * (layers[0].depth.kept_bytes + inputs + outputs)) + unfolded
 
     def score(self, planned: PlannedLayer) -> int:
         """Returns the peak of two steps: slices of the statistic, and then order, losses and scores while they are sorted."""

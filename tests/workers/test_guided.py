@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kernels.patterns import FREE
 from kernels.second_moment import SecondMoment
 from workers.collect.guided_hessian import guided_hessian
-from workers.collect.statistic import GuidedHessian
+from workers.collect.statistic import BlockFisher, GuidedHessian, Statistic
 from workers.data.base import Batch
+from workers.errors import SecateurError
 from workers.losses import Loss
 from workers.models.base import Layer
 from workers.pruners.base import Scope, Target
@@ -96,7 +98,7 @@ def literal(model: nn.Module, layer: Layer, sets: int, data: list[Batch]) -> tup
 def test_it_is_the_sum_over_positions_weighted_by_the_squared_derivatives_of_each_set(kind: str, sets: int) -> None:
     model, data = made(kind), list(batches(3, 4))
     layers = layers_of(model)
-    statistic = GuidedHessian(sets, Guided(Target(0.5, Scope.GLOBAL), sets, 1e-2, True, Score.HULL).pattern)
+    statistic = GuidedHessian(sets, FREE)
     collected = statistic.collect(copy.deepcopy(model), layers, iter(data), Loss.LABELS, 0)
     for layer in layers:
         total, rows = literal(model, layer, statistic.sets(layer), data)
@@ -104,6 +106,33 @@ def test_it_is_the_sum_over_positions_weighted_by_the_squared_derivatives_of_eac
         assert moment.count == 3 and moment.sum_nBB.shape == (*statistic.shape(layer), layer.columns)
         torch.testing.assert_close(3 * moment.mean_nBB().double(), total, rtol=1e-4, atol=1e-7)
         torch.testing.assert_close(moment.rows_R, rows, rtol=1e-4, atol=1e-9)
+
+
+def test_an_activation_that_overwrites_the_output_of_a_layer_changes_nothing() -> None:
+    torch.manual_seed(0)
+    collected = []
+    weights = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(48, CLASSES)).state_dict()
+    for inplace in (False, True):
+        model = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(inplace=inplace), nn.Flatten(), nn.Linear(48, CLASSES))
+        model.load_state_dict(weights)
+        collected.append(GuidedHessian(2, FREE).collect(model, layers_of(model), batches(3, 4), Loss.LABELS, 0).moments)
+    for name, moment in collected[0].items():
+        assert torch.equal(moment.mean_nBB(), collected[1][name].mean_nBB()) and torch.equal(moment.rows_R, collected[1][name].rows_R)
+        assert moment.mean_nBB().abs().sum() > 0
+
+
+@pytest.mark.parametrize("statistic", [GuidedHessian(1, FREE), BlockFisher(4, FREE)], ids=["guided", "fisher"])
+@pytest.mark.parametrize("names", [["second"], ["first", "second"]], ids=["alone", "beside another"])
+def test_a_layer_that_the_loss_does_not_depend_on_is_named(statistic: Statistic, names: list[str]) -> None:
+    class Idle(Tokens):
+        def forward(self, images_NCHW: Tensor) -> Tensor:
+            hidden_NTR = self.first(images_NCHW.flatten(2).transpose(1, 2))
+            self.second(hidden_NTR)
+            return hidden_NTR.mean(1)[:, :CLASSES]
+
+    layers = [layer for layer in layers_of(Idle()) if layer.name in names]
+    with pytest.raises(SecateurError, match=r"second: .*does not depend on this layer; .*model\.exclude"):
+        statistic.collect(Idle(), layers, batches(2, 3), Loss.LABELS, 0)
 
 
 def test_a_set_for_each_row_is_the_fisher_of_the_row_where_a_sample_has_one_vector() -> None:
@@ -126,7 +155,7 @@ def test_batches_with_numbers_that_are_not_finite_are_skipped_and_counted() -> N
     model = made("tokens")
     good = list(batches(2, 4))
     bad = Batch(torch.full((4, 4, 3, 2), torch.nan), good[0].labels)
-    whole = GuidedHessian(1, Guided(Target(0.5, Scope.GLOBAL), 1, 1e-2, True, Score.HULL).pattern)
+    whole = GuidedHessian(1, FREE)
     with_bad = whole.collect(copy.deepcopy(model), layers_of(model), iter([good[0], bad, good[1]]), Loss.LABELS, 0)
     clean = whole.collect(copy.deepcopy(model), layers_of(model), iter(good), Loss.LABELS, 0)
     for name, moment in with_bad.moments.items():

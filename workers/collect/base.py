@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from workers.errors import SecateurError
+
 if TYPE_CHECKING:
     from kernels.second_moment import SecondMoment
 
@@ -22,6 +24,11 @@ def chunk_size(block_size: int) -> int:
 def chunk_bytes(blocks: int, block_size: int) -> int:
     """Returns the memory of the vectors that wait to be multiplied (see ``outer_sum``)."""
     return 4 * chunk_size(block_size) * blocks * block_size
+
+
+def unreached(layer: str) -> SecateurError:
+    """Returns the error for a layer that has no derivatives, because the calibration loss does not depend on it."""
+    return SecateurError(f"{layer}: the calibration loss does not depend on this layer; name it in model.exclude, or choose another loss")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels.second_moment import SecondMoment, cut_blocks
-from workers.collect.base import Collected
+from workers.collect.base import Collected, unreached
 from workers.collect.outer_sum import OuterSum
 from workers.data.base import Batch
 from workers.losses import Loss, calibration_loss, forward
@@ -46,7 +46,8 @@ def block_fisher(
 
     The columns of a layer are in the order of ``arrange(layer, matrix_RC)``. Only the weights of ``layers`` require gradients, so a
     backward pass ends at the earliest of them. A batch whose loss is not finite is skipped for every layer, a gradient that is not finite
-    for its layer alone. The statistic's ``count`` is the number of gradients in the sum.
+    for its layer alone. The statistic's ``count`` is the number of gradients in the sum. Raises: SecateurError if the loss does not depend
+    on a layer.
 
     Source: Kuznedelev et al. 2023 (arXiv 2210.09223), the Fisher of section 3; ``g_n`` is the gradient of the mean loss of one batch.
     Differs: outer products are summed and factored once; the paper updates an inverse by one vector at a time.
@@ -62,8 +63,10 @@ def block_fisher(
         value = calibration_loss(loss, model, outputs, batch.labels.to(device), derived_seed(seed, number)) if finite(outputs) else None
         if value is None or not finite(value):
             continue
-        gradients = torch.autograd.grad(value, list(weights.values()))
+        gradients = torch.autograd.grad(value, list(weights.values()), allow_unused=True) if value.requires_grad else [None] * len(layers)
         for layer, gradient in zip(layers, gradients, strict=True):
+            if gradient is None:
+                raise unreached(layer.name)
             sums[layer.name].add(arrange(layer, gradient.reshape(layer.rows, layer.columns)))
     moments = {name: total.result() for name, total in sums.items()}
     return Collected(moments, {name: number - moment.count for name, moment in moments.items()})

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from kernels.second_moment import SecondMoment
-from workers.collect.base import Collected
+from workers.collect.base import Collected, unreached
 from workers.collect.layer_hessian import input_vectors
 from workers.collect.outer_sum import OuterSum
 from workers.collect.products import Products
@@ -20,7 +21,7 @@ from workers.numbers import derived_seed, finite
 
 PIECE = 512  # vectors that are weighted at once
 
-Product = tuple[dict[str, Any], Tensor]  # the arguments of ``linear`` or ``conv2d``, and the output
+Product = tuple[dict[str, Any], GradientEdge]  # the arguments of ``linear`` or ``conv2d``, and the edge of the output in the graph
 
 
 class GuidedSum:
@@ -31,12 +32,17 @@ class GuidedSum:
         self.total = OuterSum(layer.groups * sets, layer.columns, device)
         self.rows_R = torch.zeros(layer.rows, dtype=torch.float64, device=device)
 
-    def add(self, products: list[Product], derivatives: list[Tensor]) -> None:
-        """Adds the products of one batch, of which a layer that is used several times has several, unless a number is not finite."""
-        if not all(finite(arguments["input"]) and finite(d) for (arguments, _), d in zip(products, derivatives, strict=True)):
+    def add(self, products: list[tuple[dict[str, Any], Tensor | None]]) -> None:
+        """Adds one batch, unless a number is not finite: the arguments of each product with the weight, and the derivatives of its output.
+
+        A layer that is used several times has several products. The derivatives are None where the loss does not depend on the output.
+        """
+        if not all(finite(arguments["input"]) and (d is None or finite(d)) for arguments, d in products):
             return
         self.count += 1
-        for (arguments, _), derivative in zip(products, derivatives, strict=True):
+        for arguments, derivative in products:
+            if derivative is None:
+                continue
             by_sample = derivative.reshape(-1, self.layer.rows, 1) if arguments["weight"].ndim == 2 else derivative.flatten(2)
             for part, vectors_GCK in input_vectors(self.layer, arguments):
                 self._add(vectors_GCK.float(), by_sample[part].float())
@@ -64,6 +70,7 @@ def guided_hessian(
     row, except for products of different tokens. ``rows_R`` is ``sum_t d_tr^2``: how much a row weighs beside the others of its set.
     One forward and one backward pass of each batch serve all layers. A batch is skipped for every layer if its loss is not finite, and for
     a layer if its inputs or derivatives are not. ``count`` is the number of batches.
+    Raises: SecateurError if the loss does not depend on a layer.
 
     Sources: Martens & Grosse 2015 (arXiv 1503.05671), the Kronecker-factored Fisher; Kim et al. 2025 (GuidedQuant, arXiv 2505.07004), layer
     Hessians weighted by the squared derivatives of the outputs, averaged over groups of output channels.
@@ -76,24 +83,33 @@ def guided_hessian(
     number = 0
     for batch in batches:
         number += 1
-        products: dict[str, list[Product]] = {layer.name: [] for layer in layers}
-        waiting: list[dict[str, Any]] = []
-
-        def before(name: str, arguments: dict[str, Any], waiting: list[dict[str, Any]] = waiting) -> None:
-            waiting.append(arguments | {"input": arguments["input"].detach()})
-
-        def after(
-            name: str, output: Tensor, waiting: list[dict[str, Any]] = waiting, products: dict[str, list[Product]] = products
-        ) -> None:
-            products[name].append((waiting.pop(), output))
-
-        with Products(model, layers, before, after):
-            outputs = forward(loss, model, batch.images_NCHW.to(device))
+        outputs, products = _forward(model, layers, loss, batch.images_NCHW.to(device))
         value = calibration_loss(loss, model, outputs, batch.labels.to(device), derived_seed(seed, number)) if finite(outputs) else None
         if value is None or not finite(value):
             continue
-        wanted = [output for name in products for _, output in products[name]]
-        derivatives = iter(torch.autograd.grad(value, wanted, allow_unused=True, materialize_grads=True))
+        edges = [edge for name in products for _, edge in products[name]]
+        derivatives = iter(torch.autograd.grad(value, edges, allow_unused=True) if value.requires_grad and edges else [None] * len(edges))
         for name, total in sums.items():
-            total.add(products[name], [next(derivatives) for _ in products[name]])
+            parts = [(arguments, next(derivatives)) for arguments, _ in products[name]]
+            if all(derivative is None for _, derivative in parts):
+                raise unreached(name)
+            total.add(parts)
     return Collected({name: total.result() for name, total in sums.items()}, {name: number - total.count for name, total in sums.items()})
+
+
+def _forward(model: nn.Module, layers: list[Layer], loss: Loss, images_NCHW: Tensor) -> tuple[Tensor, dict[str, list[Product]]]:
+    """Returns the outputs that the loss reads, and the products of each layer in the order of the forward pass.
+
+    Edges stand for the outputs of layers, because an activation may overwrite the output itself (``ReLU(inplace=True)``).
+    """
+    products: dict[str, list[Product]] = {layer.name: [] for layer in layers}
+    entered: list[dict[str, Any]] = []
+
+    def before(name: str, arguments: dict[str, Any]) -> None:
+        entered.append(arguments | {"input": arguments["input"].detach()})
+
+    def after(name: str, output: Tensor) -> None:
+        products[name].append((entered.pop(), get_gradient_edge(output)))
+
+    with Products(model, layers, before, after):
+        return forward(loss, model, images_NCHW), products
