@@ -50,6 +50,10 @@ class Moments(Protocol):
         """Returns ``H`` of some blocks, float32."""
         ...
 
+    def cross_nBB(self, part: slice = EVERYTHING) -> Tensor:
+        """Returns ``1/N sum_k u_k v_k^T`` of some blocks, with the vectors that are paired with the ``v_k``, float32."""
+        ...
+
     def diagonal_nB(self) -> Tensor:
         """Returns the diagonals of ``H``, (n, B)."""
         ...
@@ -65,11 +69,14 @@ class SecondMoment:
 
     The block Fisher of a layer has one matrix for each block of its weights, with ``v`` the gradient of that block. The layer Hessian has a
     single matrix (``n = 1``) that all rows share, with ``v = sqrt(2) x``. Sums over disjoint samples are merged by addition.
+
+    Where every vector ``v`` has a partner ``u``, ``cross_sum_nBB`` is ``sum_k u_k v_k^T``, whole matrices.
     """
 
     sum_nBB: Tensor
     count: int
     rows_R: Tensor | None = None  # sums that weigh rows which share a matrix, (R,) in float64
+    cross_sum_nBB: Tensor | None = None
 
     @property
     def blocks(self) -> int:
@@ -86,6 +93,12 @@ class SecondMoment:
         mean_nBB = self.sum_nBB[part] / self.count
         mirror_(mean_nBB)
         return mean_nBB
+
+    def cross_nBB(self, part: slice = EVERYTHING) -> Tensor:
+        """Returns ``1/N sum_k u_k v_k^T`` of some blocks. Raises ValueError if the vectors have no partners, or nothing was added."""
+        if self.cross_sum_nBB is None or self.count == 0:
+            raise ValueError("second moment: expected at least one pair of vectors, got none")
+        return self.cross_sum_nBB[part] / self.count
 
     def diagonal_nB(self) -> Tensor:
         """Returns the diagonals of ``H``, (n, B)."""

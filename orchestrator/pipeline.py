@@ -1,4 +1,7 @@
-"""The algorithm, one line per stage: in rounds, collect -> merge, score -> allocate -> solve -> recover, with evaluations in between."""
+"""The algorithm, one line per stage: in rounds, collect -> merge, score -> allocate -> solve -> recover, with evaluations in between.
+
+A sequential ``refit`` fits the solved layers once more, one after another (``orchestrator/refitting.py``).
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from orchestrator.config import Round
 from orchestrator.outcome import Increase, Masking, MaskingStep, Outcome, Removal, RemovalStep, RoundOutcome
 from orchestrator.planning.costs import PlannedLayer, cost_model
 from orchestrator.planning.plan import cut_grid, on_unfit, plan_layers
+from orchestrator.refitting import refit_in_order
 from orchestrator.rounds import toward
 from orchestrator.run import Run, data_identity
 from orchestrator.shrinking import remove_once
@@ -107,17 +111,21 @@ def mask_weights(run: Run, pruner: WeightPruner, model: Record[ModelNumbers]) ->
         run.warn(f"{run.prefix}{on_unfit(unfit, run.profile)}")
     steps: list[MaskingStep] = []
     for part in run.steps():
-        steps.append(mask_once(part, pruner, layers, steps[-1].model if steps else model))
+        steps.append(mask_once(part, pruner, layers, steps[-1].model if steps else model, model))
     warn_of_zeros(run, pruner, layers, steps)
     return Masking(pruner, layers, unfit, steps)
 
 
-def mask_once(run: Run, pruner: WeightPruner, layers: Sequence[PlannedLayer], model: Record[ModelNumbers]) -> MaskingStep:
-    """One step towards the target of its round. Weights of ``model`` that are zero count as pruned."""
+def mask_once(
+    run: Run, pruner: WeightPruner, layers: Sequence[PlannedLayer], model: Record[ModelNumbers], dense: Record[ModelNumbers]
+) -> MaskingStep:
+    """One step towards the target of its round, which started from ``dense``. Weights of ``model`` that are zero count as pruned."""
     partials = collect(run, pruner, layers, model)
     scores = score(run, pruner, layers, model, partials)
     counts = allocate_layers(run, pruner, layers, scores)
     solutions = solve(run, pruner, layers, model, partials, scores, counts)
+    if pruner.refit.is_sequential:
+        solutions = refit_in_order(run, pruner, layers, dense, solutions)
     return MaskingStep(partials, scores, solutions, join(run, model, solutions))
 
 
@@ -237,7 +245,12 @@ def score(
     tasks = []
     for planned in layers:
         name, parts = planned.layer.name, tuple(partials[planned.layer.name])
-        reads = {"pruner": settings_of(pruner, without=("target",)), "pattern": pruner.target.pattern, "partials": parts, "layer": name}
+        reads = {
+            "pruner": settings_of(pruner, without=("target", "refit")),
+            "pattern": pruner.target.pattern,
+            "partials": parts,
+            "layer": name,
+        }
         tasks.append(ScoreTask(model.file, pruner, planned.layer, parts, run.store.destination("score", model=model, **reads)))
     records = run.map("score", Worker.score, tasks, [costs.score(planned, shards) for planned in layers])
     return {record.numbers.layer: record for record in records}

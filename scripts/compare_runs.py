@@ -48,10 +48,11 @@ def sort_key(text: str) -> tuple[bool, str, list[float]]:
 
 
 def pruners(report: dict[str, Any]) -> str:
-    """Returns the names of the pruners, in the order of the rounds."""
+    """Returns the names of the pruners, in the order of the rounds, and whether kept weights are fitted in sequence."""
     if report.get("rounds"):
         return ", ".join(dict.fromkeys(part["pruner"] for part in report["rounds"]))
-    return str(report["experiment"]["pruner"]["_target_"].rpartition(".")[2])
+    pruner = report["experiment"]["pruner"]
+    return pruner["_target_"].rpartition(".")[2] + (", sequential" if pruner.get("refit", {}).get("order") == "sequential" else "")
 
 
 def settings_but_seed(report: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,17 @@ from workers.losses import Loss
 from workers.models.base import Layer, ModelFamily, Output
 from workers.pruners.base import WeightPruner
 from workers.pruners.units import UnitPruner
-from workers.records import ChosenUnits, Destination, LayerScores, LayerSolution, Outputs, PartialMoment, PartialSums, Record
+from workers.records import (
+    ChosenUnits,
+    Destination,
+    LayerScores,
+    LayerSolution,
+    Outputs,
+    PairedInputs,
+    PartialMoment,
+    PartialSums,
+    Record,
+)
 from workers.training.settings import Training
 
 
@@ -38,6 +49,11 @@ class CollectTask:
     shard: int
     seed: int
     to: tuple[Destination, ...]
+
+    @property
+    def results(self) -> Iterator[tuple[Layer, Destination]]:
+        """Each layer, and where its result goes."""
+        return zip(self.layers, self.to, strict=True)
 
 
 @dataclass(frozen=True)
@@ -69,6 +85,40 @@ class SolveTask:
     partials: tuple[Record[PartialMoment], ...]
     scores: Record[LayerScores]
     tiles: int
+    to: Destination
+
+
+@dataclass(frozen=True)
+class CollectPairsTask:
+    """Inputs of some layers in a model and in the same model with ``solutions``, over the first ``samples`` of one shard.
+
+    One result per layer.
+    """
+
+    model: Path
+    solutions: tuple[Record[LayerSolution], ...]
+    data: Dataset
+    samples: int
+    layers: tuple[Layer, ...]
+    loss: Loss
+    shard: int
+    to: tuple[Destination, ...]
+
+    @property
+    def results(self) -> Iterator[tuple[Layer, Destination]]:
+        """Each layer, and where its result goes."""
+        return zip(self.layers, self.to, strict=True)
+
+
+@dataclass(frozen=True)
+class RefitTask:
+    """Merge the paired inputs of a layer in shard order and fit the weights that its solution keeps."""
+
+    model: Path
+    pruner: WeightPruner
+    layer: Layer
+    pairs: tuple[Record[PairedInputs], ...]
+    solution: Record[LayerSolution]
     to: Destination
 
 

@@ -76,6 +76,13 @@ class PartialMoment(Numbers):
 
 
 @dataclass(frozen=True)
+class PairedInputs(PartialMoment):
+    """The inputs of a layer in the dense and in the pruned model: sums over one shard of ``count`` pairs."""
+
+    verb = "collect_pairs"
+
+
+@dataclass(frozen=True)
 class LayerScores(Numbers):
     """What the weights of a layer are worth. ``tiles`` counts those of its pattern, ``removable`` those that are not zero already.
 
@@ -109,6 +116,13 @@ class LayerSolution(Numbers):
     layer: str
     zeros: int
     predicted_loss: float | None
+
+
+@dataclass(frozen=True)
+class RefittedLayer(LayerSolution):
+    """A solution with its kept weights fitted once more, to the inputs that the pruned model gives the layer."""
+
+    verb = "refit"
 
 
 @dataclass(frozen=True)
@@ -233,9 +247,11 @@ KINDS: dict[str, type[Numbers]] = {
         JoinedModel,
         SmallerModel,
         PartialMoment,
+        PairedInputs,
         LayerScores,
         LayerCounts,
         LayerSolution,
+        RefittedLayer,
         PartialSums,
         UnitRanking,
         ChosenUnits,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from kernels import masks, select
 from workers import evaluation, int8, timing
 from workers.collect import moments
+from workers.collect.paired_inputs import first, paired_inputs
 from workers.data.base import Batch
 from workers.errors import SecateurError
 from workers.export import load_family, load_pruned, load_state, load_weight, save_model
@@ -22,6 +24,7 @@ from workers.files import finish, read_result, write_tensors
 from workers.memory import give_back, keep_freed_memory, watched
 from workers.messages import (
     AssessTask,
+    CollectPairsTask,
     CollectTask,
     CollectUnitsTask,
     CompareTask,
@@ -32,6 +35,7 @@ from workers.messages import (
     JoinTask,
     QuantiseTask,
     RankTask,
+    RefitTask,
     ScoreTask,
     ShrinkTask,
     SolveTask,
@@ -44,6 +48,7 @@ from workers.models.shrunk import shrunk
 from workers.models.structures.find import find_groups
 from workers.models.structures.groups import take
 from workers.numbers import derived_seed
+from workers.pruners.refit import refit_layer
 from workers.pruners.units import UnitSums
 from workers.records import (
     MODEL,
@@ -59,9 +64,11 @@ from workers.records import (
     ModelTime,
     OperationTime,
     Outputs,
+    PairedInputs,
     PartialMoment,
     PartialSums,
     Record,
+    RefittedLayer,
     SmallerModel,
     UnitRanking,
 )
@@ -80,6 +87,7 @@ class Worker:
         torch.backends.cudnn.allow_tf32 = False
         self.device = torch.device(device)
         self._models: dict[Path, nn.Module] = {}  # as they were used, the last one last
+        self._solved: tuple[Path, dict[str, Path], nn.Module] | None = None  # the last model that got solutions, and where they are stored
         self._operations: tuple[str, list[Operation]] = ("", [])  # of the model that was timed last
 
     def describe(self) -> Machine:
@@ -106,12 +114,7 @@ class Worker:
         seed = derived_seed(task.seed, "collect", task.shard)
         batches = task.data.calibration(task.shard, task.data.shards)
         collected = task.statistic.collect(self._model(task.model), list(task.layers), batches, task.loss, seed)
-        records = []
-        for layer, to in zip(task.layers, task.to, strict=True):
-            moment = collected.moments.pop(layer.name)
-            numbers = PartialMoment(layer.name, task.shard, moment.count, collected.skipped[layer.name])
-            records.append(finish(to, numbers, started, moments.write_moment(to, moment)))
-        return records
+        return [moments.finish_moment(to, PartialMoment, task.shard, layer.name, collected, started) for layer, to in task.results]
 
     @watched
     def score(self, task: ScoreTask) -> Record[LayerScores]:
@@ -155,6 +158,28 @@ class Worker:
         written = write_tensors(task.to.directory / LayerSolution.file, tensors)
         numbers = LayerSolution(layer.name, int((~solution.keep_RC).sum()), float(predicted) if torch.isfinite(predicted) else None)
         return finish(task.to, numbers, started, written)
+
+    @watched
+    def collect_pairs(self, task: CollectPairsTask) -> list[Record[PairedInputs]]:
+        """Inputs of some layers, in a model and in the same model with layers solved, over one shard."""
+        started = time.time()
+        batches = first(task.samples, task.data.calibration(task.shard, task.data.shards))
+        dense, pruned = self._model(task.model), self._with_solutions(task.model, task.solutions)
+        collected = paired_inputs(dense, pruned, list(task.layers), batches, task.loss, task.data.eval_batch_size)
+        return [moments.finish_moment(to, PairedInputs, task.shard, layer.name, collected, started) for layer, to in task.results]
+
+    @watched
+    def refit(self, task: RefitTask) -> Record[RefittedLayer]:
+        """The kept weights of a layer, fitted to paired inputs."""
+        started, numbers = time.time(), task.solution.numbers
+        keep_RC = masks.unpack_bits(read_result(task.solution)["keep"], (task.layer.rows, task.layer.columns)).to(self.device)
+        pairs = moments.stored(task.pairs, self.device)
+        weight_RC = refit_layer(self._weight(task.model, task.layer), task.layer, pairs, keep_RC, task.pruner.refit)
+        if not torch.isfinite(weight_RC).all():
+            raise SecateurError(f"{task.layer.name}: the re-fitted weights are not finite; raise pruner.refit.dampening")
+        tensors = {"weight_RC": weight_RC, "keep": masks.pack_bits(keep_RC)}
+        written = write_tensors(task.to.directory / RefittedLayer.file, tensors)
+        return finish(task.to, RefittedLayer(numbers.layer, numbers.zeros, numbers.predicted_loss), started, written)
 
     @watched
     def collect_units(self, task: CollectUnitsTask) -> Record[PartialSums]:
@@ -291,6 +316,19 @@ class Worker:
             self._models[path] = load_pruned(path).to(self.device)
         self._models[path] = self._models.pop(path)
         return self._models[path]
+
+    def _with_solutions(self, path: Path, solutions: Sequence[Record[LayerSolution]]) -> nn.Module:
+        """A copy of a model with the weights of some solutions. The last copy is changed if it has solutions for no other layers."""
+        if self._solved is None or self._solved[0] != path or not self._solved[1].keys() <= {record.numbers.layer for record in solutions}:
+            self._solved = (path, {}, copy.deepcopy(self._model(path)))
+        _, placed, model = self._solved
+        for record in solutions:
+            name = record.numbers.layer
+            if placed.get(name) != record.directory:
+                parameter = model.get_parameter(f"{name}.weight")
+                parameter.data.copy_(read_result(record)["weight_RC"].reshape(parameter.shape))
+                placed[name] = record.directory
+        return model
 
     def _weight(self, path: Path, layer: Layer) -> Tensor:
         """The weight (R, C) of one layer; nothing else is read unless the model is here already."""

@@ -65,15 +65,24 @@ def static_losses(
     return cpu.static_losses(weights_nB, mean_nBB, alive_nB, dampening, relative, pattern)
 
 
-def solve_on_mask(weights_nB: Tensor, mean_nBB: Tensor, keep_nB: Tensor, alive_nB: Tensor, dampening: float, relative: bool) -> Tensor:
+def solve_on_mask(
+    weights_nB: Tensor,
+    mean_nBB: Tensor,
+    keep_nB: Tensor,
+    alive_nB: Tensor,
+    dampening: float,
+    relative: bool,
+    slope_nB: Tensor | None = None,
+) -> Tensor:
     r"""Returns the optimal weights of each block, (n, B), if those that are alive and not kept are set to zero.
 
-        minimise 1/2 delta^T (H + lambda I) delta   with   delta_R = -w_R:      w'_K = w_K + (H + lambda I)_KK^-1 H_KR w_R
+        minimise 1/2 delta^T (H + lambda I) delta - s^T delta   with   delta_R = -w_R:
+        w'_K = w_K + (H + lambda I)_KK^-1 (H_KR w_R + s_K)
 
-    with K = alive & keep and R = alive & ~keep. The result has the type of the weights and is exactly 0 outside of K. Arguments and errors
-    are those of ``eliminate``.
+    with K = alive & keep, R = alive & ~keep and s = ``slope_nB``, (n, B), which is zero if it is None. The result has the type of the
+    weights and is exactly 0 outside of K. Arguments and errors are those of ``eliminate``.
     """
-    return _implementation(weights_nB).solve_on_mask(weights_nB, mean_nBB, keep_nB, alive_nB, dampening, relative)
+    return _implementation(weights_nB).solve_on_mask(weights_nB, mean_nBB, keep_nB, alive_nB, dampening, relative, slope_nB)
 
 
 def _implementation(weights_nB: Tensor) -> ModuleType:

@@ -144,7 +144,9 @@ def score_block(weight_B, alive_B, tile, loss_G, squared, work):
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def solve_block(weight_B, mean_BB, keep_B, alive_B, absolute, solved_B, report, work):
+def solve_block(inputs, absolute, solved_B, report, work):
+    """Re-fits the kept entries. The slope among ``inputs`` has one row, or none if it is zero."""
+    weight_B, mean_BB, keep_B, alive_B, slope_1B = inputs
     u, _, lines, places, _, _, _ = work
     kept = places[0]
     m = pack(keep_B & alive_B, kept)
@@ -157,6 +159,8 @@ def solve_block(weight_B, mean_BB, keep_B, alive_B, absolute, solved_B, report, 
         lost[j] = weight_B[removed[j]]
     for i in range(m):
         pull[i] = gathered_dot(mean_BB[kept[i]], removed, lost, count)
+        if len(slope_1B):
+            pull[i] += slope_1B[0, kept[i]]
     for p in range(m):
         pull[p] /= u[p, p]
         subtract(pull, pull[p], u[p], p + 1, m)

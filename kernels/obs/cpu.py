@@ -63,12 +63,21 @@ def static_losses(
     return loss_nG, report_n2[:, 0].clone()
 
 
-def solve_on_mask(weights_nB: Tensor, mean_nBB: Tensor, keep_nB: Tensor, alive_nB: Tensor, dampening: float, relative: bool) -> Tensor:
+def solve_on_mask(
+    weights_nB: Tensor,
+    mean_nBB: Tensor,
+    keep_nB: Tensor,
+    alive_nB: Tensor,
+    dampening: float,
+    relative: bool,
+    slope_nB: Tensor | None = None,
+) -> Tensor:
     """See ``kernels.obs.solve_on_mask``. Takes one Cholesky factor of the kept entries for each block."""
     absolute = layer_dampening(mean_nBB, alive_nB, dampening, relative)
     solved_nB = torch.zeros_like(weights_nB, memory_format=torch.contiguous_format)
     report_n2 = torch.empty(len(weights_nB), 2, dtype=torch.float64)
-    inputs = (_array(weights_nB), _array(mean_nBB), _array(keep_nB), _array(alive_nB), absolute)
+    slope_nB = weights_nB.new_zeros(0, weights_nB.shape[1]) if slope_nB is None else slope_nB
+    inputs = (_array(weights_nB), _array(mean_nBB), _array(keep_nB), _array(alive_nB), _array(slope_nB.double()), absolute)
     run(_solve_all, *inputs, solved_nB.numpy(), report_n2.numpy())
     _refuse(report_n2)
     return solved_nB
@@ -165,7 +174,7 @@ def _compiled(sources: str) -> tuple[Callable[..., None], Callable[..., None], C
                         score_block(weights_nB[block], alive_B, tile, loss_nG[block], work, work)
 
     @numba.njit(cache=True, nogil=True, error_model="numpy", parallel=True)
-    def solve_all(weights_nB, mean_nBB, keep_nB, alive_nB, absolute, solved_nB, report_n2):
+    def solve_all(weights_nB, mean_nBB, keep_nB, alive_nB, slope_nB, absolute, solved_nB, report_n2):
         assert sources
         blocks, block_size = weights_nB.shape
         shared = len(mean_nBB) != blocks
@@ -175,8 +184,9 @@ def _compiled(sources: str) -> tuple[Callable[..., None], Callable[..., None], C
                 continue
             work = scratch(block_size, 1)
             for block in range(first, last):
-                mean_BB = mean_nBB[0 if shared else block]
-                solve_block(weights_nB[block], mean_BB, keep_nB[block], alive_nB[block], absolute, solved_nB[block], report_n2[block], work)
+                mean_BB, slope_1B = mean_nBB[0 if shared else block], slope_nB[block : block + 1]
+                inputs = weights_nB[block], mean_BB, keep_nB[block], alive_nB[block], slope_1B
+                solve_block(inputs, absolute, solved_nB[block], report_n2[block], work)
 
     return eliminate_all, score_all, solve_all
 

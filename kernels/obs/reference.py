@@ -152,7 +152,15 @@ def least_pivots(mean_nBB: Tensor, alive_nB: Tensor, dampening_n: Tensor, tile: 
     return floor_nGE
 
 
-def solve_on_mask(weights_nB: Tensor, mean_nBB: Tensor, keep_nB: Tensor, alive_nB: Tensor, dampening: float, relative: bool) -> Tensor:
+def solve_on_mask(
+    weights_nB: Tensor,
+    mean_nBB: Tensor,
+    keep_nB: Tensor,
+    alive_nB: Tensor,
+    dampening: float,
+    relative: bool,
+    slope_nB: Tensor | None = None,
+) -> Tensor:
     """See ``kernels.obs.solve_on_mask``: ``M = D_K H D_K + D_R``, one batched Cholesky solve."""
     absolute = layer_dampening(mean_nBB, alive_nB, dampening, relative)
     solved_nB = torch.empty_like(weights_nB)
@@ -162,6 +170,8 @@ def solve_on_mask(weights_nB: Tensor, mean_nBB: Tensor, keep_nB: Tensor, alive_n
         lower_nBB, _ = dampened_cholesky(decouple(matrix_nBB, kept_nB), kept_nB, absolute)
         coupling_nBB = torch.where(kept_nB[:, :, None] & removed_nB[:, None, :], matrix_nBB.double(), 0.0)
         pull_nB1 = coupling_nBB @ torch.where(removed_nB, w_nB, 0.0)[:, :, None]
+        if slope_nB is not None:
+            pull_nB1 += torch.where(kept_nB, slope_nB[part].double(), 0.0)[:, :, None]
         delta_nB1 = torch.cholesky_solve(pull_nB1, lower_nBB)
         solved_nB[part] = torch.where(kept_nB, w_nB + delta_nB1[:, :, 0], 0.0).to(weights_nB.dtype)
     return solved_nB

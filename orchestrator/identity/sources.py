@@ -34,6 +34,8 @@ VERBS = {
     "score": (f"{WORKER}.score",),
     "allocate": ("orchestrator.pipeline.allocate_layers",),
     "solve": (f"{WORKER}.solve",),
+    "collect_pairs": (f"{WORKER}.collect_pairs",),
+    "refit": (f"{WORKER}.refit",),
     "join": (f"{WORKER}.join",),
     "collect_units": (f"{WORKER}.collect_units",),
     "rank": (f"{WORKER}.rank",),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from orchestrator.cluster.base import Hardware, Resources
 from orchestrator.config import Experiment
+from workers.collect.statistic import REFIT
 from workers.losses import Loss
 from workers.models.base import Layer
 from workers.models.profile import Depth, ModelProfile
@@ -47,6 +48,16 @@ class PlannedLayer:
     def statistic_bytes(self) -> int:
         """The size of the statistic in memory."""
         return 4 * self.blocks * self.block_size**2
+
+    @property
+    def pair_bytes(self) -> int:
+        """The size of the sums over pairs of inputs in memory: a symmetric matrix and another one for each group."""
+        return 8 * self.layer.groups * self.layer.columns**2
+
+    @property
+    def stored_pair_bytes(self) -> int:
+        """The size of these sums in a file."""
+        return 2 * self.layer.groups * self.layer.columns * (3 * self.layer.columns + 3)
 
     @property
     def stored_bytes(self) -> int:
@@ -135,6 +146,23 @@ class CostModel:
         """Returns the time to read and merge the shards, and to factor and re-fit."""
         computing = self._pruning(planned)[1] / (self.flops * self.hardware.solve_efficiency)
         return computing + self._on_statistic(planned, shards, SOLVED_BYTES)
+
+    def collect_pairs(self, layers: Sequence[PlannedLayer], samples: int) -> float:
+        """Returns the time of passes of two models as far as the last of ``layers``, of sums of products, and of writing."""
+        last = layers[-1].depth
+        reached = (last.weighted_before + last.flops + last.mixed_before) / self.profile.forward_flops
+        vectors = [samples * planned.vectors for planned in layers]
+        squares = [planned.layer.groups * planned.layer.columns**2 for planned in layers]
+        outer = sum((2 if self.gpu else 1) * n * square + 2 * n * square for n, square in zip(vectors, squares, strict=True))
+        written = sum(planned.stored_pair_bytes for planned in layers)
+        return 2 * reached * self.network(samples) + outer / (self.flops * self.hardware.collect_efficiency) + self.write(written)
+
+    def refit(self, planned: PlannedLayer, shards: int) -> float:
+        """Returns the time to read and merge pairs of inputs, and to factor and fit."""
+        layer = planned.layer
+        computing = REFIT * layer.rows * layer.columns**3 / (self.flops * self.hardware.solve_efficiency)
+        reading = self.read(shards * planned.stored_pair_bytes) + self.memory(planned.pair_bytes)
+        return computing + reading + self.write(SOLVED_BYTES * layer.weights)
 
     def _pruning(self, planned: PlannedLayer) -> tuple[float, float]:
         """Returns the flops of ``score`` and ``solve``."""

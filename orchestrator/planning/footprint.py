@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from orchestrator.cluster.base import Resources
 from orchestrator.config import Experiment
 from orchestrator.planning.costs import PlannedLayer
-from workers.collect.base import PATCH_BYTES
+from workers.collect.base import PATCH_BYTES, chunk_bytes
 from workers.collect.statistic import SLICE_BYTES
 from workers.errors import ConfigError
 from workers.models.profile import ModelProfile
@@ -29,6 +29,7 @@ class Footprint:
     device: str
     threads: int
     batch: int  # samples in a calibration batch
+    pass_batch: int  # samples in a forward pass alone, where batches need not be kept apart
     models: int  # models that a worker may hold while it collects, scores or solves
 
     @property
@@ -59,6 +60,20 @@ class Footprint:
         inputs = sum(planned.depth.input_bytes for planned in layers)
         unfolded = 2 * PATCH_BYTES if any(planned.layer.kernel > 1 for planned in layers) else 0
         return int(self.batch * (layers[0].depth.kept_bytes + inputs + outputs)) + unfolded
+
+    def collect_pairs(self, layers: Sequence[PlannedLayer]) -> int:
+        """Returns the bytes of sums over pairs of inputs, of the inputs of a batch in two models, and of unfolded ones."""
+        sums = sum(planned.pair_bytes + chunk_bytes(planned.layer.groups, planned.layer.columns) for planned in layers)
+        inputs = 2 * self.pass_batch * sum(planned.depth.input_bytes for planned in layers)
+        unfolded = 3 * PATCH_BYTES if any(planned.layer.kernel > 1 for planned in layers) else 0
+        passing = PASSING_ACTIVATIONS * self.profile.largest_bytes * self.pass_batch
+        return self.held + self.profile.model_bytes + sums + inputs + unfolded + passing
+
+    def refit(self, planned: PlannedLayer) -> int:
+        """Returns the bytes of merged sums, of double copies of the matrices of a group, and of fitting."""
+        layer = planned.layer
+        rows = 8 * 3 * layer.columns**2 // 2 * (self.threads + 1)
+        return self.held + planned.pair_bytes + 16 * layer.columns**2 + rows + (SOLVING + 16) * layer.weights
 
     def score(self, planned: PlannedLayer) -> int:
         """Returns the peak of two steps: slices of the statistic, and then order, losses and scores while they are sorted."""
@@ -104,7 +119,9 @@ class Footprint:
 def footprint(experiment: Experiment, profile: ModelProfile, resources: Resources) -> Footprint:
     """Returns the footprint of a round. With several steps, a worker also keeps the model of the step before."""
     models = 2 if experiment.steps > 1 else 1
-    return Footprint(profile, resources.device, resources.threads, experiment.data.calibration_batch_size, models)
+    data = experiment.data
+    pass_batch = max(data.calibration_batch_size, data.eval_batch_size)
+    return Footprint(profile, resources.device, resources.threads, data.calibration_batch_size, pass_batch, models)
 
 
 def check_memory(memory_bytes: int, needs: Sequence[tuple[str, int, str]]) -> None:

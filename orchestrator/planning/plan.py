@@ -13,6 +13,7 @@ from orchestrator.config import Experiment
 from orchestrator.planning.costs import SCORED_BYTES, SOLVED_BYTES, CostModel, PlannedLayer, cost_model
 from orchestrator.planning.footprint import Footprint, check_memory, footprint
 from orchestrator.planning.grid import makespan, portions
+from orchestrator.planning.sequence import refit_bytes, refit_seconds, refit_store_bytes
 from orchestrator.quantities import count, percent
 from workers.data.base import TASK_SAMPLES
 from workers.int8 import RANGE_IMAGES
@@ -136,6 +137,10 @@ def plan_masking(experiment: Experiment, pruner: WeightPruner, profile: ModelPro
     sparsity = 0.0 if experiment.steps > 1 else pruner.target.overall(pruned.layers)
     fewer = "lower cluster.workers if they share a machine, or use workers with more memory"
     needs = [("joining the solved layers", bytes_of.join(sparsity), fewer), *_needs(experiment, bytes_of)]
+    if pruner.refit.is_sequential:
+        remedy = "lower data.calibration_batch_size, set pruner.refit.order=parallel, or use workers with more memory"
+        in_order = refit_bytes(experiment, pruned, resources, layers, pruner.refit)
+        needs += [(work, needed, remedy) for work, needed in in_order.items()]
     check_memory(resources.memory_bytes, needs)
     stage_bytes = {stage: needed for stage, needed, _ in needs}
     cut = cut_grid(experiment, pruned, resources, layers)
@@ -151,9 +156,9 @@ def plan_masking(experiment: Experiment, pruner: WeightPruner, profile: ModelPro
         hardware=experiment.cluster.hardware,
         profile=profile,
         unfit=tuple(pruner.unfit(profile.layers)),
-        stages=_stages(experiment, pruned, pruned, resources, _masking(experiment, pruned, resources, layers, cut)),
+        stages=_stages(experiment, pruned, pruned, resources, _masking(experiment, pruner, pruned, resources, layers, cut)),
         stage_bytes=stage_bytes,
-        store_bytes=_stored_statistics(experiment, layers) + _stored_models(experiment, pruned),
+        store_bytes=_stored_statistics(experiment, pruner, layers) + _stored_models(experiment, pruned),
         family=experiment.model,
     )
 
@@ -228,10 +233,11 @@ def _needs(experiment: Experiment, bytes_of: Footprint) -> list[tuple[str, int, 
     return needs
 
 
-def _stored_statistics(experiment: Experiment, layers: Sequence[PlannedLayer]) -> int:
+def _stored_statistics(experiment: Experiment, pruner: WeightPruner, layers: Sequence[PlannedLayer]) -> int:
     """Returns the bytes of the statistics of all shards, scores and solutions."""
     statistics = sum(experiment.data.shards * planned.stored_bytes for planned in layers)
-    return statistics + int((SCORED_BYTES + SOLVED_BYTES) * sum(planned.layer.weights for planned in layers))
+    in_order = refit_store_bytes(layers, experiment.data.shards) if pruner.refit.is_sequential else 0
+    return statistics + in_order + int((SCORED_BYTES + SOLVED_BYTES) * sum(planned.layer.weights for planned in layers))
 
 
 def _stored_models(experiment: Experiment, profile: ModelProfile) -> int:
@@ -243,8 +249,15 @@ def _mapped(seconds: Sequence[float], resources: Resources) -> Estimate:
     return Estimate(len(seconds), makespan(seconds, resources.workers), sum(seconds), tuple(seconds))
 
 
+def _in_turn(parts: Sequence[Sequence[float]], resources: Resources) -> Estimate:
+    """Returns the time of lists of tasks, where each list begins when the one before has ended."""
+    walls, tasks = [makespan(part, resources.workers) for part in parts], [seconds for part in parts for seconds in part]
+    return Estimate(len(tasks), sum(walls), sum(tasks), tuple(tasks))
+
+
 def _masking(
     experiment: Experiment,
+    pruner: WeightPruner,
     profile: ModelProfile,
     resources: Resources,
     layers: Sequence[PlannedLayer],
@@ -259,9 +272,12 @@ def _masking(
         "score": [costs.score(planned, shards) for planned in layers],
         "allocate": [HISTOGRAM_READS * costs.read(SCORED_BYTES * planned.layer.weights) for planned in layers],
         "solve": [costs.solve(planned, shards) for planned in layers],
-        "join": [joined],
     }
-    return {stage: _mapped(durations, resources) for stage, durations in seconds.items()}
+    estimates = {stage: _mapped(durations, resources) for stage, durations in seconds.items()}
+    if pruner.refit.is_sequential:
+        in_order = refit_seconds(experiment, profile, resources, layers, pruner.refit)
+        estimates |= {stage: _in_turn(durations, resources) for stage, durations in in_order.items()}
+    return estimates | {"join": _mapped([joined], resources)}
 
 
 def _removal(experiment: Experiment, pruner: UnitPruner, profile: ModelProfile, resources: Resources) -> dict[str, Estimate]:

@@ -295,3 +295,24 @@ def test_cuda_tensors_give_the_order_of_the_cpu() -> None:
     solved_nB = obs.solve_on_mask(weights_nB, mean_nBB, keep_nB, alive_nB, 1e-8, False)
     on_device_nB = obs.solve_on_mask(weights_nB.cuda(), mean_nBB.cuda(), keep_nB.cuda(), alive_nB.cuda(), 1e-8, False)
     torch.testing.assert_close(solved_nB, on_device_nB.cpu(), rtol=1e-5, atol=1e-8)
+
+
+@both
+def test_a_slope_moves_the_solution_to_the_minimum_of_the_sloped_quadratic(implementation) -> None:
+    """Closed form by ``numpy.linalg.solve``; a slope of zero is no slope."""
+    weights_nB, mean_nBB, alive_nB = _problem(20, 17, 40, seed=5, pruned=0.2)
+    generator = torch.Generator().manual_seed(2)
+    keep_nB = torch.rand(20, 17, generator=generator) > 0.5
+    slope_nB = torch.randn(20, 17, generator=generator) * 1e-8
+    solved_nB = implementation.solve_on_mask(weights_nB.double(), mean_nBB, keep_nB, alive_nB, 1e-7, False, slope_nB)
+    for block in range(20):
+        kept, alive = (keep_nB & alive_nB)[block].numpy(), alive_nB[block].numpy()
+        removed = alive & ~kept
+        matrix, w = mean_nBB[block].double().numpy(), weights_nB[block].double().numpy()
+        right = matrix[np.ix_(kept, removed)] @ w[removed] + slope_nB[block].double().numpy()[kept]
+        truth = w[kept] + np.linalg.solve(matrix[np.ix_(kept, kept)] + 1e-7 * np.eye(kept.sum()), right)
+        np.testing.assert_allclose(solved_nB[block].numpy()[kept], truth, rtol=1e-7, atol=1e-9)
+        assert (solved_nB[block].numpy()[~kept] == 0).all()
+    plain_nB = implementation.solve_on_mask(weights_nB, mean_nBB, keep_nB, alive_nB, 1e-7, False)
+    level_nB = implementation.solve_on_mask(weights_nB, mean_nBB, keep_nB, alive_nB, 1e-7, False, torch.zeros(20, 17))
+    assert torch.equal(plain_nB, level_nB)

@@ -35,6 +35,7 @@ RUNS = {
     "cap": ["pruner=cap", "pruner.block_size=16", "recovery=adamw", "recovery.epochs=1", "recovery.ranks=1"],
     "obc": ["pruner=obc", "recovery=none", "pruner.target.sparsity=0.5", "pruner.target.pattern='2:4'", "loss=sampled"],
     "guided": ["pruner=guided", "recovery=none", "loss=sampled"],
+    "sequential": ["pruner=magnitude", "recovery=none", "loss=sampled", "pruner.refit.order=sequential"],
     "sparsegpt": ["pruner=sparsegpt", "recovery=none"],
     "features": ["pruner=magnitude", "loss=features", "recovery=features", "recovery.epochs=1", "recovery.ranks=1"],
     "sosp_i": ["pruner=sosp_i", *UNITS],

@@ -45,7 +45,7 @@ def models_of(layers: list[PlannedLayer], gradients: int = 100) -> tuple[CostMod
     rates = SimpleNamespace(
         matmul_gflops=1, model_efficiency=1, collect_efficiency=1, score_efficiency=1, solve_efficiency=1, disk_gbs=1, memory_gbs=1
     )
-    return CostModel(profile, cast(Any, rates), cast(Any, None), 1, False, 4, gradients), Footprint(profile, "cpu", 1, 4, 1)
+    return CostModel(profile, cast(Any, rates), cast(Any, None), 1, False, 4, gradients), Footprint(profile, "cpu", 1, 4, 4, 1)
 
 
 @dataclass

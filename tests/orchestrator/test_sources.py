@@ -49,7 +49,7 @@ CONVNET = ["model=digits_convnext", "model.checkpoint=null", "recovery@training=
 RUNS = {
     "cap": ["pruner=cap", "pruner.block_size=16", "recovery=adamw", "recovery.epochs=1", "recovery.ranks=1"],
     "obc 2:4": ["pruner=obc", "recovery=none", "pruner.target.sparsity=0.5", "pruner.target.pattern='2:4'"],
-    "guided": ["pruner=guided", "recovery=none"],
+    "guided": ["pruner=guided", "recovery=none", "pruner.refit.order=sequential"],
     "sosp_i": ["pruner=sosp_i", *UNITS],
     "halp": ["pruner=halp", *UNITS, "pruner.target.within=null", "latency.seconds=0.001", "latency.widths=2", "latency.spread=0.5"],
     "magnitude": ["pruner=magnitude", "recovery=none", "loss=features"],
@@ -245,8 +245,8 @@ def test_editing_a_file_changes_the_verbs_that_use_it_wherever_the_project_is(co
         "orchestrator/report/result.py": set(),
         "workers/messages.py": set(),
         "workers/pruners/obc.py": set(),
-        "kernels/obs/cpu.py": {"score", "solve"},
-        "workers/losses.py": {"collect", "compare", "collect_units", "train"},
+        "kernels/obs/cpu.py": {"score", "solve", "refit"},
+        "workers/losses.py": {"collect", "collect_pairs", "compare", "collect_units", "train"},
         "workers/worker.py": set(VERBS) - {"train", "choose"},
     }.items():
         with (tmp_path / path).open("a", encoding="utf-8") as file:

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from kernels.second_moment import EVERYTHING, SecondMoment, add_packed_, pack_lower, relative_weights
-from workers.files import TensorFile, verified, write_tensors
+from workers.collect.base import Collected
+from workers.files import TensorFile, finish, verified, write_tensors
 from workers.records import Destination, PartialMoment, Record
+
+Moment = TypeVar("Moment", bound=PartialMoment)
 
 
 def write_moment(to: Destination, moment: SecondMoment) -> str:
-    """Writes the lower triangles and the diagonals. Returns the file's digest. The memory of the moment is overwritten."""
+    """Writes the lower triangles, the diagonals and any cross sums. Returns the file's digest. The memory of the moment is overwritten."""
     diagonal_nB = moment.sum_nBB.diagonal(dim1=-2, dim2=-1).clone()
-    rows = {} if moment.rows_R is None else {"rows_R": moment.rows_R}
-    return write_tensors(to.directory / PartialMoment.file, {"diagonal_nB": diagonal_nB, "lower_nL": pack_lower(moment.sum_nBB)} | rows)
+    more = {"rows_R": moment.rows_R, "cross_nBB": moment.cross_sum_nBB}
+    tensors = {"diagonal_nB": diagonal_nB, "lower_nL": pack_lower(moment.sum_nBB)}
+    tensors |= {name: tensor for name, tensor in more.items() if tensor is not None}
+    return write_tensors(to.directory / PartialMoment.file, tensors)
+
+
+def finish_moment(to: Destination, kind: type[Moment], shard: int, layer: str, collected: Collected, started: float) -> Record[Moment]:
+    """Writes what was collected for a layer over one shard, and its record. The memory of the moment is given back."""
+    moment = collected.moments.pop(layer)
+    return finish(to, kind(layer, shard, moment.count, collected.skipped[layer]), started, write_moment(to, moment))
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,14 @@ class StoredMoment:
         sum_nBB = torch.zeros(stop - start, self.block_size, self.block_size)
         for record in self.partials:
             add_packed_(sum_nBB, self._file(record).part("lower_nL", start, stop))
+        return sum_nBB.div_(self.count).to(self.device)
+
+    def cross_nBB(self, part: slice = EVERYTHING) -> Tensor:
+        """Returns the cross moments of some blocks, merged in the order of the shards."""
+        start, stop, _ = part.indices(self.blocks)
+        sum_nBB = torch.zeros(stop - start, self.block_size, self.block_size)
+        for record in self.partials:
+            sum_nBB += self._file(record).part("cross_nBB", start, stop)
         return sum_nBB.div_(self.count).to(self.device)
 
     def diagonal_nB(self) -> Tensor:

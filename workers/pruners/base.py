@@ -15,6 +15,7 @@ from workers.collect.statistic import Statistic
 from workers.errors import ConfigError
 from workers.models.base import Layer
 from workers.pruners.layout import Layout
+from workers.pruners.refit import Refit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -181,9 +182,13 @@ class Pruner(ABC):
 
 @dataclass
 class WeightPruner(Pruner, ABC):
-    """A method that masks single weights. Only the allocation, in the driver, reads ``target``; the pruner reads its pattern."""
+    """A method that masks single weights. Only the allocation, in the driver, reads ``target``; the pruner reads its pattern.
+
+    ``refit`` says whether the kept weights are fitted once more after ``solve``, whatever the method.
+    """
 
     target: Target
+    refit: Refit = field(default_factory=Refit, kw_only=True)
 
     @property
     def pattern(self) -> Pattern:

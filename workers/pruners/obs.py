@@ -109,13 +109,20 @@ def static_layer(weight_RC: Tensor, curvature: Curvature) -> tuple[Tensor, dict[
     return torch.cat([loss_nG for loss_nG, _ in parts]), dampening_notes(dampening_n, absolute)
 
 
-def solve_layer(weight_RC: Tensor, curvature: Curvature, keep_RC: Tensor) -> Tensor:
-    """Returns the weights of a layer under a mask, the kept ones re-fitted.
+def solve_layer(weight_RC: Tensor, curvature: Curvature, keep_RC: Tensor, slope_RC: Tensor | None = None) -> Tensor:
+    """Returns the weights of a layer under a mask, the kept ones re-fitted (see ``kernels.obs.solve_on_mask``).
 
     Raises: SecateurError that names the layer if its statistic cannot be factored.
     """
-    parts, _ = _in_slices(weight_RC, curvature, partial(solve_on_mask, relative=False), curvature.layout.cut(keep_RC))
+    more_nB = [] if slope_RC is None else [curvature.layout.cut(slope_RC)]
+    parts, _ = _in_slices(weight_RC, curvature, _solve, curvature.layout.cut(keep_RC), *more_nB)
     return curvature.layout.join(torch.cat(parts))
+
+
+def _solve(weights_nB: Tensor, mean_nBB: Tensor, keep_nB: Tensor, *rest: Any) -> Tensor:
+    """Solves a slice; ``rest`` is the slope if there is one, which entries are alive, and the dampening."""
+    *slope_nB, alive_nB, dampening = rest
+    return solve_on_mask(weights_nB, mean_nBB, keep_nB, alive_nB, dampening, False, *slope_nB)
 
 
 def sweeps(weight_RC: Tensor, curvature: Curvature) -> Iterator[tuple[Tensor, Tensor, float]]:

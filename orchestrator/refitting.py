@@ -1,0 +1,83 @@
+"""Fitting kept weights in the order of the forward pass: for each part of the model, collect pairs of inputs -> refit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from orchestrator.planning.costs import PlannedLayer, cost_model
+from orchestrator.planning.sequence import cut_stages, fitting_portions, samples_of_shard
+from orchestrator.run import Run, data_identity
+from workers.messages import CollectPairsTask, RefitTask
+from workers.pruners.base import WeightPruner
+from workers.records import Destination, LayerSolution, ModelNumbers, PairedInputs, Record
+from workers.worker import Worker
+
+DATA = ("calibration_batches", "calibration_batch_size", "shards", "eval_batch_size")  # the settings of the data that the sums depend on
+
+
+def refit_in_order(
+    run: Run,
+    pruner: WeightPruner,
+    layers: Sequence[PlannedLayer],
+    dense: Record[ModelNumbers],
+    solutions: dict[str, Record[LayerSolution]],
+) -> dict[str, Record[LayerSolution]]:
+    """Solutions with the same masks, each fitted to the inputs that it gets when the layers before it are pruned and fitted.
+
+    ``dense`` is the model that the round started from: its outputs are what layers are fitted to.
+    """
+    fitted: dict[str, Record[LayerSolution]] = {}
+    for stage in cut_stages(layers, run.profile, pruner.refit.stages):
+        within = {planned.layer.name: solutions[planned.layer.name] for planned in stage}  # which layers of the stage read from each other
+        pairs = collect_pairs(run, pruner, stage, dense, [*fitted.values(), *within.values()])
+        fitted |= refit(run, pruner, stage, dense, pairs, solutions)
+    return fitted
+
+
+def collect_pairs(
+    run: Run,
+    pruner: WeightPruner,
+    layers: Sequence[PlannedLayer],
+    dense: Record[ModelNumbers],
+    solved: Sequence[Record[LayerSolution]],
+) -> dict[str, list[Record[PairedInputs]]]:
+    """Inputs of layers in the dense model, beside those in the model with the solutions ``solved``: a list over shards for each layer."""
+    experiment, shards = run.experiment, run.experiment.data.shards
+    data, loss, samples = data_identity(run, DATA), experiment.loss, samples_of_shard(experiment, pruner.refit)
+    grid: dict[tuple[str, int], Destination] = {}
+    for planned in layers:
+        reads = {"model": dense, "solutions": list(solved), "data": data, "samples": samples, "loss": loss}
+        reads |= {"layer": asdict(planned.layer)}
+        grid |= {(planned.layer.name, shard): run.store.destination("collect_pairs", **reads, shard=shard) for shard in range(shards)}
+    stored = {cell: record for cell, to in grid.items() if (record := run.find(to)) is not None}
+    tasks = []
+    for shard in range(shards):
+        missing = [planned for planned in layers if (planned.layer.name, shard) not in stored]
+        for portion in fitting_portions(experiment, run.profile, run.plan.resources, missing):
+            names = tuple(planned.layer for planned in portion)
+            to = tuple(grid[layer.name, shard] for layer in names)
+            tasks.append(CollectPairsTask(dense.file, tuple(solved), experiment.data, samples, names, loss, shard, to))
+    computed = run.compute("collect pairs", Worker.collect_pairs, tasks, list(stored.values()))
+    pairs = stored | {(record.numbers.layer, record.numbers.shard): record for records in computed for record in records}
+    return {planned.layer.name: [pairs[planned.layer.name, shard] for shard in range(shards)] for planned in layers}
+
+
+def refit(
+    run: Run,
+    pruner: WeightPruner,
+    layers: Sequence[PlannedLayer],
+    dense: Record[ModelNumbers],
+    pairs: dict[str, list[Record[PairedInputs]]],
+    solutions: dict[str, Record[LayerSolution]],
+) -> dict[str, Record[LayerSolution]]:
+    """The kept weights of each layer, fitted to its pairs of inputs."""
+    costs, shards = cost_model(run.experiment, run.profile, run.plan.resources), run.experiment.data.shards
+    settings = {"dense_share": pruner.refit.dense_share, "dampening": pruner.refit.dampening}
+    tasks = []
+    for planned in layers:
+        layer, parts, solution = planned.layer, tuple(pairs[planned.layer.name]), solutions[planned.layer.name]
+        to = run.store.destination("refit", model=dense, pairs=parts, solution=solution, **settings)
+        tasks.append(RefitTask(dense.file, pruner, layer, parts, solution, to))
+    records = run.map("refit", Worker.refit, tasks, [costs.refit(planned, shards) for planned in layers])
+    return {record.numbers.layer: record for record in records}
