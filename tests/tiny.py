@@ -33,6 +33,7 @@ def tiny_overrides(folder: Path) -> list[str]:
         f"output={folder / 'runs'}",
         "data.image_size=16",
         "data.calibration_batches=24",
+        "pruner=cap",
         "pruner.block_size=16",
         "pruner.target.sparsity=0.75",
         "recovery=none",

@@ -46,6 +46,7 @@ class Estimate:
     seconds: float
     device_seconds: float
     durations: tuple[float, ...] = ()  # of each task; the ranks of a gang have the same
+    parts: tuple[int, ...] = ()  # how many tasks belong to each part of the stage, where a part begins when the one before has ended
 
 
 @dataclass(frozen=True)
@@ -252,7 +253,7 @@ def _mapped(seconds: Sequence[float], resources: Resources) -> Estimate:
 def _in_turn(parts: Sequence[Sequence[float]], resources: Resources) -> Estimate:
     """Returns the time of lists of tasks, where each list begins when the one before has ended."""
     walls, tasks = [makespan(part, resources.workers) for part in parts], [seconds for part in parts for seconds in part]
-    return Estimate(len(tasks), sum(walls), sum(tasks), tuple(tasks))
+    return Estimate(len(tasks), sum(walls), sum(tasks), tuple(tasks), tuple(len(part) for part in parts))
 
 
 def _masking(

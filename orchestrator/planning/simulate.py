@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from orchestrator.planning.grid import Span, schedule
@@ -48,16 +49,25 @@ def simulate(plan: Plan) -> Simulation:
     """Runs the stages one after another, since each reads all results of the one before; ``grid.schedule`` places the tasks of a stage."""
     now, stages = 0.0, []
     for name, estimate in plan.stages.items():
-        spans = tuple(
-            Span(span.task, span.worker, now + span.start, now + span.end)
-            for span in schedule(_durations(estimate), plan.resources.workers)
-        )
-        end = max((span.end for span in spans), default=now)
-        stages.append(StageRun(name, now, end, spans))
+        spans: list[Span] = []
+        end = now
+        for durations in _parts(estimate):
+            before, start = len(spans), end
+            for span in schedule(durations, plan.resources.workers):
+                spans.append(Span(before + span.task, span.worker, start + span.start, start + span.end))
+            end = max((span.end for span in spans), default=now)
+        stages.append(StageRun(name, now, end, tuple(spans)))
         now = end
     return Simulation(plan.resources.workers, tuple(stages))
 
 
-def _durations(estimate: Estimate) -> tuple[float, ...]:
-    """Returns the duration of each task. For tasks of equal length, such as starting a worker, the plan has only their number."""
-    return estimate.durations or (estimate.seconds,) * estimate.tasks
+def _parts(estimate: Estimate) -> Iterator[tuple[float, ...]]:
+    """Yields the durations of the tasks of each part.
+
+    For tasks of equal length, such as starting a worker, the plan has only their number.
+    """
+    durations = estimate.durations or (estimate.seconds,) * estimate.tasks
+    start = 0
+    for count in estimate.parts or (len(durations),):
+        yield durations[start : start + count]
+        start += count

@@ -26,7 +26,7 @@ REMOVED, MASKED = "#7cccb2", "#aab1bc"  # colours that dark numbers can be read 
 # Ten or more verbs occur in a run, so four colours are added. Verbs of units have the colours of their counterparts for weights.
 VERB_COLOURS = {"collect": PALETTE[0], "score": PALETTE[1], "solve": PALETTE[2], "train": PALETTE[3], "evaluate": PALETTE[4]}
 VERB_COLOURS |= {"allocate": "#6fd3e0", "join": PALETTE[6], "import": PALETTE[7], "compare": INK}
-VERB_COLOURS |= {"assess": "#8fc31f", "time": "#c2185b", "quantise": "#f2b701"}
+VERB_COLOURS |= {"refit": VERB_COLOURS["solve"], "assess": "#8fc31f", "time": "#c2185b", "quantise": "#f2b701"}
 VERB_COLOURS |= {units: VERB_COLOURS[weights] for units, weights in (("rank", "score"), ("choose", "allocate"), ("shrink", "join"))}
 STAGE_COLOURS = {"dense": OTHER, "one_shot": PALETTE[1], "recovered": PALETTE[0]}
 FONT = {"family": "Inter, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif", "size": 13, "color": INK}

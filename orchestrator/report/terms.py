@@ -19,7 +19,13 @@ FRACTIONS = ("top1", "top5", "knn", "map", "map50", "agreement")
 ACCURACY_NAMES = {"top1": "top-1 accuracy", "knn": "k-NN accuracy", "map": "mAP", "agreement": "agreement with the dense model"}
 UNITS = {"channel": "channel", "neuron": "neuron", "head": "head", "stream": "stream channel"}
 RUNTIMES = {"eager": "torch", "compile": "torch.compile", "onnxruntime": "onnxruntime"}
-VERB_NAMES = {"collect_units": "collect", "time_operation": "time", "time_model": "time", "compare_time": "time"}
+VERB_NAMES = {
+    "collect_units": "collect",
+    "collect_pairs": "collect",
+    "time_operation": "time",
+    "time_model": "time",
+    "compare_time": "time",
+}
 
 
 def verb_name(verb: str) -> str:

@@ -170,7 +170,7 @@ def test_the_time_line_draws_what_was_computed_and_lists_what_was_read():
 def test_every_verb_has_a_colour_of_its_own_but_for_those_with_the_same_part_in_the_algorithm():
     verbs = {verb_name(verb) for verb in KINDS}
     assert verbs == set(figures.VERB_COLOURS)
-    alike = [{"score", "rank"}, {"allocate", "choose"}, {"join", "shrink"}]
+    alike = [{"solve", "refit"}, {"score", "rank"}, {"allocate", "choose"}, {"join", "shrink"}]
     for first, second in combinations(sorted(verbs), 2):
         apart = math.dist(*(bytes.fromhex(figures.VERB_COLOURS[verb][1:]) for verb in (first, second)))
         assert apart == 0 if {first, second} in alike else apart > 50, (first, second)
@@ -182,7 +182,7 @@ def test_work_on_units_is_shown_under_the_name_that_people_know(tmp_path):
     names = [trace["name"] for trace in drawn_figures(report)["timeline"]["data"]]
     assert len(names) == len(set(names)) and {"collect", "time"} <= set(names)
     text = Page(write_report(report, tmp_path).read_text(encoding="utf-8")).text
-    assert "collect_units" not in text and "2 × collect" in text and "3 × time" in text
+    assert "collect_units" not in text and "3 × collect" in text and "3 × time" in text
 
 
 @pytest.mark.parametrize(("environment", "told"), [({"workers": 2}, True), ({}, False)])

@@ -198,7 +198,8 @@ def test_the_plan_holds_each_stage_of_each_step_once() -> None:
     alone, untrained = plan_experiment(experiment()), plan_experiment(experiment("recovery=none"))
     plan = plan_experiment(experiment("+rounds={a:{pruner:{target:{sparsity:0.5}},steps:2},b:{recovery:null}}"))
     once = ["import", "train dense", "start workers", "evaluate dense", "assess dense"]
-    pruning, seen = ["collect", "score", "allocate", "solve", "join"], ["compare", "evaluate one-shot", "assess one_shot"]
+    pruning = ["collect", "score", "allocate", "solve", "collect pairs", "refit", "join"]
+    seen = ["compare", "evaluate one-shot", "assess one_shot"]
     first = [f"round a, step {step}/2: {stage}" for step in (1, 2) for stage in pruning]
     first += [f"round a: {stage}" for stage in (*seen, "recover", "evaluate recovered", "assess recovered")]
     second = [f"round b: {stage}" for stage in (*pruning, *seen)]
@@ -209,8 +210,8 @@ def test_the_plan_holds_each_stage_of_each_step_once() -> None:
 
 
 def test_a_round_of_larger_blocks_sets_the_memory() -> None:
-    small, large = (plan_experiment(experiment(f"pruner.block_size={size}")) for size in (32, 64))
-    both = plan_experiment(experiment("+rounds={a:{pruner:{block_size:64}},b:{pruner:{block_size:32}}}"))
+    small, large = (plan_experiment(experiment("pruner=cap", f"pruner.block_size={size}")) for size in (32, 64))
+    both = plan_experiment(experiment("pruner=cap", "+rounds={a:{pruner:{block_size:64}},b:{pruner:{block_size:32}}}"))
     assert both.worker_bytes == large.worker_bytes > small.worker_bytes
 
 

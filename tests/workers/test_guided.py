@@ -162,8 +162,8 @@ def test_batches_with_numbers_that_are_not_finite_are_skipped_and_counted() -> N
         assert torch.equal(moment.mean_nBB(), clean.moments[name].mean_nBB()) and with_bad.skipped[name] == 1 and moment.count == 2
 
 
-def pruner(sets: int = 2) -> Guided:
-    return Guided(Target(0.5, Scope.GLOBAL), sets, 1e-2, True, Score.HULL)
+def pruner(sets: int = 2, block_size: int = 2048) -> Guided:
+    return Guided(Target(0.5, Scope.GLOBAL), sets, 1e-2, True, Score.HULL, block_size)
 
 
 @pytest.fixture
@@ -213,3 +213,36 @@ def test_rows_without_derivatives_are_removed_first_and_never_make_scores_that_a
     score_nG = pruner().score(weight_RC, layer, replace(moment, rows_R=rows_R)).score_nG
     assert not score_nG.isnan().any() and int(torch.isfinite(score_nG).sum()) == 47
     assert (score_nG[0][torch.isfinite(score_nG[0])] == 0).all()
+
+
+@pytest.mark.parametrize("columns", [12, 11])
+@pytest.mark.parametrize("relative", [True, False])
+def test_parts_of_wide_rows_are_eliminated_as_layers_of_their_own(columns: int, relative: bool) -> None:
+    """Where inputs of different parts are uncorrelated, order and losses are those of the whole row. The last part may be shorter."""
+    generator = torch.Generator().manual_seed(5)
+    layer, weight_RC = Layer("fc", 8, columns), torch.randn(8, columns, generator=generator)
+    factor_nBK = torch.randn(2, columns, 40, generator=generator)
+    sum_nBB = factor_nBK @ factor_nBK.mT
+    part_C = torch.arange(columns) // 4
+    sum_nBB *= part_C[:, None] == part_C
+    moment = SecondMoment(sum_nBB, 40, torch.rand(8, generator=generator).double() + 0.1)
+    settings = {"dampening": 1e-2 if relative else 1e-2 * float(moment.diagonal_nB().mean()), "relative_dampening": relative}
+    whole = replace(pruner(), **settings).score(weight_RC, layer, moment)
+    cut = replace(pruner(block_size=4), **settings)
+    parts = cut.score(weight_RC, layer, moment)
+    assert parts.order_nG.shape == (24, 4) and cut.layout(layer).blocks == 24
+    for row in range(8):
+        order, losses = whole.order_nG[row].long(), whole.loss_nG[row]
+        for part in range(3):
+            inside = part_C[order] == part
+            size = int(inside.sum())
+            assert torch.equal(parts.order_nG[3 * row + part, :size].long() + 4 * part, order[inside])
+            torch.testing.assert_close(parts.loss_nG[3 * row + part, :size], losses[inside], rtol=1e-4, atol=0.0)
+            assert (parts.loss_nG[3 * row + part, size:] == torch.inf).all()
+
+
+def test_the_refit_of_a_cut_row_is_that_of_the_whole_row(scored: tuple[Layer, Tensor, SecondMoment]) -> None:
+    layer, weight_RC, moment = scored
+    keep_RC = torch.rand(8, 6, generator=torch.Generator().manual_seed(0)) < 0.5
+    whole, cut = (pruner(block_size=size).solve(weight_RC, layer, moment, keep_RC).weight_RC for size in (2048, 3))
+    assert torch.equal(whole, cut)

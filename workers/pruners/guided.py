@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING
 
 from workers.collect.statistic import ELIMINATE, INVERT, REFIT, GuidedHessian
 from workers.models.base import Layer
-from workers.pruners.base import Sensitivity, Solution, WeightPruner, check_dampening
+from workers.pruners.base import Sensitivity, Solution, WeightPruner, check_block_size, check_dampening
 from workers.pruners.cap import Score
+from workers.pruners.layout import Layout
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from kernels.second_moment import Moments
+
+
+LARGEST_BLOCK = 32_768  # positions in a block are stored in 16 bits
 
 
 @dataclass
@@ -24,28 +28,38 @@ class Guided(WeightPruner):
 
     ``H_k`` weights each input vector by the squared derivatives of the loss by the outputs of the rows in set k, and ``g_r / gbar_k`` is
     what row r has of them beside the mean of its set (see ``workers.collect.guided_hessian``). The order and the re-fit within a row are
-    those of OBC under ``H_k``; rows and layers compare in units of the loss.
+    those of OBC under ``H_k``; rows and layers compare in units of the loss. Rows of more than ``block_size`` weights are eliminated in
+    equal parts, each with the submatrix of ``H_k`` for its columns, and re-fitted as a whole.
 
     Sources: Kim et al. 2025 (GuidedQuant, arXiv 2505.07004) for the Hessian, Frantar & Alistarh 2022 (OBC, arXiv 2208.11580) for the
-    elimination. Differs: rows are weighted within their set, and the losses rank weights over all layers.
+    elimination. Differs: rows are weighted within their set, the losses rank weights over all layers, and wide rows are cut.
     """
 
     row_sets: int
     dampening: float
     relative_dampening: bool
     score_rule: Score
+    block_size: int
 
     def __post_init__(self) -> None:
         GuidedHessian(self.row_sets, self.pattern)  # checks the number of sets
         check_dampening(self.dampening)
+        check_block_size(self.block_size, self.pattern.length, most=LARGEST_BLOCK)
 
     @property
     def statistic(self) -> GuidedHessian:
         return GuidedHessian(self.row_sets, self.pattern)
 
+    def layout(self, layer: Layer) -> Layout:
+        """Returns whole rows, or the parts of wider ones."""
+        parts = -(-layer.columns // self.block_size)
+        length = self.pattern.length
+        return Layout(layer, -(-layer.columns // (parts * length)) * length, self.pattern)
+
     def flops(self, layer: Layer) -> tuple[float, float]:
-        sets = layer.groups * self.statistic.sets(layer)
-        return (INVERT * sets + ELIMINATE * layer.rows) * layer.columns**3, REFIT * layer.rows * layer.columns**3
+        layout, sets = self.layout(layer), layer.groups * self.statistic.sets(layer)
+        parts = layout.blocks // layer.rows
+        return (INVERT * sets + ELIMINATE * layer.rows) * parts * layout.block_size**3, REFIT * layer.rows * layer.columns**3
 
     def score(self, weight_RC: Tensor, layer: Layer, moments: Moments | None) -> Sensitivity:
         import torch
@@ -56,12 +70,13 @@ class Guided(WeightPruner):
         elimination, notes = obs.eliminate_layer(weight_RC, curvature)
         weights_R = curvature.moments.row_weights_R()
         assert weights_R is not None
-        weighted_nG = elimination.loss_nB * weights_R.to(elimination.loss_nB)[:, None]
+        weights_n = weights_R.repeat_interleave(len(elimination.loss_nB) // layer.rows)
+        weighted_nG = elimination.loss_nB * weights_n.to(elimination.loss_nB)[:, None]
         loss_nG = torch.where(elimination.loss_nB == torch.inf, torch.inf, weighted_nG)  # also for rows of weight zero
         return Sensitivity(elimination.order_nB, loss_nG, obs.scores_by(self.score_rule.value, loss_nG), notes)
 
     def solve(self, weight_RC: Tensor, layer: Layer, moments: Moments | None, keep_RC: Tensor) -> Solution:
         from workers.pruners import obs
 
-        curvature = obs.layer_hessian(self.layout(layer), moments, self.dampening, self.relative_dampening)
+        curvature = obs.layer_hessian(self.statistic.layout(layer), moments, self.dampening, self.relative_dampening)
         return Solution(obs.solve_layer(weight_RC, curvature, keep_RC), keep_RC)

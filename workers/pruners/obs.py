@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from kernels import scores
 from kernels.obs import Elimination, eliminate, solve_on_mask, static_losses
-from kernels.second_moment import Moments
+from kernels.second_moment import Moments, cut_blocks
 from kernels.sweep import inverse_factor
 from workers.collect.statistic import SLICE_BYTES
 from workers.errors import SecateurError
@@ -26,8 +27,8 @@ LARGE = 64  # a shared matrix of at least this size is inverted once for all row
 class Curvature:
     """The dampened second moments of a layer's blocks.
 
-    ``shared`` says that the moments are those of the layer's inputs: one matrix for all rows of a group of the convolution, columns in the
-    layer's own order.
+    ``shared`` says that the moments are those of the layer's inputs: one matrix for all rows of a group of the convolution (or of a set of
+    rows), columns in the layer's own order. A block that is a part of a row has the submatrix of its columns.
     """
 
     layout: Layout
@@ -39,10 +40,13 @@ class Curvature:
     def slices(self, blocks: int) -> Iterator[tuple[slice, Tensor]]:
         """Yields slices of the blocks with their mean matrices, or one matrix for all blocks of a slice if they share it."""
         repeats = self.layout.layer.rows // self.moments.blocks if self.shared else 1
-        if self.shared and (self.moments.blocks == 1 or self.moments.block_size >= LARGE):
+        per_row = blocks // self.layout.layer.rows
+        if self.shared and (self.moments.blocks == 1 or self.moments.block_size >= LARGE or per_row > 1):
             for index in range(self.moments.blocks):
-                mean_1BB = self.moments.mean_nBB(slice(index, index + 1))
-                yield slice(index * repeats, (index + 1) * repeats), self.arranged(mean_1BB)
+                mean_1CC = self.arranged(self.moments.mean_nBB(slice(index, index + 1)))
+                for block in range(per_row):
+                    part = slice(index * repeats * per_row + block, (index + 1) * repeats * per_row, per_row)
+                    yield part, self._submatrix(mean_1CC, block) if per_row > 1 else mean_1CC
             return
         step = max(1, SLICE_BYTES // (4 * self.moments.block_size**2)) * repeats
         for start in range(0, blocks, step):
@@ -56,9 +60,18 @@ class Curvature:
             return self.dampening
         diagonal_nB = self.moments.diagonal_nB()
         if self.shared:
-            diagonal_nB = self.layout.arrange(diagonal_nB).repeat_interleave(len(alive_nB) // len(diagonal_nB), dim=0)
+            diagonal_RC = self.layout.arrange(diagonal_nB).repeat_interleave(self.layout.layer.rows // len(diagonal_nB), dim=0)
+            diagonal_nB = cut_blocks(diagonal_RC, self.layout.block_size)
         mean = float(diagonal_nB.expand(alive_nB.shape)[alive_nB].double().mean()) if bool(alive_nB.any()) else 0.0
         return self.dampening * mean if mean > 0 else self.dampening
+
+    def _submatrix(self, mean_1CC: Tensor, block: int) -> Tensor:
+        """Returns the matrix of one block of each row, zero where the last block is padded."""
+        size = self.layout.block_size
+        columns = slice(block * size, (block + 1) * size)
+        part_1bb = mean_1CC[:, columns, columns]
+        missing = size - part_1bb.shape[-1]
+        return functional.pad(part_1bb, (0, missing, 0, missing)).contiguous()
 
     def arranged(self, mean_nBB: Tensor) -> Tensor:
         """Returns the matrices with rows and columns in the order of the blocks."""
@@ -93,9 +106,10 @@ def eliminate_layer(weight_RC: Tensor, curvature: Curvature) -> tuple[Eliminatio
     Raises: SecateurError that names the layer if its statistic cannot be factored.
     """
     parts, absolute = _in_slices(weight_RC, curvature, partial(eliminate, relative=False, pattern=curvature.layout.pattern))
-    dampening_n = torch.cat([part.dampening_n for part in parts])
-    elimination = Elimination(torch.cat([part.order_nB for part in parts]), torch.cat([part.loss_nB for part in parts]), dampening_n)
-    return elimination, dampening_notes(dampening_n, absolute)
+    order_nB, loss_nB, dampening_n = (
+        _placed([(part, getattr(result, name)) for part, result in parts]) for name in ("order_nB", "loss_nB", "dampening_n")
+    )
+    return Elimination(order_nB, loss_nB, dampening_n), dampening_notes(dampening_n, absolute)
 
 
 def static_layer(weight_RC: Tensor, curvature: Curvature) -> tuple[Tensor, dict[str, float]]:
@@ -105,8 +119,8 @@ def static_layer(weight_RC: Tensor, curvature: Curvature) -> tuple[Tensor, dict[
     Raises: SecateurError that names the layer if its statistic cannot be factored.
     """
     parts, absolute = _in_slices(weight_RC, curvature, partial(static_losses, relative=False, pattern=curvature.layout.pattern))
-    dampening_n = torch.cat([part_n for _, part_n in parts])
-    return torch.cat([loss_nG for loss_nG, _ in parts]), dampening_notes(dampening_n, absolute)
+    dampening_n = _placed([(part, dampening_n) for part, (_, dampening_n) in parts])
+    return _placed([(part, loss_nG) for part, (loss_nG, _) in parts]), dampening_notes(dampening_n, absolute)
 
 
 def solve_layer(weight_RC: Tensor, curvature: Curvature, keep_RC: Tensor, slope_RC: Tensor | None = None) -> Tensor:
@@ -116,7 +130,7 @@ def solve_layer(weight_RC: Tensor, curvature: Curvature, keep_RC: Tensor, slope_
     """
     more_nB = [] if slope_RC is None else [curvature.layout.cut(slope_RC)]
     parts, _ = _in_slices(weight_RC, curvature, _solve, curvature.layout.cut(keep_RC), *more_nB)
-    return curvature.layout.join(torch.cat(parts))
+    return curvature.layout.join(_placed(parts))
 
 
 def _solve(weights_nB: Tensor, mean_nBB: Tensor, keep_nB: Tensor, *rest: Any) -> Tensor:
@@ -149,13 +163,23 @@ def dampening_notes(dampening_n: Tensor, absolute: float) -> dict[str, float]:
     return {"dampening": absolute, "blocks_with_raised_dampening": float((dampening_n > 1.5 * absolute).sum())}
 
 
-def _in_slices(weight_RC: Tensor, curvature: Curvature, kernel: Callable[..., Any], *more_nB: Tensor) -> tuple[list[Any], float]:
-    """Returns the results of ``kernel(weights, mean, *more, alive, dampening)`` for each slice of blocks, and the absolute dampening."""
+def _placed(parts: list[tuple[slice, Tensor]]) -> Tensor:
+    """Returns the rows of all parts, each at its place."""
+    whole = parts[0][1].new_empty(sum(len(tensor) for _, tensor in parts), *parts[0][1].shape[1:])
+    for part, tensor in parts:
+        whole[part] = tensor
+    return whole
+
+
+def _in_slices(
+    weight_RC: Tensor, curvature: Curvature, kernel: Callable[..., Any], *more_nB: Tensor
+) -> tuple[list[tuple[slice, Any]], float]:
+    """Returns each slice of blocks with the result of ``kernel(weights, mean, *more, alive, dampening)``, and the absolute dampening."""
     weights_nB, alive_nB = curvature.layout.cut(weight_RC.float()), curvature.layout.alive(weight_RC)
     absolute = curvature.absolute_dampening(alive_nB)
     with naming(curvature, absolute):
         return [
-            kernel(weights_nB[part], mean_nBB, *[tensor_nB[part] for tensor_nB in more_nB], alive_nB[part], absolute)
+            (part, kernel(weights_nB[part], mean_nBB, *[tensor_nB[part] for tensor_nB in more_nB], alive_nB[part], absolute))
             for part, mean_nBB in curvature.slices(len(weights_nB))
         ], absolute
 
