@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kernels.patterns import FREE
 from kernels.second_moment import SecondMoment
 from workers.collect.guided_hessian import guided_hessian
+from workers.collect.layer_hessian import layer_hessian
 from workers.collect.statistic import BlockFisher, GuidedHessian, Statistic
 from workers.data.base import Batch
 from workers.errors import SecateurError
@@ -246,3 +247,32 @@ def test_the_refit_of_a_cut_row_is_that_of_the_whole_row(scored: tuple[Layer, Te
     keep_RC = torch.rand(8, 6, generator=torch.Generator().manual_seed(0)) < 0.5
     whole, cut = (pruner(block_size=size).solve(weight_RC, layer, moment, keep_RC).weight_RC for size in (2048, 3))
     assert torch.equal(whole, cut)
+
+
+def test_curvlinops_has_the_same_factors() -> None:
+    """K-FAC by another library, up to its scale: its factor of the inputs, and the diagonal of its factor of the derivatives."""
+    curvlinops = pytest.importorskip("curvlinops")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(36, CLASSES))
+    (batch,), layers = list(batches(1, 8)), layers_of(model)
+    kfac = curvlinops.KFACLinearOperator(
+        model,
+        nn.CrossEntropyLoss(),
+        list(model.parameters()),
+        [(batch.images_NCHW, batch.labels)],
+        fisher_type="empirical",
+        kfac_approx="expand",
+        check_deterministic=False,
+    )
+    kfac.compute_kronecker_factors()
+    rows = guided_hessian(copy.deepcopy(model), layers, iter([batch]), {layer.name: 1 for layer in layers}, Loss.LABELS, 0).moments
+    inputs = layer_hessian(model, layers, iter([batch])).moments
+
+    def scaled(tensor: Tensor) -> Tensor:
+        return tensor.double() / tensor.double().norm()
+
+    for layer in layers:
+        theirs = kfac._gradient_covariances[layer.name].diagonal()
+        torch.testing.assert_close(scaled(rows[layer.name].rows_R), scaled(theirs), rtol=1e-4, atol=0.0)
+        theirs = kfac._input_covariances[layer.name]
+        torch.testing.assert_close(scaled(inputs[layer.name].mean_nBB()[0]), scaled(theirs), rtol=1e-3, atol=1e-6)
