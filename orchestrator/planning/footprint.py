@@ -63,7 +63,7 @@ class Footprint:
 
     def collect_pairs(self, layers: Sequence[PlannedLayer]) -> int:
         """Returns the bytes of sums over pairs of inputs, of the inputs of a batch in two models, and of unfolded ones."""
-        sums = sum(planned.pair_bytes + chunk_bytes(planned.layer.groups, planned.layer.columns) for planned in layers)
+        sums = sum(planned.pair_bytes + chunk_bytes(planned.layer.groups, planned.layer.columns, shared=True) for planned in layers)
         inputs = 2 * self.pass_batch * sum(planned.depth.input_bytes for planned in layers)
         unfolded = 3 * PATCH_BYTES if any(planned.layer.kernel > 1 for planned in layers) else 0
         passing = PASSING_ACTIVATIONS * self.profile.largest_bytes * self.pass_batch

@@ -10,6 +10,7 @@ from workers.errors import SecateurError
 if TYPE_CHECKING:
     from kernels.second_moment import SecondMoment
 
+SHARED_CHUNK = 512  # vectors that are multiplied at once where many of them belong to few matrices
 PATCH_BYTES = 64 * 2**20  # of a convolution's inputs, unfolded for one product
 
 
@@ -21,9 +22,9 @@ def chunk_size(block_size: int) -> int:
     return max(16 if block_size < 64 else 64, block_size // 2)
 
 
-def chunk_bytes(blocks: int, block_size: int) -> int:
+def chunk_bytes(blocks: int, block_size: int, shared: bool = False) -> int:
     """Returns the memory of the vectors that wait to be multiplied (see ``outer_sum``)."""
-    return 4 * chunk_size(block_size) * blocks * block_size
+    return 4 * (SHARED_CHUNK if shared else chunk_size(block_size)) * blocks * block_size
 
 
 def unreached(layer: str) -> SecateurError:

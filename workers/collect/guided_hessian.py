@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from kernels.second_moment import SecondMoment
-from workers.collect.base import Collected, unreached
+from workers.collect.base import SHARED_CHUNK, Collected, unreached
 from workers.collect.layer_hessian import input_vectors
 from workers.collect.outer_sum import OuterSum
 from workers.collect.products import Products
@@ -18,8 +18,6 @@ from workers.data.base import Batch
 from workers.losses import Loss, calibration_loss, forward
 from workers.models.base import Layer
 from workers.numbers import derived_seed, finite
-
-PIECE = 512  # vectors that are weighted at once
 
 Product = tuple[dict[str, Any], GradientEdge]  # the arguments of ``linear`` or ``conv2d``, and the edge of the output in the graph
 
@@ -29,7 +27,7 @@ class GuidedSum:
 
     def __init__(self, layer: Layer, sets: int, device: torch.device) -> None:
         self.layer, self.sets, self.count = layer, sets, 0
-        self.total = OuterSum(layer.groups * sets, layer.columns, device)
+        self.total = OuterSum(layer.groups * sets, layer.columns, device, SHARED_CHUNK)
         self.rows_R = torch.zeros(layer.rows, dtype=torch.float64, device=device)
 
     def add(self, products: list[tuple[dict[str, Any], Tensor | None]]) -> None:
@@ -52,7 +50,7 @@ class GuidedSum:
         squared_RK = derivative_NRP.square().permute(1, 0, 2).flatten(1)
         self.rows_R += squared_RK.sum(1, dtype=torch.float64)
         root_GkK = squared_RK.reshape(self.layer.groups, self.sets, -1, squared_RK.shape[1]).mean(2).sqrt()
-        for vectors_GCS, root_GkS in zip(vectors_GCK.split(PIECE, dim=2), root_GkK.split(PIECE, dim=2), strict=True):
+        for vectors_GCS, root_GkS in zip(vectors_GCK.split(SHARED_CHUNK, dim=2), root_GkK.split(SHARED_CHUNK, dim=2), strict=True):
             self.total.add((vectors_GCS[:, None] * root_GkS[:, :, None]).flatten(0, 1).permute(2, 0, 1))
 
     def result(self) -> SecondMoment:

@@ -12,13 +12,13 @@ from workers.collect.base import chunk_size
 class OuterSum:
     """``sum_k v_k v_k^T`` for each of n blocks of B entries. Only lower triangles are defined.
 
-    Vectors wait until there are ``chunk_size(B)`` of them, so that a matrix is read and written once for many. The boundaries are fixed, so
-    the resulting bytes do not depend on how many vectors come at once.
+    Vectors wait until there are ``chunk`` of them (``chunk_size(B)`` by default), so that a matrix is read and written once for many. The
+    boundaries are fixed, so the resulting bytes do not depend on how many vectors come at once.
     """
 
-    def __init__(self, blocks: int, block_size: int, device: torch.device) -> None:
+    def __init__(self, blocks: int, block_size: int, device: torch.device, chunk: int | None = None) -> None:
         self.sum_nBB = zeros(blocks, block_size, device).sum_nBB
-        self.chunk_KnB = torch.empty(chunk_size(block_size), blocks, block_size, device=device)
+        self.chunk_KnB = torch.empty(chunk or chunk_size(block_size), blocks, block_size, device=device)
         self._waiting = 0
 
     def add(self, vectors_KnB: Tensor) -> None:

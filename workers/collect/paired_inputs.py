@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kernels.linalg import full_precision
 from kernels.second_moment import SecondMoment
-from workers.collect.base import Collected
+from workers.collect.base import SHARED_CHUNK, Collected
 from workers.collect.layer_hessian import input_vectors
 from workers.collect.outer_sum import OuterSum
 from workers.collect.products import Products
@@ -31,7 +31,7 @@ class PairedSum:
 
     def __init__(self, layer: Layer, device: torch.device) -> None:
         self.layer, self.count, self.skipped = layer, 0, 0
-        self.own = OuterSum(layer.groups, layer.columns, device)
+        self.own = OuterSum(layer.groups, layer.columns, device, SHARED_CHUNK)
         self.cross_GCC = torch.zeros(layer.groups, layer.columns, layer.columns, device=device)
 
     def add(self, dense: Sequence[dict[str, Any]], pruned: Sequence[dict[str, Any]], batches: int) -> None:

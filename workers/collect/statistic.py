@@ -147,7 +147,7 @@ class GuidedHessian(Statistic):
 
     def working_bytes(self, layer: Layer) -> int:
         """Returns the memory of a chunk of weighted vectors that are multiplied together."""
-        return chunk_bytes(*self.shape(layer))
+        return chunk_bytes(*self.shape(layer), shared=True)
 
     def identity(self, layer: Layer, loss: Loss, seed: int) -> dict[str, Any]:
         return {"statistic": "guided_hessian", "sets": self.sets(layer), "loss": loss, "seed": seed}
