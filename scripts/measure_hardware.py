@@ -2,9 +2,10 @@
 
     python scripts/measure_hardware.py [+experiment=NAME] [overrides] [--write rates.yaml]
 
-Prints yaml. With ``--write my/rates/here.yaml``, ``--config-dir my +rates=here`` plans with these rates, and ``scripts/one_wave.py --load``
-reads them. Takes a minute or two on an otherwise idle machine. Rates that one worker cannot measure (the start of workers and gangs, the
-links between ranks, bfloat16) are copied from the experiment.
+Prints yaml. Rates of collecting, scoring and solving are measured if the pruner has a block Fisher, so choose ``pruner=cap``; plans of
+other pruners use the same rates. With ``--write my/rates/here.yaml``, ``--config-dir my +rates=here`` plans with these rates, and
+``scripts/one_wave.py --load`` reads them. Takes a minute or two on an otherwise idle machine. Rates that one worker cannot measure (the
+start of workers and gangs, the links between ranks, bfloat16) are copied from the experiment.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def network(experiment: Experiment, plan: Plan, worker: Worker, model: Path) -> 
 def sample(plan: Plan) -> PlannedLayer | None:
     """Returns a part of the largest layer: as many of its rows as fit into the sample, or None without a block Fisher."""
     planned = max(plan.layers, key=lambda planned: planned.statistic_bytes)
-    if not planned.blocks or not planned.by_gradients:
+    if not planned.blocks or not planned.by_gradients or planned.shared:
         return None
     rows = max(1, min(planned.layer.rows, SAMPLE_BYTES * planned.layer.rows // planned.statistic_bytes))
     blocks = planned.blocks // planned.layer.rows * rows

@@ -224,3 +224,19 @@ def test_a_plan_says_what_a_run_would_refuse(tmp_path: Path) -> None:
     checkpoint, folder = missing(experiment_of(asked))
     assert "/nowhere/vit.pth" in checkpoint and str(tmp_path) in folder
     assert missing(experiment_of([])) == []
+
+
+def test_the_plan_of_whole_rows_counts_the_operations_that_a_row_takes() -> None:
+    """Elimination of C^3 / 3, and a factor of the kept weights with their products with the masked ones, by hand for one layer."""
+    layer = Layer("l", 10, 1000)
+    guided = experiment_of(["pruner=guided", "pruner.block_size=500", "pruner.target.sparsity=0.75", "pruner.row_sets=2"]).pruner
+    score, solve = guided.flops(layer)
+    assert score == pytest.approx(2 * 2 * 500**3 + 10 * 2 * 500**3 / 3)
+    assert solve == pytest.approx(10 * (250**3 / 3 + 2 * 250 * 750))
+
+
+def test_wide_blocks_are_planned_at_a_higher_rate_on_a_cpu() -> None:
+    costs, _ = models_of(chain([64]))
+    rates = [costs.growth(size) for size in (16, 64, 128, 384, 1536)]
+    assert rates[:2] == [1, 1] and rates == sorted(rates) and rates[-1] == pytest.approx(11.1, rel=0.01)
+    assert replace(costs, gpu=True).growth(1536) == 1

@@ -25,6 +25,12 @@ FACTOR, INVERT, ELIMINATE, REFIT = 1 / 3, 1.0, 1 / 3, 0.3  # flops of a block, a
 SLICE_BYTES = 256 * 2**20  # of a statistic (float32) that is processed at a time, so that copies take far less memory than the whole
 
 
+def refit_flops(rows: int, columns: int, sparsity: float) -> float:
+    """Returns the flops of one Cholesky factor of the kept entries of each row, and of their products with the masked ones."""
+    kept = (1 - sparsity) * columns
+    return rows * (kept**3 / 3 + 2 * kept * sparsity * columns)
+
+
 class Statistic(ABC):
     """A sum over calibration data for each layer. Sums over disjoint data are merged by addition."""
 

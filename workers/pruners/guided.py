@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from workers.collect.statistic import ELIMINATE, INVERT, REFIT, GuidedHessian
+from workers.collect.statistic import ELIMINATE, INVERT, GuidedHessian, refit_flops
 from workers.models.base import Layer
 from workers.pruners.base import Sensitivity, Solution, WeightPruner, check_block_size, check_dampening
 from workers.pruners.cap import Score
@@ -59,7 +59,8 @@ class Guided(WeightPruner):
     def flops(self, layer: Layer) -> tuple[float, float]:
         layout, sets = self.layout(layer), layer.groups * self.statistic.sets(layer)
         parts = layout.blocks // layer.rows
-        return (INVERT * sets + ELIMINATE * layer.rows) * parts * layout.block_size**3, REFIT * layer.rows * layer.columns**3
+        eliminating = (INVERT * sets + ELIMINATE * layer.rows) * parts * layout.block_size**3
+        return eliminating, refit_flops(layer.rows, layer.columns, self.target.sparsity)
 
     def score(self, weight_RC: Tensor, layer: Layer, moments: Moments | None) -> Sensitivity:
         import torch

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from workers.collect.statistic import ELIMINATE, INVERT, REFIT, LayerHessian
+from workers.collect.statistic import ELIMINATE, INVERT, LayerHessian, refit_flops
 from workers.models.base import Layer
 from workers.pruners.base import Sensitivity, Solution, WeightPruner, check_dampening
 from workers.pruners.cap import Score
@@ -38,7 +38,8 @@ class OBC(WeightPruner):
         return LayerHessian(self.pattern)
 
     def flops(self, layer: Layer) -> tuple[float, float]:
-        return (INVERT * layer.groups + ELIMINATE * layer.rows) * layer.columns**3, REFIT * layer.rows * layer.columns**3
+        eliminating = (INVERT * layer.groups + ELIMINATE * layer.rows) * layer.columns**3
+        return eliminating, refit_flops(layer.rows, layer.columns, self.target.sparsity)
 
     def score(self, weight_RC: Tensor, layer: Layer, moments: Moments | None) -> Sensitivity:
         import torch
