@@ -173,8 +173,8 @@ class CostModel:
     def growth(self, block_size: int) -> float:
         """Returns how much faster a CPU computes in blocks of this size than in blocks of 64, for which the rates are given.
 
-        On an AMD EPYC, the rate grows twelvefold from 64 to 2,048, to three quarters of that of matrix products. The formula is within a third
-        of what was measured. Smaller blocks count as blocks of 64.
+        On an AMD EPYC, the rate grows twelvefold from 64 to 2,048, to three quarters of that of matrix products. The formula is within a
+        third of what was measured. Smaller blocks count as blocks of 64.
         """
         return 1.0 if self.gpu or block_size <= 64 else block_size / 64 * (64 + HALF_RATE) / (block_size + HALF_RATE)
 
