@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 output=${OUTPUT:-runs/comparison}
-pruners=${PRUNERS:-magnitude,wanda,sparsegpt,obc,woodfisher,cap}
+pruners=${PRUNERS:-magnitude,wanda,sparsegpt,obc,woodfisher,cap,guided}
 cases=("$@")
 [ ${#cases[@]} -gt 0 ] || cases=(digits fashion_convnext efficientnet_lite0 dinov2_vits)
 

@@ -139,7 +139,7 @@ def plan_masking(experiment: Experiment, pruner: WeightPruner, profile: ModelPro
     fewer = "lower cluster.workers if they share a machine, or use workers with more memory"
     needs = [("joining the solved layers", bytes_of.join(sparsity), fewer), *_needs(experiment, bytes_of)]
     if pruner.refit.is_sequential:
-        remedy = "lower data.calibration_batch_size, set pruner.refit.order=parallel, or use workers with more memory"
+        remedy = "lower data.eval_batch_size, set pruner.refit.order=parallel, or use workers with more memory"
         in_order = refit_bytes(experiment, pruned, resources, layers, pruner.refit)
         needs += [(work, needed, remedy) for work, needed in in_order.items()]
     check_memory(resources.memory_bytes, needs)
