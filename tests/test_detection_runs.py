@@ -1,5 +1,6 @@
 """A detector through the whole program: its own loss ranks and recovers it, and its average precision is what the report says."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,20 @@ def test_weights_of_a_detector_are_pruned_without_labels_and_recovered_by_what_t
         expected = load_pruned(folder / "model.safetensors")(images_NCHW)
     (found,) = open_session(folder / "model.onnx").run(["outputs"], {"images": images_NCHW.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_weights_of_a_detector_are_pruned_by_its_own_loss_and_fitted_layer_after_layer(digits_laid_out: Path, tmp_path: Path) -> None:
+    """Heads that every level uses are layers with several products in a pass."""
+    training = ("recovery@training=detector_scratch", "training.epochs=2", "training.ranks=1", "training.batch_size=8")
+    for order in ("parallel", "sequential"):
+        pruner = ("pruner=guided", "pruner.target.sparsity=0.6", f"pruner.refit.order={order}", "recovery=none")
+        run(tmp_path, *MODEL, f"data.path={digits_laid_out}", *SHORT[:2], *pruner, *training)
+    reports = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*/report.json")]
+    zeros = {sum(layer["pruned"] for layer in report["layers"]) for report in reports}
+    assert len(reports) == 2 and zeros == {round(0.6 * sum(layer["weights"] for layer in reports[0]["layers"]))}
+    agreement = {report["experiment"]["pruner"]["refit"]["order"]: report["stages"][-1]["metrics"]["agreement"] for report in reports}
+    assert agreement["sequential"] > agreement["parallel"] > 0
 
 
 def planned(*overrides: str, recovery: str = "none") -> None:
