@@ -93,6 +93,8 @@ def asked_weights(masking: Masking) -> dict[str, Any]:
     asked: dict[str, Any] = {"sparsity": target.overall([planned.layer for planned in masking.layers]), "scope": target.scope.value}
     if not masking.pruner.pattern.is_free:
         asked["pattern"] = target.pattern
+    if masking.pruner.refit.is_sequential:
+        asked["refit"] = masking.pruner.refit.order.value
     if masking.unfit:
         asked["left_dense"] = [layer.name for layer in masking.unfit]
     if target.per_layer:
