@@ -245,8 +245,10 @@ def test_wide_blocks_are_planned_at_a_higher_rate_on_a_cpu() -> None:
 def test_a_sequential_refit_that_does_not_fit_is_refused_with_a_remedy() -> None:
     settings = ["pruner=guided", "cluster=local", "data.eval_batch_size=1000", "recovery=none"]
     needs = plan_experiment(experiment_of(settings)).stage_bytes
-    assert needs["collecting pairs of inputs"] > max(needs[work] for work in ("evaluating", "collecting", "scoring", "solving", "re-fitting"))
+    others = ("evaluating", "collecting", "scoring", "solving", "re-fitting")
+    assert needs["collecting pairs of inputs"] > max(needs[work] for work in others)
     little = f"cluster.memory_gb={(needs['collecting pairs of inputs'] - 1000) / 1e9:.6f}"
     with pytest.raises(ConfigError, match=r"collecting pairs of inputs.*data\.eval_batch_size.*pruner\.refit\.order=parallel"):
         plan_experiment(experiment_of([*settings, little]))
-    assert "collecting pairs of inputs" not in plan_experiment(experiment_of([*settings, little, "pruner.refit.order=parallel"])).stage_bytes
+    parallel = plan_experiment(experiment_of([*settings, little, "pruner.refit.order=parallel"]))
+    assert "collecting pairs of inputs" not in parallel.stage_bytes
