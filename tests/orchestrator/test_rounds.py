@@ -204,7 +204,9 @@ def test_the_plan_holds_each_stage_of_each_step_once() -> None:
     first += [f"round a: {stage}" for stage in (*seen, "recover", "evaluate recovered", "assess recovered")]
     second = [f"round b: {stage}" for stage in (*pruning, *seen)]
     assert list(plan.stages) == [*once, *first, *second, "export"]
-    assert all(found == alone.stages[kind(name)] for name, found in plan.stages.items())
+    by_sparsity = ("solve", "refit")  # which take longer the more weights are kept
+    assert all(found == alone.stages[kind(name)] for name, found in plan.stages.items() if kind(name) not in by_sparsity)
+    assert plan.stages["round a, step 1/2: solve"].seconds > alone.stages["solve"].seconds == plan.stages["round b: solve"].seconds
     assert plan.store_bytes == 2 * alone.store_bytes + untrained.store_bytes
     assert plan.worker_bytes == alone.worker_bytes + plan.profile.model_bytes, "a worker keeps the model of the step before"
 
