@@ -1,5 +1,6 @@
 """Sequential re-fits from the command line: the whole algorithm against a transcription, and how it is carried out."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def parallel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def transcribed(dense: nn.Module, masks: dict[str, torch.Tensor], images_NCHW: torch.Tensor) -> dict[str, np.ndarray]:
     """Each layer after those before it, by least squares on its inputs in both models, in float64."""
-    dense, pruned = dense.double(), load_copy(dense)
+    dense, pruned = dense.double(), copy.deepcopy(dense).double()
     fitted = {}
     for name, keep_RC in masks.items():
         y, x = inputs_of(dense, name, images_NCHW), inputs_of(pruned, name, images_NCHW)
@@ -50,12 +51,6 @@ def transcribed(dense: nn.Module, masks: dict[str, torch.Tensor], images_NCHW: t
         fitted[name] = np.stack(rows)
         pruned.get_parameter(f"{name}.weight").data = torch.from_numpy(fitted[name])
     return fitted
-
-
-def load_copy(model: nn.Module) -> nn.Module:
-    import copy
-
-    return copy.deepcopy(model).double()
 
 
 def inputs_of(model: nn.Module, name: str, images_NCHW: torch.Tensor) -> np.ndarray:
@@ -78,7 +73,7 @@ def test_it_is_the_fit_of_one_layer_after_another(tmp_path: Path, parallel: Path
     dense.load_state_dict(experiment.model.pretrained_state())
     shards = experiment.data.shards
     images_NCHW = torch.cat([b.images_NCHW for shard in range(shards) for b in experiment.data.calibration(shard, shards)]).double()
-    in_order = {name: masks[name] for name, module in dense.named_modules() if name in masks and module is not None}
+    in_order = {name: masks[name] for name, _ in dense.named_modules() if name in masks}
     for name, truth in transcribed(dense, in_order, images_NCHW).items():
         np.testing.assert_allclose(state[f"{name}.weight"].numpy(), truth, rtol=5e-3, atol=2e-4, err_msg=name)
 

@@ -310,6 +310,7 @@ class Worker:
     def _model(self, path: Path) -> nn.Module:
         """The last ``KEPT_MODELS`` that were asked for stay; room for another is made before it is loaded."""
         if path not in self._models:
+            self._solved = None  # of an earlier stage
             for old in list(self._models)[: len(self._models) - KEPT_MODELS + 1]:
                 del self._models[old]
             give_back()

@@ -25,6 +25,13 @@ FACTOR, INVERT, ELIMINATE, REFIT = 1 / 3, 1.0, 1 / 3, 0.3  # flops of a block, a
 SLICE_BYTES = 256 * 2**20  # of a statistic (float32) that is processed at a time, so that copies take far less memory than the whole
 
 
+def check_block_size(block_size: int, pattern: Pattern, most: int, advice: str) -> None:
+    """Raises ``ConfigError`` unless blocks are of a size that buckets or tiles of the pattern fill."""
+    require(1 <= block_size <= most, "pruner.block_size", f"1 to {most}", block_size, advice)
+    expected = f"a multiple of {pattern.length}, as pruner.target.pattern requires"
+    require(block_size % pattern.length == 0, "pruner.block_size", expected, block_size)
+
+
 def refit_flops(rows: int, columns: int, sparsity: float) -> float:
     """Returns the flops of one Cholesky factor of the kept entries of each row, and of their products with the masked ones."""
     kept = (1 - sparsity) * columns
@@ -68,10 +75,7 @@ class BlockFisher(Statistic):
     shared: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        require(1 <= self.block_size <= 1024, "pruner.block_size", "1 to 1024", self.block_size, "common values are 16 to 256")
-        length = self.pattern.length
-        expected = f"a multiple of {length}, as pruner.target.pattern requires"
-        require(self.block_size % length == 0, "pruner.block_size", expected, self.block_size)
+        check_block_size(self.block_size, self.pattern, most=1024, advice="common values are 16 to 256")
 
     def layout(self, layer: Layer) -> Layout:
         """Returns blocks within rows. A row shorter than ``block_size`` is one block."""

@@ -250,13 +250,6 @@ class WeightPruner(Pruner, ABC):
         """Returns the weights of a layer under the mask ``keep_RC``, the kept ones re-fitted."""
 
 
-def check_block_size(block_size: int, length: int, most: int) -> None:
-    """Raises ``ConfigError`` unless blocks are of a size that buckets or tiles of ``length`` entries fill."""
-    require(1 <= block_size <= most, "pruner.block_size", f"1 to {most}", block_size)
-    expected = f"a multiple of {length}, as pruner.target.pattern requires"
-    require(block_size % length == 0, "pruner.block_size", expected, block_size)
-
-
 def check_dampening(dampening: float) -> None:
     """Raises ``ConfigError`` unless the dampening is positive."""
     usual = "common values are 1e-8 (absolute), or 1e-4 to 1e-2 (relative)"

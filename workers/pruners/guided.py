@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from workers.collect.statistic import ELIMINATE, INVERT, GuidedHessian, refit_flops
+from workers.collect.statistic import ELIMINATE, INVERT, GuidedHessian, check_block_size, refit_flops
 from workers.models.base import Layer
-from workers.pruners.base import Sensitivity, Solution, WeightPruner, check_block_size, check_dampening
+from workers.pruners.base import Sensitivity, Solution, WeightPruner, check_dampening
 from workers.pruners.cap import Score
 from workers.pruners.layout import Layout
 
@@ -44,7 +44,7 @@ class Guided(WeightPruner):
     def __post_init__(self) -> None:
         GuidedHessian(self.row_sets, self.pattern)  # checks the number of sets
         check_dampening(self.dampening)
-        check_block_size(self.block_size, self.pattern.length, most=LARGEST_BLOCK)
+        check_block_size(self.block_size, self.pattern, most=LARGEST_BLOCK, advice="common values are 512 to 4096")
 
     @property
     def statistic(self) -> GuidedHessian:
