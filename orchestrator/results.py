@@ -283,9 +283,11 @@ def _stage(name: str, record: Record[Metrics], dense_speed: float) -> StageResul
     """
     metrics: dict[str, float | None] = dict(record.numbers.metrics)
     beside = metrics.pop("dense_images_per_second", None)
-    speed = metrics["images_per_second"]
-    ratio = 1.0 if beside is None or speed is None else speed / beside
-    return StageResult(name, metrics | {"images_per_second": ratio * dense_speed}, record.numbers.seconds)
+    for key in ("images_per_second", "sparse_images_per_second"):
+        speed = metrics.get(key)
+        if speed is not None:
+            metrics[key] = dense_speed if beside is None else speed / beside * dense_speed
+    return StageResult(name, metrics, record.numbers.seconds)
 
 
 def _trainings(outcome: Outcome) -> dict[str, Record[TrainedModel]]:

@@ -263,6 +263,7 @@ def _summary(report: Report) -> dict[str, Any]:
     for which, model_size in (("dense", report.dense_size), ("final", report.final_size)):
         numbers |= {f"size/{which}_{name}": value for name, value in as_json(model_size or {}).items()}
     numbers |= dict(zip(("speed/dense_images_per_second", "speed/final_images_per_second"), report.speeds or (), strict=False))
+    numbers |= {} if report.sparse_speed is None else {"speed/sparse_images_per_second": report.sparse_speed}
     numbers |= {f"seconds/{stage}": seconds for stage, seconds in report.stage_seconds.items()}
     return {name: value for name, value in numbers.items() if value is not None}
 

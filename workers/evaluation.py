@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
 from statistics import median
 
@@ -14,26 +14,37 @@ from workers import average_precision
 from workers.data.base import Batch
 from workers.losses import Loss, forward, loss_increase
 from workers.models.base import Output
+from workers.sparse import choices, sparse_model
 
 NEIGHBOURS = 20
 TEMPERATURE = 0.07
 TIMINGS = 5
+EMPTY: Mapping[str, nn.Module] = {}
 
 
 @torch.inference_mode()
 def outputs(
-    model: nn.Module, batches: Iterator[Batch], device: torch.device, timed: Sequence[nn.Module] = ()
-) -> tuple[Tensor, Tensor, list[float]]:
-    """Returns logits (or features, or detections) and labels of all batches, and the images per second of the ``timed`` models."""
+    model: nn.Module, batches: Iterator[Batch], device: torch.device, timed: Mapping[str, nn.Module] = EMPTY
+) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """Returns logits (or features, or detections) and labels of all batches, and the images per second of the ``timed`` models by name."""
     parts, labels = [], []
-    speeds: list[float] = []
+    speeds: dict[str, float] = {}
     for batch in batches:
         images_NCHW = batch.images_NCHW.to(device)
         if timed and not speeds:
-            speeds = images_per_second(timed, images_NCHW)
+            speeds = dict(zip(timed, images_per_second(list(timed.values()), images_NCHW), strict=True))
         parts.append(readable(model, model(images_NCHW)).float().cpu())
         labels.append(batch.labels)
     return torch.cat(parts), torch.cat(labels), speeds
+
+
+def in_turn(model: nn.Module, dense: nn.Module | None, device: torch.device) -> dict[str, nn.Module]:
+    """Returns the models whose speed is measured in turn: a model, the dense one, and the first in the sparse runtime if it has zeros."""
+    if dense is None:
+        return {"images_per_second": model}
+    sparse = sparse_model(model) if device.type == "cpu" else model
+    timed = {"images_per_second": model, "dense_images_per_second": dense}
+    return timed | ({"sparse_images_per_second": sparse} if choices(sparse) else {})
 
 
 def readable(model: nn.Module, outputs: Tensor) -> Tensor:

@@ -129,13 +129,17 @@ def load_model(path: Path | str) -> tuple[nn.Module, dict[str, Tensor]]:
     return load_pruned(path), load_masks(path)
 
 
-def load_pruned(path: Path | str) -> nn.Module:
+def load_pruned(path: Path | str, runtime: str | None = None) -> nn.Module:
     """The pruned model as an ordinary torch module in eval mode: ``model = load_pruned("model.safetensors")``.
 
-    Weights are bit-equal to those that were evaluated. Raises: SecateurError if the file is not a model of ours, or its tensors are not
-    those of its architecture.
+    Weights are bit-equal to those that were evaluated. With ``runtime="sparse"``, layers skip their zeros where that is faster (see
+    ``workers.sparse``). Raises: SecateurError if the file is not a model of ours, or its tensors are not those of its architecture;
+    ValueError for another runtime.
     """
     import torch
+
+    if runtime not in (None, "sparse"):
+        raise ValueError(f'load_pruned: expected runtime=None or "sparse", got {runtime!r}')
 
     with torch.random.fork_rng(devices=[]):
         model = load_family(path).build()
@@ -147,6 +151,10 @@ def load_pruned(path: Path | str) -> nn.Module:
     lacking = [name for name in own if name not in again]
     if lacking:
         raise SecateurError(f"{path}: its tensors lack {', '.join(lacking)}")
+    if runtime == "sparse":
+        from workers.sparse import sparse_model
+
+        return sparse_model(model)
     return model.eval()
 
 

@@ -201,13 +201,17 @@ class ModelComparison(Numbers, Machine, Comparison):
 
 @dataclass(frozen=True)
 class Outputs(Numbers):
-    """Outputs for ``samples`` of a split. ``images_per_second``, and that of the dense model in turn, are None where not measured."""
+    """Outputs for ``samples`` of a split.
+
+    ``speeds`` are images per second by name, measured in turn: those of the model, of the dense model, and of the sparse runtime, which
+    ``sparse_layers`` are faster with. Empty where nothing was measured.
+    """
 
     verb = "evaluate"
     file = "outputs.safetensors"
     samples: int
-    images_per_second: float | None
-    dense_images_per_second: float | None
+    speeds: dict[str, float]
+    sparse_layers: int
 
 
 @dataclass(frozen=True)

@@ -73,16 +73,11 @@ class SparseLayer(nn.Module):
         assert self.dense is not None
         found = _sparse_product(self.dense, x)
         if found is not None:
-            best_ms = [torch.inf, torch.inf]
-            for turn in range(TURNS + 1):  # the first one loads what both need
-                for index, run in enumerate((self.dense, found)):
-                    started = time.perf_counter()
-                    run(x)
-                    _wait(x.device)
-                    if turn:
-                        best_ms[index] = min(best_ms[index], 1e3 * (time.perf_counter() - started))
-            self.dense_ms, self.sparse_ms = best_ms
-        if found is None or best_ms[0] <= best_ms[1]:
+            turns = [(_milliseconds(self.dense, x), _milliseconds(found, x)) for _ in range(TURNS + 1)]
+            self.dense_ms, self.sparse_ms = (min(times_ms[1:]) for times_ms in zip(*turns, strict=True))  # the first turn loads what both need
+            if self.dense_ms <= self.sparse_ms:
+                found = None
+        if found is None:
             self.runtime = "dense"
             return
         self._product = found
@@ -162,9 +157,12 @@ def _geometry(layer: nn.Conv2d) -> sparse.Convolution:
     return sparse.Convolution(layer.groups, layer.in_channels, *pairs)
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _milliseconds(product: nn.Module | Product, x: Tensor) -> float:
+    started = time.perf_counter()
+    product(x)
+    if x.device.type == "cuda":
+        torch.cuda.synchronize(x.device)
+    return 1e3 * (time.perf_counter() - started)
 
 
 def _supported(module: nn.Module) -> bool:

@@ -72,6 +72,7 @@ from workers.records import (
     SmallerModel,
     UnitRanking,
 )
+from workers.sparse import choices
 
 CURVE_POINTS = 21
 KEPT_MODELS = 2  # to compare takes two
@@ -273,11 +274,11 @@ class Worker:
         started = time.time()
         model = self._model(task.model)
         batches = task.data.evaluation(task.split, task.shard, task.shards)
-        timed = [model, *([] if task.dense is None else [self._model(task.dense)])] if task.timed else []
+        timed = evaluation.in_turn(model, None if task.dense is None else self._model(task.dense), self.device) if task.timed else {}
         outputs, labels, speeds = evaluation.outputs(model, batches, self.device, timed)
-        speed, dense_speed = (*speeds, None, None)[:2]
         written = write_tensors(task.to.directory / Outputs.file, {"outputs": outputs, "labels": labels})
-        return finish(task.to, Outputs(len(labels), speed, dense_speed), started, written)
+        sparse_layers = sum(layer.runtime == "sparse" for each in timed.values() for layer in choices(each))
+        return finish(task.to, Outputs(len(labels), speeds, sparse_layers), started, written)
 
     @watched
     def compare(self, task: CompareTask) -> Record[MeasuredIncrease]:
@@ -297,9 +298,8 @@ class Worker:
         metrics = evaluation.of_outputs(task.output, outputs, labels, self._outputs(task.dense_outputs["test"])[0])
         if "bank" in task.outputs:
             metrics |= evaluation.neighbour_accuracy(outputs, labels, *self._outputs(task.outputs["bank"]))
-        timed = next(record.numbers for record in task.outputs["test"] if record.numbers.images_per_second is not None)
-        speeds = {"images_per_second": timed.images_per_second, "dense_images_per_second": timed.dense_images_per_second}
-        metrics |= {name: speed for name, speed in speeds.items() if speed is not None} | {"test_samples": float(len(labels))}
+        timed = next(record.numbers for record in task.outputs["test"] if record.numbers.speeds)
+        metrics |= timed.speeds | {"sparse_layers": float(timed.sparse_layers), "test_samples": float(len(labels))}
         seconds = sum(record.seconds for records in task.outputs.values() for record in records)
         return finish(task.to, Metrics(metrics, seconds), started)
 

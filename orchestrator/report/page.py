@@ -100,6 +100,9 @@ def tiles(report: Report) -> list[Tile]:
         faster = report.speedup >= FASTER
         many, what = f"{report.speedup:.{1 if faster else 2}f} ×", "as many images per second" if faster else "the speed: not faster"
         shown.append((many, what, f"{report.speeds[0]:,.0f} images/s dense, {report.speeds[1]:,.0f} pruned"))
+    if report.sparse_speedup is not None and report.sparse_speedup >= FASTER and report.speeds:
+        speeds = f"{report.speeds[0]:,.0f} images/s dense, {report.sparse_speed:,.0f} sparse"
+        shown.append((f"{report.sparse_speedup:.1f} ×", "as many images per second in the sparse runtime", speeds))
     if report.sizes is not None:
         shown.append((size(report.sizes.file_bytes), "exported file", f"{size(report.sizes.dense_bytes)} dense"))
     workers = "" if report.workers is None else count(report.workers, "worker")

@@ -220,6 +220,16 @@ class Report:
         return None if self.speeds is None else self.speeds[1] / self.speeds[0]
 
     @property
+    def sparse_speed(self) -> float | None:
+        """Images per second of the final model in the sparse runtime; None if it was not measured or no weight was masked."""
+        return self.stages[-1].metrics.get("sparse_images_per_second") if self.stages else None
+
+    @property
+    def sparse_speedup(self) -> float | None:
+        """How many times as many images per second the final model processes in the sparse runtime."""
+        return None if self.speeds is None or self.sparse_speed is None else self.sparse_speed / self.speeds[0]
+
+    @property
     def nonzero_left(self) -> int | None:
         """Parameters of the final model that are not zero; None if it is not known how many zeros it has, or how many parameters."""
         counted = self.final_size is not None and self.masks_weights and self.masks_last

@@ -14,7 +14,9 @@ METRICS = {
     "agreement": "agreement",
     "loss": "loss",
     "images_per_second": "images/s",
+    "sparse_images_per_second": "images/s, sparse",
 }
+SPEEDS = ("images_per_second", "sparse_images_per_second")
 FRACTIONS = ("top1", "top5", "knn", "map", "map50", "agreement")
 ACCURACY_NAMES = {"top1": "top-1 accuracy", "knn": "k-NN accuracy", "map": "mAP", "agreement": "agreement with the dense model"}
 UNITS = {"channel": "channel", "neuron": "neuron", "head": "head", "stream": "stream channel"}
@@ -42,7 +44,7 @@ def metric_text(key: str, value: float | None) -> str:
     """A metric in a table; a dash if it was not measured."""
     if value is None:
         return "–"
-    return percent(value) if key in FRACTIONS else f"{value:,.0f}" if key == "images_per_second" else f"{value:.4g}"
+    return percent(value) if key in FRACTIONS else f"{value:,.0f}" if key in SPEEDS else f"{value:.4g}"
 
 
 def measured_metrics(report: Report) -> list[str]:

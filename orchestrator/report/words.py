@@ -208,7 +208,7 @@ def _about_missing_metrics(report: Report) -> list[str]:
     told = []
     for key in measured_metrics(report):
         lacking = [model_name(report, stage.name) for stage in report.stages if stage.metrics.get(key) is None]
-        if lacking and not (key == "agreement" and lacking == ["dense"]):
+        if lacking and not (key in ("agreement", "sparse_images_per_second") and lacking == ["dense"]):
             told.append(f"Not measured: {METRICS[key]} of the {listed(lacking)} model{'s' if len(lacking) > 1 else ''}.")
     return told
 

@@ -197,6 +197,26 @@ def test_a_masked_model_is_called_not_faster_however_fast_it_was(speed):
     assert "cpu (2 threads)" in sentence and f"900 images/s dense, {speed:,.0f} pruned" in sentence
 
 
+def sparse(speed: float, **changes: Any) -> Report:
+    return example(stages=stages(metrics(0.97), metrics(0.9), metrics(0.965, sparse_images_per_second=speed, sparse_layers=7.0)), **changes)
+
+
+def test_the_speed_of_a_masked_model_in_the_sparse_runtime_is_in_the_headline_and_beside_that_of_the_module():
+    sentence = said(sparse(2250.0), "With the sparse runtime")
+    assert numbers(sentence) == ["2.5", "2,250", "7"] and 'runtime="sparse"' in sentence
+    assert says(sparse(2250.0), "as an ordinary module") and "2.5 times as many images per second" in verdict(sparse(2250.0))
+    assert numbers(said(sparse(2250.0, environment={"threads": 2}), "With the sparse runtime")) == ["2.5", "2,250", "2", "7"]
+
+
+def test_a_sparse_runtime_that_gains_nothing_is_called_no_faster():
+    assert numbers(said(sparse(910.0), "no faster")) == ["910"]
+    assert "sparse" not in verdict(sparse(910.0))
+
+
+def test_the_sparse_speed_of_the_dense_model_is_not_missed():
+    assert not says(example(stages=stages(metrics(0.97), metrics(0.965, sparse_images_per_second=1.0))), "sparse of the dense")
+
+
 def test_the_file_is_called_smaller_only_if_it_is():
     sentence = said(example(), "file")
     assert "smaller" in sentence and "not smaller" not in sentence and numbers(sentence)[-3:] == ["3.6", "27.6", "98.3"]
