@@ -11,6 +11,8 @@ from torch import Tensor
 
 from kernels.isotonic import isotonic_means
 
+CURVE_POINTS = 21
+
 
 def marginal(loss_nB: Tensor) -> Tensor:
     """Returns ``l_k``, the loss of this removal alone. Source: Frantar & Alistarh 2022 (OBC)."""
@@ -29,3 +31,12 @@ def hull(loss_nB: Tensor) -> Tensor:
     block. Computed in float64 on the CPU; returned in float32 on the device of the losses, non-decreasing also after rounding.
     """
     return torch.from_numpy(isotonic_means(loss_nB.float().cpu().contiguous().numpy())).to(loss_nB.device)
+
+
+def loss_curve(loss_nG: Tensor, units: int, points: int = CURVE_POINTS) -> list[tuple[float, float]]:
+    """Returns (sparsity, smallest predicted loss) of a layer at evenly spaced sparsities, its steps taken cheapest first."""
+    ordered = loss_nG[torch.isfinite(loss_nG)].double().sort().values.cumsum(0)
+    if not len(ordered):
+        return []
+    counts = torch.linspace(0, len(ordered), points).long()
+    return [(int(k) / units, float(ordered[k - 1]) if k else 0.0) for k in counts]

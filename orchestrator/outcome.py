@@ -11,18 +11,30 @@ from workers.pruners.base import WeightPruner
 from workers.pruners.units import UnitPruner
 from workers.records import (
     ChosenUnits,
+    FittedCounts,
     Int8Model,
     LayerScores,
     LayerSolution,
+    LayerTimes,
     Metrics,
     ModelComparison,
     ModelNumbers,
     PartialMoment,
     PartialSums,
     Record,
+    SparseComparison,
     TrainedModel,
     UnitRanking,
 )
+
+
+@dataclass(frozen=True)
+class TimedMasks:
+    """How masks met a budget of latency: how they were chosen, and the time of the model in turn with that of the dense one."""
+
+    fitted: FittedCounts
+    layers: LayerTimes
+    comparison: SparseComparison
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,7 @@ class MaskingStep:
     scores: dict[str, Record[LayerScores]]
     solutions: dict[str, Record[LayerSolution]]
     model: Record[ModelNumbers]
+    timed: TimedMasks | None = None
 
 
 @dataclass(frozen=True)
@@ -145,3 +158,8 @@ class Outcome:
     def model(self) -> Record[ModelNumbers]:
         """The model that the run leaves."""
         return self.rounds[-1].model
+
+
+def removals(rounds: list[RoundOutcome]) -> list[Removal]:
+    """How those of ``rounds`` that removed units did so."""
+    return [part.pruned for part in rounds if isinstance(part.pruned, Removal)]

@@ -19,6 +19,7 @@ from orchestrator.refitting import refit_in_order
 from orchestrator.rounds import toward
 from orchestrator.run import Run, data_identity
 from orchestrator.shrinking import remove_once
+from orchestrator.sparse_budget import fit_to_budget, time_masks
 from orchestrator.store import settings_of
 from orchestrator.times import identity as timing_identity
 from orchestrator.times import on_onnxruntime
@@ -122,11 +123,13 @@ def mask_once(
     """One step towards the target of its round, which started from ``dense``. Weights of ``model`` that are zero count as pruned."""
     partials = collect(run, pruner, layers, model)
     scores = score(run, pruner, layers, model, partials)
-    counts = allocate_layers(run, pruner, layers, scores)
+    fitted = fit_to_budget(run, pruner, layers, model, dense, scores) if pruner.is_timed else None
+    counts = allocate_layers(run, pruner, layers, scores) if fitted is None else fitted.numbers.tiles
     solutions = solve(run, pruner, layers, model, partials, scores, counts)
     if pruner.refit.is_sequential:
         solutions = refit_in_order(run, pruner, layers, dense, solutions)
-    return MaskingStep(partials, scores, solutions, join(run, model, solutions))
+    joined = join(run, model, solutions)
+    return MaskingStep(partials, scores, solutions, joined, None if fitted is None else time_masks(run, pruner, layers, joined, dense, fitted))
 
 
 def remove_units(run: Run, pruner: UnitPruner, model: Record[ModelNumbers]) -> list[RemovalStep]:
@@ -304,6 +307,8 @@ def join(run: Run, model: Record[ModelNumbers], solutions: dict[str, Record[Laye
 
 def warn_of_zeros(run: Run, pruner: WeightPruner, layers: Sequence[PlannedLayer], steps: Sequence[MaskingStep]) -> None:
     """Warn if the model of a round had as many zeros as the target asks for, or more."""
+    if pruner.is_timed:
+        return
     target, weights = pruner.target.overall([planned.layer for planned in layers]), sum(planned.layer.weights for planned in layers)
     before = sum(record.numbers.zeros for record in steps[0].scores.values())
     after = sum(record.numbers.zeros for record in steps[-1].solutions.values())

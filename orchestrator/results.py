@@ -12,7 +12,7 @@ from typing import Any
 from orchestrator.allocation.units import cost_of, dense_family, floors
 from orchestrator.cluster.base import Resources, cores_here, processor
 from orchestrator.config import Experiment
-from orchestrator.outcome import Masking, MaskingStep, Outcome, Removal, RoundOutcome
+from orchestrator.outcome import Masking, MaskingStep, Outcome, Removal, RoundOutcome, removals
 from orchestrator.planning.plan import Plan
 from orchestrator.report.parts import (
     FileSizes,
@@ -29,7 +29,7 @@ from orchestrator.report.result import Report
 from orchestrator.run import Log
 from orchestrator.stages import whose
 from orchestrator.structure_table import shapes_of, unit_weights
-from orchestrator.times import conditions, on_onnxruntime
+from orchestrator.timed_results import int8_of, latency_of
 from workers.models.profile import ModelProfile, profile
 from workers.models.structures.find import find_groups
 from workers.pruners.units import Of, UnitPruner
@@ -90,7 +90,11 @@ def asked_of(part: RoundOutcome) -> dict[str, Any]:
 
 def asked_weights(masking: Masking) -> dict[str, Any]:
     target = masking.pruner.target
-    asked: dict[str, Any] = {"sparsity": target.overall([planned.layer for planned in masking.layers]), "scope": target.scope.value}
+    asked: dict[str, Any] = {"scope": target.scope.value}
+    if masking.pruner.is_timed:
+        asked |= {"of": target.of.value, "removed": target.removed}
+    else:
+        asked |= {"sparsity": target.overall([planned.layer for planned in masking.layers])}
     if not masking.pruner.pattern.is_free:
         asked["pattern"] = target.pattern
     if masking.pruner.refit.is_sequential:
@@ -143,11 +147,6 @@ def model_size(model: ModelProfile) -> ModelSize:
     return ModelSize(model.parameters, model.forward_flops // 2)
 
 
-def removals(rounds: list[RoundOutcome]) -> list[Removal]:
-    """How those of ``rounds`` that removed units did so."""
-    return [part.pruned for part in rounds if isinstance(part.pruned, Removal)]
-
-
 def removed_of(experiment: Experiment, plan: Plan, rounds: list[RoundOutcome], size: ModelSize) -> dict[str, float]:
     """Fractions of the dense model that are removed after ``rounds``; empty if none of them removed units."""
     groups, dense = group_results(experiment, rounds), model_size(plan.profile)
@@ -167,42 +166,6 @@ def memory_of(experiment: Experiment, rounds: list[RoundOutcome]) -> float | Non
     families = (dense_family(experiment.model), rounds[-1].family)
     before, after = (cost_of(Of.MEMORY, family, [], experiment.data.input_shape).total for family in families)
     return 1 - after / before
-
-
-def latency_of(experiment: Experiment, resources: Resources, rounds: list[RoundOutcome]) -> LatencyResult | None:
-    """How the last of ``rounds`` that removed units met its latency target; None if it had another target."""
-    removed = removals(rounds)
-    timed = removed[-1].steps[-1].timed if removed else None
-    if timed is None or timed.chosen.table is None:
-        return None
-    table = timed.chosen.table
-    return LatencyResult(
-        **conditions(experiment.latency, resources),
-        dense_ms=timed.dense_ms,
-        budget_ms=timed.budget_ms,
-        predicted_ms=timed.predicted_ms,
-        measured_ms=timed.measured_ms,
-        spread=timed.comparison.spread,
-        corrections=timed.corrections,
-        scale=table["scale"],
-        measured_sizes=int(table["measured_sizes"]),
-        table_sizes=int(table["table_sizes"]),
-    )
-
-
-def int8_of(experiment: Experiment, resources: Resources, quantised: Record[Int8Model] | None) -> Int8Result | None:
-    if quantised is None:
-        return None
-    model = quantised.numbers
-    return Int8Result(
-        **conditions(*on_onnxruntime(experiment.latency, resources)),
-        metrics=model.metrics,
-        bytes=model.bytes,
-        float_bytes=model.float_bytes,
-        ms=model.ratio * model.beside_ms,
-        float_ms=model.beside_ms,
-        spread=model.spread,
-    )
 
 
 def group_results(experiment: Experiment, rounds: list[RoundOutcome]) -> list[GroupResult]:

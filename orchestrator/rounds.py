@@ -8,12 +8,13 @@ from dataclasses import replace
 
 from orchestrator.cluster.base import Resources
 from orchestrator.config import Experiment, placed
-from orchestrator.planning.plan import Estimate, Plan, make_plan
+from orchestrator.planning.estimate import Estimate
+from orchestrator.planning.plan import Plan, make_plan
 from orchestrator.stages import prefix
 from workers.checks import require
 from workers.models.base import Layer
 from workers.models.profile import ModelProfile
-from workers.pruners.base import Scope, Target
+from workers.pruners.base import Scope, Target, WeightPruner
 
 # Stages of the run; EACH_ROUND are those of a round, all others belong to its steps.
 ONCE = ("import", "train dense", "start workers", "evaluate dense", "assess dense", "quantise", "export")
@@ -65,6 +66,8 @@ def check_targets(experiment: Experiment, layers: Sequence[Layer]) -> None:
         where = f"rounds.{name}.pruner" if name else "pruner"
         with placed("pruner", where):
             goal = part.pruner.goal(layers)
+        timed = isinstance(part.pruner, WeightPruner) and part.pruner.is_timed
+        require(not (timed and name), f"{where}.target.of", "weights in a run of rounds", "latency", "set pruner.target.sparsity instead")
         before, least = reached.get(goal.of, ("", 0.0))
         what = "pruned weights" if goal.of == "weights" else "removed units"
         require(

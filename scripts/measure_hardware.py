@@ -23,6 +23,7 @@ import torch
 import yaml
 from stand_ins import images, model_file
 
+from kernels.scores import loss_curve
 from kernels.second_moment import SecondMoment
 from orchestrator.cluster.base import Hardware, processor
 from orchestrator.config import Experiment, experiment_of
@@ -36,7 +37,7 @@ from workers.files import finish
 from workers.losses import calibration_loss, forward
 from workers.models.base import Layer
 from workers.records import Destination, PartialMoment
-from workers.worker import Worker, loss_curve
+from workers.worker import Worker
 
 SECONDS = 5.0  # per rate
 SAMPLE_BYTES = 256 * 2**20  # of the statistics that kernels and disk are measured with

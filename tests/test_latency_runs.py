@@ -11,7 +11,8 @@ from run_cases import arguments, directory, report_of, run, stored
 
 from orchestrator.config import experiment_of
 from orchestrator.launch import plan_experiment
-from orchestrator.planning.plan import PREPARE_SECONDS, Estimate
+from orchestrator.planning.estimate import Estimate
+from orchestrator.planning.timing import PREPARE_SECONDS
 from workers.export import load_family, load_pruned
 from workers.files import read_tensors
 from workers.latency import Runtime

@@ -76,6 +76,14 @@ class CountTask:
 
 
 @dataclass(frozen=True)
+class PredictTask:
+    """The loss of removing the cheapest tiles of a layer, for several ``counts`` of them."""
+
+    scores: Record[LayerScores]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class SolveTask:
     """Mask the ``tiles`` cheapest tiles of a layer and re-fit the others."""
 
@@ -190,6 +198,30 @@ class CompareTimeTask:
     input_shape: tuple[int, int, int]
     latency: Latency
     reading: int
+    to: Destination
+
+
+@dataclass(frozen=True)
+class TimeLayersTask:
+    """Time some layers of a model with random zeros, at several sparsities."""
+
+    family: ModelFamily
+    input_shape: tuple[int, int, int]
+    layers: tuple[str, ...]
+    sparsities: tuple[float, ...]
+    latency: Latency
+    to: Destination
+
+
+@dataclass(frozen=True)
+class TimeSparseTask:
+    """Time a model in the sparse runtime in turn with the dense model, ``beside``, as it is or with random zeros (``sparsities``)."""
+
+    model: Path
+    beside: Path
+    input_shape: tuple[int, int, int]
+    sparsities: dict[str, float]
+    latency: Latency
     to: Destination
 
 

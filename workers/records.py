@@ -200,6 +200,38 @@ class ModelComparison(Numbers, Machine, Comparison):
 
 
 @dataclass(frozen=True)
+class LayerTimes(Numbers, Machine):
+    """Milliseconds of each layer at several sparsities, the first of which is 0; layers that are equal share their ``measured`` sizes."""
+
+    verb = "time_layers"
+    ms: dict[str, list[float]]
+    measured: int
+
+
+@dataclass(frozen=True)
+class SparseComparison(Numbers, Machine, Comparison):
+    """The time of a forward pass in the sparse runtime in turn with that of the dense model."""
+
+    verb = "time_sparse"
+
+
+@dataclass(frozen=True)
+class FittedCounts(LayerCounts):
+    """Counts for a budget of latency: the sparsity of each layer, and the ``predicted`` time.
+
+    ``budget``, ``predicted`` and ``measured`` (the last with random zeros) are fractions of the dense model's time, which was ``dense_ms``.
+    """
+
+    verb = "fit"
+    sparsities: dict[str, float]
+    dense_ms: float
+    budget: float
+    predicted: float
+    measured: float
+    corrections: int
+
+
+@dataclass(frozen=True)
 class Outputs(Numbers):
     """Outputs for ``samples`` of a split.
 
@@ -254,6 +286,7 @@ KINDS: dict[str, type[Numbers]] = {
         PairedInputs,
         LayerScores,
         LayerCounts,
+        FittedCounts,
         LayerSolution,
         RefittedLayer,
         PartialSums,
@@ -262,6 +295,8 @@ KINDS: dict[str, type[Numbers]] = {
         OperationTime,
         ModelTime,
         ModelComparison,
+        LayerTimes,
+        SparseComparison,
         Outputs,
         MeasuredIncrease,
         Metrics,

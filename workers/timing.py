@@ -69,11 +69,16 @@ def time_operation(module: nn.Module, shapes: Sequence[tuple[int, ...]], setting
     generator = torch.Generator().manual_seed(0)
     real = realised(copy.deepcopy(module), device)
     inputs = tuple(torch.randn(shape, generator=generator).to(device) for shape in shapes)
-    flushing = torch.zeros(CACHE_BYTES // 4, device=device)
     with prepared(real, inputs, settings) as run:
-        timing = clocked(run, device, settings.spread, settings.seconds, between=lambda: flushing.add_(1))
+        timing = clocked(run, device, settings.spread, settings.seconds, flushing(device))
     call_ms = 0.0 if settings.runtime is Runtime.EAGER else _call_ms(settings, device)
     return replace(timing, ms=max(timing.ms - call_ms, 0.0))
+
+
+def flushing(device: torch.device) -> Callable[[], object]:
+    """Returns a function that fills the caches with other data, as other operations of a model do between two runs of one."""
+    memory = torch.zeros(CACHE_BYTES // 4, device=device)
+    return lambda: memory.add_(1)
 
 
 @cache

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from kernels import masks, select
-from workers import evaluation, int8, timing
+from kernels.scores import loss_curve
+from workers import evaluation, int8, sparse_times, timing
 from workers.collect import moments
 from workers.collect.paired_inputs import first, paired_inputs
 from workers.data.base import Batch
@@ -33,14 +34,17 @@ from workers.messages import (
     EvaluateTask,
     ImportTask,
     JoinTask,
+    PredictTask,
     QuantiseTask,
     RankTask,
     RefitTask,
     ScoreTask,
     ShrinkTask,
     SolveTask,
+    TimeLayersTask,
     TimeModelTask,
     TimeOperationTask,
+    TimeSparseTask,
 )
 from workers.models.base import Layer
 from workers.models.operations import Operation, find_operations
@@ -57,6 +61,7 @@ from workers.records import (
     JoinedModel,
     LayerScores,
     LayerSolution,
+    LayerTimes,
     Machine,
     MeasuredIncrease,
     Metrics,
@@ -70,11 +75,11 @@ from workers.records import (
     Record,
     RefittedLayer,
     SmallerModel,
+    SparseComparison,
     UnitRanking,
 )
 from workers.sparse import choices
 
-CURVE_POINTS = 21
 KEPT_MODELS = 2  # to compare takes two
 
 
@@ -140,6 +145,14 @@ class Worker:
         """Histogram of a layer's scores, for the exact selection of a global threshold."""
         score_nG = read_result(task.scores)["score_nG"]
         return select.high_histogram(score_nG) if task.high_bin is None else select.low_histogram(score_nG, task.high_bin)
+
+    def predict(self, task: PredictTask) -> Tensor:
+        """Losses (float64) of removing the cheapest tiles of a layer. A method that predicts no loss is taken by its scores."""
+        tensors = read_result(task.scores)
+        score_n, loss_n = tensors["score_nG"].flatten(), tensors["loss_nG"].flatten()
+        order = score_n.sort(stable=True).indices
+        costs = (score_n if loss_n.isnan().any() else loss_n)[order].double()
+        return torch.cat([costs.new_zeros(1), costs.cumsum(0)])[torch.tensor(task.counts)]
 
     @watched
     def solve(self, task: SolveTask) -> Record[LayerSolution]:
@@ -243,6 +256,18 @@ class Worker:
         (measured,) = timing.time_in_turn([model], beside, images_NCHW, task.latency)
         return finish(task.to, ModelComparison(**vars(measured), **vars(self.describe())), started)
 
+    def time_layers(self, task: TimeLayersTask) -> Record[LayerTimes]:
+        """How long layers take at some sparsities."""
+        started = time.time()
+        ms, measured = sparse_times.layer_times(task, self.device)
+        return finish(task.to, LayerTimes(**vars(self.describe()), ms=ms, measured=measured), started)
+
+    def time_sparse(self, task: TimeSparseTask) -> Record[SparseComparison]:
+        """How long a forward pass takes in the sparse runtime against that of the dense model."""
+        started = time.time()
+        measured = sparse_times.model_time(task, self.device)
+        return finish(task.to, SparseComparison(**vars(measured), **vars(self.describe())), started)
+
     def _operation(self, task: TimeOperationTask) -> Operation:
         key = repr((task.family, task.input_shape, task.streams, task.latency.batch_size))
         if self._operations[0] != key:
@@ -337,11 +362,3 @@ class Worker:
         weight = load_weight(path, layer.name) if model is None else model.get_parameter(f"{layer.name}.weight").detach()
         return weight.to(self.device).reshape(layer.rows, layer.columns)
 
-
-def loss_curve(loss_nG: Tensor, units: int) -> list[tuple[float, float]]:
-    """(sparsity, smallest predicted loss) of a layer at evenly spaced sparsities, its steps taken cheapest first."""
-    ordered = loss_nG[torch.isfinite(loss_nG)].double().sort().values.cumsum(0)
-    if not len(ordered):
-        return []
-    counts = torch.linspace(0, len(ordered), CURVE_POINTS).long()
-    return [(int(k) / units, float(ordered[k - 1]) if k else 0.0) for k in counts]

@@ -33,6 +33,7 @@ VERBS = {
     "collect": (f"{WORKER}.collect",),
     "score": (f"{WORKER}.score",),
     "allocate": ("orchestrator.pipeline.allocate_layers",),
+    "fit": ("orchestrator.sparse_budget.fit_to_budget", f"{WORKER}.predict"),
     "solve": (f"{WORKER}.solve",),
     "collect_pairs": (f"{WORKER}.collect_pairs",),
     "refit": (f"{WORKER}.refit",),
@@ -44,6 +45,8 @@ VERBS = {
     "time_operation": (f"{WORKER}.time_operation",),
     "time_model": (f"{WORKER}.time_model",),
     "compare_time": (f"{WORKER}.compare_time",),
+    "time_layers": (f"{WORKER}.time_layers",),
+    "time_sparse": (f"{WORKER}.time_sparse",),
     "quantise": (f"{WORKER}.quantise",),
     "train": ("workers.training.loop.train",),
 }

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from orchestrator.allocation.latency_table import sizes
 from orchestrator.allocation.reach import reaches
 from orchestrator.allocation.units import countable_target, select_for_step, unit_problem
 from orchestrator.cluster.base import Hardware, Resources
 from orchestrator.config import Experiment
 from orchestrator.planning.costs import SCORED_BYTES, SOLVED_BYTES, CostModel, PlannedLayer, cost_model
+from orchestrator.planning.estimate import Estimate
 from orchestrator.planning.footprint import Footprint, check_memory, footprint
 from orchestrator.planning.grid import makespan, portions
 from orchestrator.planning.sequence import refit_bytes, refit_seconds, refit_store_bytes
+from orchestrator.planning.timing import timing_of_layers, timing_of_units
 from orchestrator.quantities import count, percent
 from workers.data.base import TASK_SAMPLES
 from workers.int8 import RANGE_IMAGES
-from workers.latency import MODEL_PATIENCE, Runtime
+from workers.latency import MODEL_PATIENCE
 from workers.models.base import Layer, ModelFamily, Output
-from workers.models.operations import find_operations
 from workers.models.profile import ModelProfile
 from workers.models.profile import profile as model_profile
 from workers.models.shrunk import shrunk
@@ -27,26 +27,12 @@ from workers.models.structures.find import find_groups
 from workers.models.structures.groups import take
 from workers.pruners.base import WeightPruner
 from workers.pruners.units import UnitPruner
-from workers.timing import FEWEST, WARM_UPS
 from workers.training.settings import Distill, Training
 
 HOST_FLOPS = 2e11  # assumed rate of the CPU beside a GPU, where metrics are computed
-# About how long each runtime takes to prepare an operation at one size.
-PREPARE_SECONDS = {Runtime.EAGER: 0.003, Runtime.ONNXRUNTIME: 0.45, Runtime.COMPILE: 1.2}
 GRAPH_SECONDS = 5.0  # to write a model as ONNX and to quantise its graph, about
 RANGE_PASSES = 4  # to find the ranges of 8 bits, in forward passes over the images that they come from, about
 HISTOGRAM_READS = 2  # passes over all scores to find one threshold exactly
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """One stage: its tasks, the wall time on all workers, and the sum of the time on each device."""
-
-    tasks: int
-    seconds: float
-    device_seconds: float
-    durations: tuple[float, ...] = ()  # of each task; the ranks of a gang have the same
-    parts: tuple[int, ...] = ()  # how many tasks belong to each part of the stage, where a part begins when the one before has ended
 
 
 @dataclass(frozen=True)
@@ -278,7 +264,8 @@ def _masking(
     if pruner.refit.is_sequential:
         in_order = refit_seconds(experiment, profile, resources, layers, pruner.refit)
         estimates |= {stage: _in_turn(durations, resources) for stage, durations in in_order.items()}
-    return estimates | {"join": _mapped([joined], resources)}
+    estimates["join"] = _mapped([joined], resources)
+    return estimates | (timing_of_layers(experiment, layers, costs) if pruner.is_timed else {})
 
 
 def _removal(experiment: Experiment, pruner: UnitPruner, profile: ModelProfile, resources: Resources) -> dict[str, Estimate]:
@@ -287,24 +274,7 @@ def _removal(experiment: Experiment, pruner: UnitPruner, profile: ModelProfile, 
     shards = experiment.data.shards if pruner.reads_data else 1
     collected = [costs.load() + costs.collect_units(pruner, experiment.loss) for _ in range(shards)]
     seconds = {"collect": collected, "rank": [0.0], "choose": [0.0], "shrink": [costs.read(model) + costs.write(model)]}
-    return {stage: _mapped(durations, resources) for stage, durations in seconds.items()} | _timing(experiment, pruner, costs)
-
-
-def _timing(experiment: Experiment, pruner: UnitPruner, costs: CostModel) -> dict[str, Estimate]:
-    """Returns the stages that measure latency, if no plateau is found and nothing is stored: one task at a time, on one machine.
-
-    Each operation is assumed to take an equal share of the dense model's forward pass at all of its widths.
-    """
-    if not pruner.is_timed:
-        return {}
-    latency, input_shape = experiment.latency, experiment.data.input_shape
-    groups = find_groups(experiment.model, input_shape, pruner.streams)
-    operations = find_operations(experiment.model, input_shape, latency.batch_size, groups)
-    forward, runs = costs.network(latency.batch_size), WARM_UPS + FEWEST
-    operation = PREPARE_SECONDS[latency.runtime] + runs * forward / len(operations)
-    model = max(runs * forward, MODEL_PATIENCE * latency.seconds)
-    seconds = {"time operations": [operation] * sizes(operations, latency.widths), "time model": [model] * 2}
-    return {stage: Estimate(len(tasks), sum(tasks), sum(tasks), tuple(tasks)) for stage, tasks in seconds.items()}
+    return {stage: _mapped(durations, resources) for stage, durations in seconds.items()} | timing_of_units(experiment, pruner, costs)
 
 
 def _stages(

@@ -6,7 +6,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from orchestrator.planning.costs import PlannedLayer
-from orchestrator.planning.plan import Estimate, Plan, on_unfit
+from orchestrator.planning.estimate import Estimate
+from orchestrator.planning.plan import Plan, on_unfit
 from orchestrator.quantities import count, duration, size
 from orchestrator.stages import kind
 

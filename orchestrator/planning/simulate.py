@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from orchestrator.planning.grid import Span, schedule
-from orchestrator.planning.plan import Estimate, Plan
+from orchestrator.planning.estimate import Estimate
+from orchestrator.planning.plan import Plan
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,8 @@ class Report:
         """The targets of the rounds that removed units."""
         if self.rounds:
             return [Goal(part.asked, part.asked_of) for part in self.rounds if not part.masks]
-        return [Goal(self.asked["removed"], self.asked["of"])] if {"removed", "of"} <= self.asked.keys() else []
+        units = {"removed", "of"} <= self.asked.keys() and "scope" not in self.asked
+        return [Goal(self.asked["removed"], self.asked["of"])] if units else []
 
     @property
     def unit_goal(self) -> Goal | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import mean
 
 from orchestrator.quantities import COSTS, count, listed, macs, milliseconds, percent, size
-from orchestrator.report.parts import GroupResult, LatencyResult
+from orchestrator.report.parts import SPARSE, GroupResult, LatencyResult
 from orchestrator.report.result import FASTER, Report
 from orchestrator.report.terms import ACCURACY_NAMES, UNITS, timed_with
 
@@ -107,6 +107,12 @@ def about_latency(report: Report) -> list[str]:
 
 def _about_the_table(timed: LatencyResult) -> str:
     off = timed.predicted_ms / timed.measured_ms - 1
+    if timed.runtime == SPARSE:
+        return (
+            f"The sparsity of each layer follows from the times of {timed.table_sizes:,} layers and sparsities, of which "
+            f"{timed.measured_sizes:,} were measured, and from the predicted losses. The times predicted {milliseconds(timed.predicted_ms)}, "
+            f"{percent(abs(off))} {'more' if off > 0 else 'less'} than measured."
+        )
     return (
         f"The table of operations predicted {milliseconds(timed.predicted_ms)}, {percent(abs(off))} {'more' if off > 0 else 'less'} than "
         f"measured. It covers {timed.table_sizes:,} sizes, of which {timed.measured_sizes:,} were timed. The dense model took "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from orchestrator.quantities import COSTS, NOT_MEASURED, duration, macs, milliseconds, number, percent, size
-from orchestrator.report.parts import GroupResult, StageResult
+from orchestrator.report.parts import GroupResult, LatencyResult, StageResult
 from orchestrator.report.result import Report
 from orchestrator.report.terms import METRICS, UNITS, measured_metrics, metric_text, model_name
 from orchestrator.stages import over_rounds
@@ -39,6 +39,8 @@ def targets(report: Report) -> Table:
     if report.masks_weights:
         zeros = f"{report.pruned_weights:,} of {report.prunable_weights:,} weights are zero"
         rows.append(["sparsity", _asked(report.weight_goal), percent(report.sparsity, 2), zeros])
+    if report.latency is not None and not report.removes_units:
+        rows.append(["latency removed", _asked(report.asked.get("removed")), percent(report.latency.removed, 2), _latency_left(report.latency)])
     if report.masks_weights and not report.removes_units:
         of_model = percent(report.pruned_weights / report.model_weights, 2)
         rows.append(["zeros in the model", "–", of_model, f"of {report.model_weights:,} parameters"])
@@ -71,13 +73,17 @@ def _removals(report: Report) -> list[list[str]]:
         left["macs"] = f"{macs(final.macs)} of {macs(dense.macs)} left"
         left["parameters"] = f"{final.parameters:,} of {dense.parameters:,} left"
     if timed is not None:
-        budget = f"budget {milliseconds(timed.budget_ms)}, predicted {milliseconds(timed.predicted_ms)}"
-        left["latency"] = f"{milliseconds(timed.measured_ms)} of {milliseconds(timed.dense_ms)} left; {budget}"
+        left["latency"] = _latency_left(timed)
     goals = dict(report.asked.get("also", {})) | ({report.unit_goal.of: report.unit_goal.fraction} if report.unit_goal else {})
     return [
         [f"{COSTS[of]} removed", _asked(goals.get(of)), percent(report.removed.get(of), 2), left.get(of, "")]
         for of in dict.fromkeys([*report.main_removals, *goals, *report.removed])
     ]
+
+
+def _latency_left(timed: LatencyResult) -> str:
+    budget = f"budget {milliseconds(timed.budget_ms)}, predicted {milliseconds(timed.predicted_ms)}"
+    return f"{milliseconds(timed.measured_ms)} of {milliseconds(timed.dense_ms)} left; {budget}"
 
 
 def _asked(fraction: float | None) -> str:

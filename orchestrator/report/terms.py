@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.quantities import count, percent
+from orchestrator.report.parts import SPARSE
 from orchestrator.report.result import Report
 
 METRICS = {
@@ -20,7 +21,7 @@ SPEEDS = ("images_per_second", "sparse_images_per_second")
 FRACTIONS = ("top1", "top5", "knn", "map", "map50", "agreement")
 ACCURACY_NAMES = {"top1": "top-1 accuracy", "knn": "k-NN accuracy", "map": "mAP", "agreement": "agreement with the dense model"}
 UNITS = {"channel": "channel", "neuron": "neuron", "head": "head", "stream": "stream channel"}
-RUNTIMES = {"eager": "torch", "compile": "torch.compile", "onnxruntime": "onnxruntime"}
+RUNTIMES = {"eager": "torch", "compile": "torch.compile", "onnxruntime": "onnxruntime", SPARSE: "the sparse runtime"}
 VERB_NAMES = {
     "collect_units": "collect",
     "collect_pairs": "collect",

@@ -196,7 +196,7 @@ def _about_loss(report: Report) -> list[str]:
     ratio = max(measured / predicted, predicted / measured)
     if ratio < FACTOR:
         return [f"{text}, which is right to a factor of {number(ratio)}."]
-    what = "units" if "removed" in report.asked else "weights"
+    what = "weights" if "scope" in report.asked else "units"
     factor = number(ratio) if ratio <= FAR_OFF else f"more than {FAR_OFF}"
     return [
         f"{text}, which is {factor} times too {'low' if measured > predicted else 'high'}. This does not mean that something failed: the "

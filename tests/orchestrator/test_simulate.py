@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from orchestrator.config import experiment_of
 from orchestrator.launch import plan_experiment
-from orchestrator.planning.plan import Estimate, Plan
+from orchestrator.planning.estimate import Estimate
+from orchestrator.planning.plan import Plan
 from orchestrator.planning.simulate import Simulation, simulate
 
 STAGES = st.lists(st.lists(st.floats(0.1, 10), min_size=1, max_size=12), min_size=1, max_size=4)

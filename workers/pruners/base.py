@@ -38,11 +38,19 @@ class Unfit(Enum):
     DENSE = "dense"  # they are not pruned, as if ``model.exclude`` named them: targets are fractions of the other layers
 
 
+class Share(Enum):
+    """The cost of the dense model that a target is a fraction of."""
+
+    WEIGHTS = "weights"  # the prunable ones: ``sparsity`` of them become zero
+    LATENCY = "latency"  # the time of a forward pass: the sparse runtime takes ``removed`` of it less
+
+
 @dataclass
 class Target:
     """How much is pruned, as a fraction of all prunable weights, and the pattern that the zeros follow.
 
-    Weights that are zero already count as pruned. Layers that ``unfit`` keeps dense are not prunable and do not count.
+    Weights that are zero already count as pruned. Layers that ``unfit`` keeps dense are not prunable and do not count. With a target of
+    latency, ``sparsity`` is what the plan assumes; the sparsity of each layer follows from measured times.
     """
 
     sparsity: float
@@ -50,8 +58,22 @@ class Target:
     per_layer: dict[str, float] = field(default_factory=dict)  # pattern of layer names -> sparsity, for scope=per_layer
     pattern: str = "unstructured"  # unstructured | N:M | groups:U, along the inputs of a layer
     unfit: Unfit = Unfit.ERROR
+    of: Share = Share.WEIGHTS
+    removed: float | None = None  # of the dense model's time, for of=latency
+    within: float = 0.03  # how far the measured time may be from its budget, as a fraction of it
 
     def __post_init__(self) -> None:
+        timed = self.of is Share.LATENCY
+        if timed:
+            removed = -1.0 if self.removed is None else self.removed
+            require(0.0 < removed < 1.0, "pruner.target.removed", "a fraction between 0 and 1 with of=latency", self.removed, "0.5 halves the time")
+            require(self.scope is Scope.GLOBAL, "pruner.target.scope", "global with of=latency, which sets each layer's sparsity", self.scope.value)
+            free = "unstructured or groups:U with of=latency"
+            require(":" not in self.pattern or self.pattern.startswith("groups:"), "pruner.target.pattern", free, self.pattern)
+        else:
+            remedy = "set pruner.target.of=latency, or pruner.target.sparsity for a fraction of the weights"
+            require(self.removed is None, "pruner.target.removed", "null with of=weights", self.removed, remedy)
+        require(0.0 < self.within < 1.0, "pruner.target.within", "a fraction between 0 and 1", self.within, "0.03 meets the budget to within 3 %")
         require(
             0.0 <= self.sparsity < 1.0, "pruner.target.sparsity", "a fraction in [0, 1)", self.sparsity, "0.75 prunes three weights of four"
         )
@@ -195,11 +217,17 @@ class WeightPruner(Pruner, ABC):
         return parse(self.target.pattern)
 
     @property
+    def is_timed(self) -> bool:
+        return self.target.of is Share.LATENCY
+
+    @property
     def needs_multiple(self) -> int:
         return self.pattern.length if self.target.unfit is Unfit.ERROR else 1
 
     def goal(self, layers: Sequence[Layer]) -> Goal:
         self.check(layers)
+        if self.target.removed is not None:
+            return Goal("latency", "removed", self.target.removed)
         setting = "per_layer" if self.target.scope is Scope.PER_LAYER else "sparsity"
         return Goal("weights", setting, self.target.overall(self.fitting(layers)))
 
@@ -207,6 +235,7 @@ class WeightPruner(Pruner, ABC):
         super().check_steps(where, steps)
         fixed = f"1, since a target of pattern {self.target.pattern} has no sparsity in between"
         require(steps == 1 or not self.pattern.bucket, where, fixed, steps)
+        require(steps == 1 or not self.is_timed, where, "1 with pruner.target.of=latency", steps)
 
     def check(self, layers: Sequence[Layer]) -> None:
         """Raises ``ConfigError`` that names the layers that cannot follow the pattern, or if no layer can."""

@@ -1,0 +1,122 @@
+"""A budget of latency for masked weights: the sparsity of each layer, chosen by measured times and predicted losses.
+
+Every layer is timed at several sparsities, and a knapsack chooses those with the least loss within the budget. The model with these
+sparsities is then timed as a whole, and the budget is corrected until it is met. Zeros are drawn at random for all times, so that nothing
+has to be solved twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+from numpy import ndarray
+
+from orchestrator.allocation.sparsities import OFFERED, TIMED, Options, offered_ms
+from orchestrator.outcome import TimedMasks
+from orchestrator.planning.costs import PlannedLayer
+from orchestrator.quantities import milliseconds, percent
+from orchestrator.run import Run
+from orchestrator.shrinking import next_correction
+from orchestrator.times import identity
+from workers.errors import SecateurError
+from workers.files import finish
+from workers.messages import PredictTask, TimeLayersTask, TimeSparseTask
+from workers.pruners.base import WeightPruner
+from workers.records import FittedCounts, LayerScores, LayerTimes, ModelNumbers, Record, SparseComparison
+from workers.worker import Worker
+
+CORRECTIONS = 5
+SURE = 0.5  # a budget is met well if the measured time is within this part of the tolerance
+
+
+def fit_to_budget(
+    run: Run,
+    pruner: WeightPruner,
+    layers: Sequence[PlannedLayer],
+    model: Record[ModelNumbers],
+    dense: Record[ModelNumbers],
+    scores: Mapping[str, Record[LayerScores]],
+) -> Record[FittedCounts]:
+    """How many more tiles each layer loses, so that the sparse runtime takes the time of the target. Raises: SecateurError if it cannot."""
+    assert pruner.target.removed is not None
+    budget, within = 1 - pruner.target.removed, pruner.target.within
+    times = time_layers(run, layers)
+    as_it_is = time_sparse(run, model, dense, {})
+    here = identity(run.experiment.latency, run.plan.resources)
+    to = run.store.destination("fit", budget=budget, within=within, scores=list(scores.values()), times=[times, as_it_is], **here)
+    record = run.find(to)
+    if record is None:
+        started = time.time()
+        options = Options(offered_ms(times.numbers.ms), predicted_losses(run, layers, scores), as_it_is.numbers.beside_ms)
+        tried: dict[float, tuple[dict[str, int], float]] = {}  # by the factor of the budget: the choice and its measured share
+        factor = 1.0
+        for _ in range(1 + CORRECTIONS):
+            choice = options.choose(budget * factor)
+            if choice is None:
+                break
+            sparsities = {name: OFFERED[option] for name, option in choice.items() if option}
+            tried[factor] = choice, time_sparse(run, model, dense, sparsities).numbers.ratio
+            if abs(tried[factor][1] / budget - 1) <= SURE * within:
+                break
+            factor = next_correction({each: measured / budget for each, (_, measured) in tried.items()})
+        if not tried:
+            least = f"with {percent(OFFERED[-1], 0)} zeros in every layer, the model still takes about {percent(options.least_share)} of its time"
+            raise SecateurError(f"pruner.target.removed: expected at most {1 - options.least_share:.2f}, got {1 - budget:g}; {least}")
+        choice, measured = min(tried.values(), key=lambda each: abs(each[1] - budget))
+        counts = {planned.layer.name: _more(scores[planned.layer.name].numbers, OFFERED[choice[planned.layer.name]]) for planned in layers}
+        chosen = {name: OFFERED[option] for name, option in choice.items()}
+        numbers = FittedCounts(counts, chosen, options.dense_ms, budget, options.share(choice), measured, len(tried) - 1)
+        record = finish(to, numbers, started)
+    run.note("fit", record)
+    return record
+
+
+def time_layers(run: Run, layers: Sequence[PlannedLayer]) -> Record[LayerTimes]:
+    """The time of each layer at the ``TIMED`` sparsities."""
+    latency, shape, names = run.experiment.latency, run.experiment.data.input_shape, tuple(planned.layer.name for planned in layers)
+    here = identity(latency, run.plan.resources)
+    reads = {"model": run.experiment.model.stored, "input_shape": shape, "layers": names, "sparsities": TIMED}
+    task = TimeLayersTask(run.experiment.model, shape, names, TIMED, latency, run.store.destination("time_layers", **reads, **here))
+    return run.map("time layers", Worker.time_layers, [task], alone=True)[0]
+
+
+def time_sparse(
+    run: Run, model: Record[ModelNumbers], dense: Record[ModelNumbers], sparsities: Mapping[str, float]
+) -> Record[SparseComparison]:
+    """The time of a model in the sparse runtime in turn with that of the dense one."""
+    latency, shape = run.experiment.latency, run.experiment.data.input_shape
+    here = identity(latency, run.plan.resources)
+    to = run.store.destination("time_sparse", model=model, beside=dense, sparsities=dict(sparsities), input_shape=shape, **here)
+    task = TimeSparseTask(model.file, dense.file, shape, dict(sparsities), latency, to)
+    return run.map("time model", Worker.time_sparse, [task], alone=True)[0]
+
+
+def predicted_losses(run: Run, layers: Sequence[PlannedLayer], scores: Mapping[str, Record[LayerScores]]) -> dict[str, ndarray]:
+    """The predicted rise of the loss of each layer at the ``OFFERED`` sparsities."""
+    names = [planned.layer.name for planned in layers]
+    tasks = [PredictTask(scores[name], tuple(_more(scores[name].numbers, sparsity) for sparsity in OFFERED)) for name in names]
+    return {name: losses.numpy() for name, losses in zip(names, run.compute("allocate", Worker.predict, tasks), strict=True)}
+
+
+def _more(numbers: LayerScores, sparsity: float) -> int:
+    """Returns how many more tiles of a layer are removed for a sparsity."""
+    masked = numbers.tiles - numbers.removable
+    return min(numbers.removable, max(0, round(sparsity * numbers.tiles) - masked))
+
+
+def time_masks(
+    run: Run,
+    pruner: WeightPruner,
+    layers: Sequence[PlannedLayer],
+    model: Record[ModelNumbers],
+    dense: Record[ModelNumbers],
+    fitted: Record[FittedCounts],
+) -> TimedMasks:
+    """The time of the masked model, with a warning if it misses the budget."""
+    timed, budget = time_sparse(run, model, dense, {}).numbers, fitted.numbers.budget
+    off = timed.ratio / budget - 1
+    if abs(off) > pruner.target.within:
+        found = f"{milliseconds(timed.ratio * timed.beside_ms)}, {percent(abs(off))} {'more' if off > 0 else 'less'}"
+        run.warn(f"in the sparse runtime the model takes {found} than the target of {milliseconds(budget * timed.beside_ms)}")
+    return TimedMasks(fitted.numbers, time_layers(run, layers).numbers, timed)
