@@ -6,7 +6,8 @@ import numba
 import numpy as np
 from numba import types
 
-from kernels.obs.vector import REGISTER_BITS, tile
+from kernels.obs.vector import tile
+from kernels.registers import REGISTER_BITS
 
 ROWS = 8
 LANES = REGISTER_BITS // 32  # float32 numbers in a vector register; a multiple of ROWS

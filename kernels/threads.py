@@ -9,7 +9,6 @@ from threading import Lock
 import numba
 import torch
 
-
 _one_at_a_time = Lock()
 
 

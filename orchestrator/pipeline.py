@@ -129,7 +129,8 @@ def mask_once(
     if pruner.refit.is_sequential:
         solutions = refit_in_order(run, pruner, layers, dense, solutions)
     joined = join(run, model, solutions)
-    return MaskingStep(partials, scores, solutions, joined, None if fitted is None else time_masks(run, pruner, layers, joined, dense, fitted))
+    timed = None if fitted is None else time_masks(run, pruner, layers, joined, dense, fitted)
+    return MaskingStep(partials, scores, solutions, joined, timed)
 
 
 def remove_units(run: Run, pruner: UnitPruner, model: Record[ModelNumbers]) -> list[RemovalStep]:

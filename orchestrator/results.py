@@ -17,8 +17,6 @@ from orchestrator.planning.plan import Plan
 from orchestrator.report.parts import (
     FileSizes,
     GroupResult,
-    Int8Result,
-    LatencyResult,
     LayerResult,
     LossIncrease,
     ModelSize,
@@ -33,7 +31,7 @@ from orchestrator.timed_results import int8_of, latency_of
 from workers.models.profile import ModelProfile, profile
 from workers.models.structures.find import find_groups
 from workers.pruners.units import Of, UnitPruner
-from workers.records import Int8Model, Metrics, Record, TrainedModel
+from workers.records import Metrics, Record, TrainedModel
 
 
 def make_report(

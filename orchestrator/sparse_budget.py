@@ -53,7 +53,7 @@ def fit_to_budget(
         factor = 1.0
         for _ in range(1 + CORRECTIONS):
             choice = options.choose(budget * factor)
-            if choice is None:
+            if choice is None or (tried and not any(choice.values())):  # out of reach, or dense again
                 break
             sparsities = {name: OFFERED[option] for name, option in choice.items() if option}
             tried[factor] = choice, time_sparse(run, model, dense, sparsities).numbers.ratio
@@ -61,8 +61,11 @@ def fit_to_budget(
                 break
             factor = next_correction({each: measured / budget for each, (_, measured) in tried.items()})
         if not tried:
-            least = f"with {percent(OFFERED[-1], 0)} zeros in every layer, the model still takes about {percent(options.least_share)} of its time"
-            raise SecateurError(f"pruner.target.removed: expected at most {1 - options.least_share:.2f}, got {1 - budget:g}; {least}")
+            least, most = options.least_share, percent(OFFERED[-1], 0)
+            raise SecateurError(
+                f"pruner.target.removed: expected at most {1 - least:.2f}, got {1 - budget:g}; with {most} zeros in every layer, the model "
+                f"still takes about {percent(least)} of its time"
+            )
         choice, measured = min(tried.values(), key=lambda each: abs(each[1] - budget))
         counts = {planned.layer.name: _more(scores[planned.layer.name].numbers, OFFERED[choice[planned.layer.name]]) for planned in layers}
         chosen = {name: OFFERED[option] for name, option in choice.items()}

@@ -66,7 +66,7 @@ class SparseLayer(nn.Module):
         if self._product is not None:
             return self._product(x)
         assert self.dense is not None
-        return self.dense(x)  # type: ignore[no-any-return]
+        return self.dense(x)
 
     def _choose(self, x: Tensor) -> None:
         """Times both products in turn on ``x`` and keeps the faster one."""
@@ -74,7 +74,7 @@ class SparseLayer(nn.Module):
         found = _sparse_product(self.dense, x)
         if found is not None:
             turns = [(_milliseconds(self.dense, x), _milliseconds(found, x)) for _ in range(TURNS + 1)]
-            self.dense_ms, self.sparse_ms = (min(times_ms[1:]) for times_ms in zip(*turns, strict=True))  # the first turn loads what both need
+            self.dense_ms, self.sparse_ms = (min(times_ms[1:]) for times_ms in zip(*turns, strict=True))  # the first turn compiles
             if self.dense_ms <= self.sparse_ms:
                 found = None
         if found is None:

@@ -361,4 +361,3 @@ class Worker:
         model = self._models.get(path)
         weight = load_weight(path, layer.name) if model is None else model.get_parameter(f"{layer.name}.weight").detach()
         return weight.to(self.device).reshape(layer.rows, layer.columns)
-

@@ -6,15 +6,14 @@ Everything cubic in ``kernels.obs.cpu`` uses this kernel.
 
 from __future__ import annotations
 
-import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-REGISTER_BITS = 512 if llvm.get_host_cpu_features().get("avx512f") else 256
+from kernels.registers import FUSED, REGISTER_BITS
+
 LANES = REGISTER_BITS // 64  # float64 numbers in a vector register
-FUSED = ("contract",)
 
 
 def tile(rows: int, vectors: int, element: types.Float = types.float64):

@@ -1,8 +1,8 @@
 """Layers with sparse weights on the CPU: products of the weights that are not zero, faster than the dense product at 50 to 75 % zeros.
 
-A weight is a ``SparseRows``: its values, the column of each (16 bits), and where each row starts. ``linear`` and ``conv2d`` compute what the
-functions of ``torch.nn.functional`` do, in float32; sums are in the order of the columns, so the results differ by rounding alone, and do
-not depend on the number of threads. An input that is not finite reaches the outputs that have a weight for it.
+A weight is a ``SparseRows``: its values, the column of each (16 bits), and where each row starts. ``linear`` and ``conv2d`` compute what
+the functions of ``torch.nn.functional`` do, in float32; sums are in the order of the columns, so the results differ by rounding alone, and
+do not depend on the number of threads. An input that is not finite reaches the outputs that have a weight for it.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def conv2d(x_NCHW: Tensor, weight: SparseRows, bias_R: Tensor, geometry: Convolu
         cut = _cut((placed.out_HW[0] - 1) * placed.breadth + placed.out_HW[1], inputs, len(x_NCHW) * geometry.groups)
         arrays = (tensor.numpy() for tensor in (x_NCHW, weight.values, placed.places, weight.starts, bias_R, out_NRHW))
         sizes = (placed.height, placed.breadth, placed.distance)
-        threads.run(cpu.convolution, *arrays, geometry.groups, geometry.stride, geometry.padding, *sizes, *cut)
+        threads.run(cpu.convolution, *arrays, geometry.groups, geometry.stride, geometry.padding, sizes, *cut)
     return out_NRHW
 
 

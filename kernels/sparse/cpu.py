@@ -11,7 +11,7 @@ import numba
 import numpy as np
 from numba import types
 
-from kernels.sparse.vector import LANES, MOST_VECTORS, row_product, transpose_square
+from kernels.sparse.vector import LANES, MOST_VECTORS, row_product, transposition
 
 LINE_BYTES = 64  # a vector that crosses a line of the cache takes two loads
 
@@ -21,6 +21,7 @@ _packed_1, _packed_2, _packed_3, _packed_4, _packed_5, _packed_6, _packed_7, _pa
 _placed_1, _placed_2, _placed_3, _placed_4, _placed_5, _placed_6, _placed_7, _placed_8 = (
     row_product(vectors, types.uint32, 1) for vectors in range(1, MOST_VECTORS + 1)
 )
+_transpose_square = transposition()
 _compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 
@@ -52,7 +53,7 @@ def _linear_tile(x_TC, values, columns, starts, bias_R, out_TR, vectors, tile, f
             _multiply_packed(vectors, sums, sums_at + line * width, bias_R[r], values, columns, starts[r], starts[r + 1], packed, at)
         whole = count // LANES * LANES if lines == LANES else 0
         for t in range(0, whole, LANES):
-            transpose_square(flat, (begin + t) * outputs + row, outputs, sums, sums_at + t, width)
+            _transpose_square(flat, (begin + t) * outputs + row, outputs, sums, sums_at + t, width)
         for t in range(whole, count):
             for line in range(lines):
                 flat[(begin + t) * outputs + row + line] = sums[sums_at + line * width + t]
@@ -64,7 +65,7 @@ def _pack_tokens(x, begin, count, inputs, packed, at, width):
     whole, square = inputs // LANES * LANES, count // LANES * LANES
     for c in range(0, whole, LANES):
         for t in range(0, square, LANES):
-            transpose_square(packed, at + c * width + t, width, x, (begin + t) * inputs + c, inputs)
+            _transpose_square(packed, at + c * width + t, width, x, (begin + t) * inputs + c, inputs)
     for c in range(inputs):
         for t in range(square if c < whole else 0, count):
             packed[at + c * width + t] = x[(begin + t) * inputs + c]
@@ -73,13 +74,14 @@ def _pack_tokens(x, begin, count, inputs, packed, at, width):
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy", parallel=True)
-def convolution(x_NCHW, values, places, starts, bias_R, out_NRHW, groups, stride, padding, height, breadth, distance, vectors, tiles, parts):
+def convolution(x_NCHW, values, places, starts, bias_R, out_NRHW, groups, stride, padding, padded_sizes, vectors, tiles, parts):
     """Computes a convolution with the sparse rows of its weight, in ``tiles`` of the positions by ``parts`` of the rows.
 
-    The padded image has ``height`` lines of ``breadth`` pixels, and ``distance`` floats from one channel to the next, for each phase of the
+    The padded image has a height, a breadth, and a number of floats from one channel to the next (``padded_sizes``), for each phase of the
     ``stride``, so that the inputs of neighbouring outputs are neighbours. ``places`` are those of the inputs of the first output.
-    ``height`` 0: the images themselves are read, and no tile is larger than an image.
+    Height 0: the images themselves are read, and no tile is larger than an image.
     """
+    height, breadth, distance = padded_sizes
     images, channels, rows = len(x_NCHW), x_NCHW.shape[1], len(bias_R) // groups
     phases, pixels = stride[0] * stride[1], x_NCHW.shape[2] * x_NCHW.shape[3]
     size = phases * channels * distance

@@ -11,7 +11,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from kernels.obs.vector import FUSED, REGISTER_BITS
+from kernels.registers import FUSED, REGISTER_BITS
 
 LANES = REGISTER_BITS // 32  # float32 numbers in a vector register
 MOST_VECTORS = 8  # of a tile: they fit into the sixteen registers of AVX2 beside a weight and the inputs
@@ -36,7 +36,7 @@ def _spread(builder, number):
     return builder.shuffle_vector(single, ir.Constant(_VECTOR, ir.Undefined), lanes)
 
 
-def row_product(vectors: int, index: types.Integer, distance: int):
+def row_product(vectors: int, index, distance: int):
     """Returns an intrinsic that multiplies one sparse row by ``vectors * LANES`` positions.
 
     ``index`` is the type of the places of inputs, which are ``distance`` floats apart.
@@ -77,40 +77,46 @@ def row_product(vectors: int, index: types.Integer, distance: int):
     return multiply_row
 
 
-@intrinsic
-def transpose_square(typing, out, out_at, out_width, source, source_at, source_width):
-    """Copies a square of ``LANES`` by ``LANES`` floats, transposed: ``out[out_at + j * out_width + i] = source[source_at + i * source_width + j]``.
+def transposition():
+    """Returns an intrinsic that transposes a square of ``LANES`` by ``LANES`` floats."""
 
-    Both arrays are contiguous. Nothing is checked.
-    """
-    intp = types.intp
-    signature = types.void(out, intp, intp, source, intp, intp)
+    @intrinsic
+    def transpose_square(typing, out, out_at, out_width, source, source_at, source_width):
+        """Copies a square of ``LANES`` by ``LANES`` floats, transposed.
 
-    def generate(context, builder, signature, arguments):
-        out, out_at, out_width, source, source_at, source_width = arguments
-        origin = builder.gep(_data(context, builder, signature, 3, source), [source_at], source_etype=_FLOAT)
-        target = builder.gep(_data(context, builder, signature, 0, out), [out_at], source_etype=_FLOAT)
+            out[out_at + j * out_width + i] = source[source_at + i * source_width + j]
 
-        def line(pointer, number, width):
-            return _vector_at(builder, pointer, builder.mul(ir.Constant(_INT, number), width))
+        Both arrays are contiguous. Nothing is checked.
+        """
+        intp = types.intp
+        signature = types.void(out, intp, intp, source, intp, intp)
 
-        rows = [builder.load(line(origin, i, source_width), align=4, typ=_VECTOR) for i in range(LANES)]
-        step = LANES // 2
-        while step:  # swaps the off-diagonal squares of size ``step``
-            for i in range(LANES):
-                if not i & step:
-                    upper, lower = rows[i], rows[i + step]
-                    kept = [j if not j & step else LANES + j - step for j in range(LANES)]
-                    moved = [j + step if not j & step else LANES + j for j in range(LANES)]
-                    rows[i] = builder.shuffle_vector(upper, lower, _indices(kept))
-                    rows[i + step] = builder.shuffle_vector(upper, lower, _indices(moved))
-            step //= 2
-        for j, row in enumerate(rows):
-            builder.store(row, line(target, j, out_width), align=4)
-        return context.get_dummy_value()
+        def generate(context, builder, signature, arguments):
+            out, out_at, out_width, source, source_at, source_width = arguments
+            origin = builder.gep(_data(context, builder, signature, 3, source), [source_at], source_etype=_FLOAT)
+            target = builder.gep(_data(context, builder, signature, 0, out), [out_at], source_etype=_FLOAT)
 
-    return signature, generate
+            def line(pointer, number, width):
+                return _vector_at(builder, pointer, builder.mul(ir.Constant(_INT, number), width))
 
+            rows = [builder.load(line(origin, i, source_width), align=4, typ=_VECTOR) for i in range(LANES)]
+            step = LANES // 2
+            while step:  # swaps the off-diagonal squares of size ``step``
+                for i in range(LANES):
+                    if not i & step:
+                        upper, lower = rows[i], rows[i + step]
+                        kept = [j if not j & step else LANES + j - step for j in range(LANES)]
+                        moved = [j + step if not j & step else LANES + j for j in range(LANES)]
+                        rows[i] = builder.shuffle_vector(upper, lower, _indices(kept))
+                        rows[i + step] = builder.shuffle_vector(upper, lower, _indices(moved))
+                step //= 2
+            for j, row in enumerate(rows):
+                builder.store(row, line(target, j, out_width), align=4)
+            return context.get_dummy_value()
 
-def _indices(numbers):
-    return ir.Constant(ir.VectorType(ir.IntType(32), LANES), numbers)
+        return signature, generate
+
+    def _indices(numbers):
+        return ir.Constant(ir.VectorType(ir.IntType(32), LANES), numbers)
+
+    return transpose_square

@@ -16,9 +16,10 @@ from orchestrator.planning.grid import makespan, portions
 from orchestrator.planning.sequence import refit_bytes, refit_seconds, refit_store_bytes
 from orchestrator.planning.timing import timing_of_layers, timing_of_units
 from orchestrator.quantities import count, percent
+from workers.checks import require
 from workers.data.base import TASK_SAMPLES
 from workers.int8 import RANGE_IMAGES
-from workers.latency import MODEL_PATIENCE
+from workers.latency import MODEL_PATIENCE, Runtime
 from workers.models.base import Layer, ModelFamily, Output
 from workers.models.profile import ModelProfile
 from workers.models.profile import profile as model_profile
@@ -118,6 +119,11 @@ def make_plan(experiment: Experiment, profile: ModelProfile, resources: Resource
 
 def plan_masking(experiment: Experiment, pruner: WeightPruner, profile: ModelProfile, resources: Resources) -> Plan:
     """Returns the plan of a round that masks weights."""
+    if pruner.is_timed:
+        runtime = "eager with a budget for masked weights, which the sparse runtime of torch is timed for"
+        require(experiment.latency.runtime is Runtime.EAGER, "latency.runtime", runtime, experiment.latency.runtime.value)
+        cpu = "cpu with a budget for masked weights, since the sparse runtime skips zeros on CPUs alone"
+        require(resources.device == "cpu", "cluster.device", cpu, resources.device, "set pruner.target.of=weights")
     layers = plan_layers(pruner, profile)
     pruned = replace(profile, layers=tuple(planned.layer for planned in layers), depths=tuple(planned.depth for planned in layers))
     bytes_of = footprint(experiment, pruned, resources)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from orchestrator.planning.grid import Span, schedule
 from orchestrator.planning.estimate import Estimate
+from orchestrator.planning.grid import Span, schedule
 from orchestrator.planning.plan import Plan
 
 

@@ -103,8 +103,9 @@ SPARSE = "sparse"  # the runtime of masked models
 class LatencyResult:
     """A latency target and how it was met: milliseconds of a forward pass of ``batch_size`` images, timed in turn with the dense model.
 
-    ``predicted_ms`` is the sum over the table of operations (of the layers that were masked, in the runtime ``SPARSE``), which covers ``table_sizes`` sizes, of which ``measured_sizes`` were timed;
-    the dense model took ``scale`` times the sum of its operations. ``spread`` is the standard error of ``measured_ms`` as a fraction.
+    ``predicted_ms`` is the sum over the table of operations (in the runtime ``SPARSE``: of the layers that were masked), which covers
+    ``table_sizes`` sizes, of which ``measured_sizes`` were timed; the dense model took ``scale`` times the sum of its operations.
+    ``spread`` is the standard error of ``measured_ms`` as a fraction.
     ``corrections`` counts how often the budget was corrected by a measured time.
     """
 

@@ -109,9 +109,9 @@ def _about_the_table(timed: LatencyResult) -> str:
     off = timed.predicted_ms / timed.measured_ms - 1
     if timed.runtime == SPARSE:
         return (
-            f"The sparsity of each layer follows from the times of {timed.table_sizes:,} layers and sparsities, of which "
-            f"{timed.measured_sizes:,} were measured, and from the predicted losses. The times predicted {milliseconds(timed.predicted_ms)}, "
-            f"{percent(abs(off))} {'more' if off > 0 else 'less'} than measured."
+            f"The sparsity of each layer follows from predicted losses and from the times of {timed.table_sizes:,} layers and sparsities, "
+            f"of which {timed.measured_sizes:,} were measured. They predicted {milliseconds(timed.predicted_ms)}, {percent(abs(off))} "
+            f"{'more' if off > 0 else 'less'} than measured."
         )
     return (
         f"The table of operations predicted {milliseconds(timed.predicted_ms)}, {percent(abs(off))} {'more' if off > 0 else 'less'} than "
@@ -143,9 +143,10 @@ def _about_the_sparse_runtime(report: Report) -> list[str]:
     where = "" if threads is None else f" with {count(int(threads), 'thread')}"
     if report.sparse_speedup < FASTER:
         return [f"The sparse runtime makes it no faster here: {report.sparse_speed:,.0f} images/s{where}."]
+    faster, skipping = f"{report.sparse_speedup:.1f} times as many images per second", count(int(layers), "layer")
     return [
-        f"With the sparse runtime (load_pruned(…, runtime=\"sparse\")) it processes {report.sparse_speedup:.1f} times as many images per "
-        f"second as the dense model: {report.sparse_speed:,.0f}{where}. {count(int(layers), 'layer')} skip their zeros, where that is faster."
+        f'With the sparse runtime (load_pruned(…, runtime="sparse")) it processes {faster} as the dense model: '
+        f"{report.sparse_speed:,.0f}{where}. {skipping} skip their zeros, where that is faster."
     ]
 
 

@@ -40,7 +40,9 @@ def targets(report: Report) -> Table:
         zeros = f"{report.pruned_weights:,} of {report.prunable_weights:,} weights are zero"
         rows.append(["sparsity", _asked(report.weight_goal), percent(report.sparsity, 2), zeros])
     if report.latency is not None and not report.removes_units:
-        rows.append(["latency removed", _asked(report.asked.get("removed")), percent(report.latency.removed, 2), _latency_left(report.latency)])
+        rows.append(
+            ["latency removed", _asked(report.asked.get("removed")), percent(report.latency.removed, 2), _latency_left(report.latency)]
+        )
     if report.masks_weights and not report.removes_units:
         of_model = percent(report.pruned_weights / report.model_weights, 2)
         rows.append(["zeros in the model", "–", of_model, f"of {report.model_weights:,} parameters"])

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from budget_cases import steady
 from identity_cases import changed
 from tiny import tiny_overrides
 
@@ -31,11 +32,13 @@ from workers.records import Record
 UNITS = ["recovery=none", "pruner.target.removed=0.3"]
 TIMED = ["pruner.target.within=null", "latency.seconds=0.001", "latency.widths=2", "latency.spread=0.5"]
 TRAINED = ["training.epochs=1", "training.ranks=1", "training.warmup_epochs=0", "data.train_size=100", "data.image_size=32"]
+BUDGET = ["pruner.target.of=latency", "pruner.target.removed=0.5", "latency.seconds=0.001", "latency.spread=0.5"]
 RUNS = {
     "cap": ["pruner=cap", "pruner.block_size=16", "recovery=adamw", "recovery.epochs=1", "recovery.ranks=1"],
     "obc": ["pruner=obc", "recovery=none", "pruner.target.sparsity=0.5", "pruner.target.pattern='2:4'", "loss=sampled"],
     "guided": ["pruner=guided", "recovery=none", "loss=sampled"],
     "sequential": ["pruner=magnitude", "recovery=none", "loss=sampled", "pruner.refit.order=sequential"],
+    "budget": ["pruner=magnitude", "recovery=none", *BUDGET],
     "sparsegpt": ["pruner=sparsegpt", "recovery=none"],
     "features": ["pruner=magnitude", "loss=features", "recovery=features", "recovery.epochs=1", "recovery.ranks=1"],
     "sosp_i": ["pruner=sosp_i", *UNITS],
@@ -166,6 +169,7 @@ def finished(experiment: Any, monkeypatch: pytest.MonkeyPatch) -> Replay:
 def test_whatever_a_verb_reads_is_in_the_name_of_its_results(
     name: str, looked_at: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    steady(monkeypatch)
     gone = ("recovery=", "pruner.", *(("model.", "data.image_size") if any(o.startswith("model=") for o in RUNS[name]) else ()))
     base = [override for override in tiny_overrides(tmp_path) if not override.startswith(gone)]
     experiment = experiment_of(base + RUNS[name])

@@ -17,6 +17,7 @@ COMMANDS = {
     "obc": ["pruner=obc", "data=imagefolder", "data.root=pets", "model=timm", "model.name=resnet18", "recovery=cap_vit"],
     "woodfisher": ["pruner=woodfisher", "data=arrays", "data.path=x.npz", "model=torchvision", "model.name=resnet18"],
     "guided": ["pruner=guided"],
+    "masks to a latency": ["pruner=guided", "pruner.target.of=latency", "pruner.target.removed=0.5"],
     "wanda": ["pruner=wanda", "data=photos", "loss=sampled", "steps=2"],
     "magnitude": ["pruner=magnitude", "+experiment=digits_gradual"],
     "units": ["pruner=sosp_i", "+pruner.target.also={memory:0.3}"],

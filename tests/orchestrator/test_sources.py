@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from budget_cases import steady
 from tiny import tiny_overrides
 
 from orchestrator.config import experiment_of
@@ -46,10 +47,12 @@ def files(verb: str, components: tuple[str, ...] = CAP) -> set[str]:
 
 UNITS = ["recovery=none", "pruner.target.removed=0.3"]
 CONVNET = ["model=digits_convnext", "model.checkpoint=null", "recovery@training=convnext_scratch", "training.epochs=1", "training.ranks=1"]
+BUDGET = ["pruner.target.of=latency", "pruner.target.removed=0.5", "latency.seconds=0.001", "latency.spread=0.5"]
 RUNS = {
     "cap": ["pruner=cap", "pruner.block_size=16", "recovery=adamw", "recovery.epochs=1", "recovery.ranks=1"],
     "obc 2:4": ["pruner=obc", "recovery=none", "pruner.target.sparsity=0.5", "pruner.target.pattern='2:4'"],
     "guided": ["pruner=guided", "recovery=none", "pruner.refit.order=sequential"],
+    "budget": ["pruner=cap", "recovery=none", *BUDGET],
     "sosp_i": ["pruner=sosp_i", *UNITS],
     "halp": ["pruner=halp", *UNITS, "pruner.target.within=null", "latency.seconds=0.001", "latency.widths=2", "latency.spread=0.5"],
     "magnitude": ["pruner=magnitude", "recovery=none", "loss=features"],
@@ -103,9 +106,12 @@ READ_BEFORE = {"choose": ("workers/data/",)}  # for the shape of images
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_every_file_that_runs_is_among_the_sources_or_cannot_matter(name: str, ran: Ran, tmp_path: Path) -> None:
+def test_every_file_that_runs_is_among_the_sources_or_cannot_matter(
+    name: str, ran: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from orchestrator.launch import run_experiment
 
+    steady(monkeypatch)
     base = [override for override in tiny_overrides(tmp_path) if not override.startswith(("recovery=", "pruner."))]
     experiment = experiment_of(base + RUNS[name])
     run_experiment(experiment, {}, "")  # compiles what is compiled once, so that the compiler is not watched

@@ -65,15 +65,17 @@ class Target:
     def __post_init__(self) -> None:
         timed = self.of is Share.LATENCY
         if timed:
-            removed = -1.0 if self.removed is None else self.removed
-            require(0.0 < removed < 1.0, "pruner.target.removed", "a fraction between 0 and 1 with of=latency", self.removed, "0.5 halves the time")
-            require(self.scope is Scope.GLOBAL, "pruner.target.scope", "global with of=latency, which sets each layer's sparsity", self.scope.value)
-            free = "unstructured or groups:U with of=latency"
-            require(":" not in self.pattern or self.pattern.startswith("groups:"), "pruner.target.pattern", free, self.pattern)
+            fraction, is_one = "a fraction between 0 and 1 with of=latency", self.removed is not None and 0.0 < self.removed < 1.0
+            require(is_one, "pruner.target.removed", fraction, self.removed, "0.5 halves the time")
+            by_times = "global with of=latency, which sets the sparsity of each layer"
+            require(self.scope is Scope.GLOBAL, "pruner.target.scope", by_times, self.scope.value)
+            free, is_free = "unstructured or groups:U with of=latency", ":" not in self.pattern or self.pattern.startswith("groups:")
+            require(is_free, "pruner.target.pattern", free, self.pattern)
         else:
             remedy = "set pruner.target.of=latency, or pruner.target.sparsity for a fraction of the weights"
             require(self.removed is None, "pruner.target.removed", "null with of=weights", self.removed, remedy)
-        require(0.0 < self.within < 1.0, "pruner.target.within", "a fraction between 0 and 1", self.within, "0.03 meets the budget to within 3 %")
+        remedy = "0.03 meets the budget to within 3 %"
+        require(0.0 < self.within < 1.0, "pruner.target.within", "a fraction between 0 and 1", self.within, remedy)
         require(
             0.0 <= self.sparsity < 1.0, "pruner.target.sparsity", "a fraction in [0, 1)", self.sparsity, "0.75 prunes three weights of four"
         )
@@ -218,7 +220,7 @@ class WeightPruner(Pruner, ABC):
 
     @property
     def is_timed(self) -> bool:
-        return self.target.of is Share.LATENCY
+        return self.target.of is Share.LATENCY and self.target.removed is not None
 
     @property
     def needs_multiple(self) -> int:

@@ -1,0 +1,100 @@
+"""The times of layers with zeros, and of models in the sparse runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from kernels.scores import hull
+from workers import sparse_times
+from workers.files import finish, write_tensors
+from workers.latency import Comparison, Latency, Runtime
+from workers.messages import PredictTask, TimeLayersTask, TimeSparseTask
+from workers.models.timm import TimmModel
+from workers.records import Destination, LayerScores
+from workers.sparse import RowsProduct
+from workers.worker import Worker
+
+LATENCY = Latency(Runtime.EAGER, 2, 1, 16, 0.5, 0.001)
+VIT = TimmModel(
+    name="vit_tiny_patch16_224",
+    arguments={"img_size": 32, "num_classes": 10, "depth": 2, "embed_dim": 48, "num_heads": 3},
+    checkpoint=None,
+    include=["*"],
+    exclude=[],
+)
+
+
+def task(tmp_path: Path, *layers: str) -> TimeLayersTask:
+    return TimeLayersTask(VIT, (3, 32, 32), layers, (0.0, 0.5, 0.9), LATENCY, Destination("f", tmp_path))
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """Each product that was timed: its kind, the zeros of its weight, and the shape of its inputs."""
+    timed: list[tuple] = []
+
+    def clocked(run, device, spread, seconds, between):
+        products = [cell.cell_contents for cell in run.__closure__]
+        (product,) = (each for each in products if isinstance(each, nn.Module | RowsProduct))
+        (x,) = (each for each in products if isinstance(each, torch.Tensor))
+        weight = product.rows.dense() if isinstance(product, RowsProduct) else product.weight
+        timed.append((type(product).__name__, round(1 - int(weight.count_nonzero()) / weight.numel(), 1), tuple(x.shape)))
+        run()
+        between()
+        return type("Timed", (), {"ms": 1.0 + len(timed)})
+
+    monkeypatch.setattr(sparse_times, "clocked", clocked)
+    return timed
+
+
+def test_layers_are_timed_dense_and_with_the_zeros_that_were_asked_for_on_the_inputs_that_they_get(tmp_path, seen):
+    """A ViT of 4 patches and a class token, two images at a time; equal layers of the two blocks share their times."""
+    ms, measured = sparse_times.layer_times(task(tmp_path, "blocks.0.mlp.fc1", "blocks.1.mlp.fc1", "blocks.0.mlp.fc2"), torch.device("cpu"))
+    kinds = [("Linear", 0.0), ("RowsProduct", 0.5), ("RowsProduct", 0.9)]
+    assert seen == [(*kind, (2, 5, 48)) for kind in kinds] + [(*kind, (2, 5, 192)) for kind in kinds]
+    assert ms == {"blocks.0.mlp.fc1": [2.0, 3.0, 4.0], "blocks.1.mlp.fc1": [2.0, 3.0, 4.0], "blocks.0.mlp.fc2": [5.0, 6.0, 7.0]}
+    assert measured == 6
+
+
+def test_a_layer_that_is_called_twice_takes_both_calls_and_one_that_is_not_called_takes_nothing(seen):
+    layer = nn.Linear(8, 4)
+    assert sparse_times._times(layer, ((2, 8), (3, 8)), (0.0, 0.5), LATENCY) == [2.0 + 3.0, 4.0 + 5.0]
+    assert sparse_times._times(layer, (), (0.0, 0.5), LATENCY) == [0.0, 0.0]
+    shapes = sparse_times._input_shapes(nn.ModuleDict({"a": layer, "b": layer})["a"], [""], torch.zeros(2, 8))
+    assert shapes == {"": ((2, 8),)}
+
+
+def test_a_model_is_timed_with_its_own_zeros_or_with_drawn_ones(tmp_path, monkeypatch):
+    worker, compared = Worker("cpu", 1), []
+    from workers.messages import ImportTask
+
+    model = worker.import_model(ImportTask(VIT, True, 0, Destination("m", tmp_path / "m"))).file
+
+    def in_turn(models, beside, images_NCHW, settings):
+        fc1 = models[0].get_submodule("blocks.0.mlp.fc1").weight
+        compared.append((round(1 - int(fc1.count_nonzero()) / fc1.numel(), 1), int((beside.blocks[0].mlp.fc1.weight == 0).sum())))
+        return [Comparison(0.5, 1.0, 0.0, 7)]
+
+    monkeypatch.setattr(sparse_times, "time_in_turn", in_turn)
+    for sparsities in ({}, {"blocks.0.mlp.fc1": 0.8}):
+        asked = TimeSparseTask(model, model, (3, 32, 32), sparsities, LATENCY, Destination("t", tmp_path / f"t{len(sparsities)}"))
+        assert worker.time_sparse(asked).numbers.ratio == 0.5
+    assert compared == [(0.0, 0), (0.8, 0)]
+
+
+def test_the_predicted_loss_of_a_count_is_that_of_the_cheapest_removals(tmp_path):
+    """Of two rows with rising losses, against a sum by hand; without predictions, scores are added instead."""
+    loss_nG = torch.tensor([[1.0, 4.0, 9.0], [2.0, 3.0, torch.inf]])
+    numbers = LayerScores("a", 0, 6, 5, [], {})
+
+    def predicted(losses: torch.Tensor, to: Destination) -> list[float]:
+        written = write_tensors(to.directory / LayerScores.file, {"score_nG": hull(loss_nG), "loss_nG": losses})
+        record = finish(to, numbers, 0.0, written)
+        return Worker("cpu", 1).predict(PredictTask(record, (0, 1, 3, 5))).tolist()
+
+    assert predicted(loss_nG, Destination("a", tmp_path / "a")) == [0.0, 1.0, 6.0, 19.0]
+    assert predicted(torch.full_like(loss_nG, torch.nan), Destination("b", tmp_path / "b")) == [0.0, 1.0, 6.0, 19.0]
