@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.allocation.weights import Tiles, allocate
+from orchestrator.cells import compute_cells
 from orchestrator.config import Round
 from orchestrator.outcome import Increase, Masking, MaskingStep, Outcome, Removal, RemovalStep, RoundOutcome
 from orchestrator.planning.costs import PlannedLayer, cost_model
@@ -38,7 +38,7 @@ from workers.messages import (
     SolveTask,
     TrainTask,
 )
-from workers.models.base import Output
+from workers.models.base import Layer, Output
 from workers.pruners.base import WeightPruner
 from workers.pruners.units import UnitPruner
 from workers.records import (
@@ -214,27 +214,22 @@ def collect(
     run: Run, pruner: WeightPruner, layers: Sequence[PlannedLayer], model: Record[ModelNumbers]
 ) -> dict[str, list[Record[PartialMoment]]]:
     """Partial statistics, a list over shards for each layer. Only cells of the grid that are not stored are computed."""
-    experiment, statistic, shards = run.experiment, pruner.statistic, run.experiment.data.shards
+    experiment, statistic = run.experiment, pruner.statistic
     if statistic is None:
         return {planned.layer.name: [] for planned in layers}
     data, loss, seed = data_identity(run, (*CALIBRATION, "shards")), experiment.loss, experiment.seed
-    grid: dict[tuple[str, int], Destination] = {}
-    for planned in layers:
-        reads = {"model": model, "statistic": statistic.identity(planned.layer, loss, seed), "data": data, "layer": asdict(planned.layer)}
-        grid |= {(planned.layer.name, shard): run.store.destination("collect", **reads, shard=shard) for shard in range(shards)}
-    stored = {cell: record for cell, to in grid.items() if (record := run.find(to)) is not None}
+
+    def reads(layer: Layer) -> dict[str, Any]:
+        return {"model": model, "statistic": statistic.identity(layer, loss, seed), "data": data}
+
+    def cut(missing: list[PlannedLayer]) -> list[list[PlannedLayer]]:
+        return cut_grid(experiment, run.profile, run.plan.resources, missing)
+
+    def task(layers: tuple[Layer, ...], shard: int, to: tuple[Destination, ...]) -> CollectTask:
+        return CollectTask(model.file, experiment.data, statistic, layers, loss, shard, seed, to)
+
     costs = cost_model(experiment, run.profile, run.plan.resources)
-    tasks: list[tuple[float, CollectTask]] = []
-    for shard in range(shards):
-        missing = [planned for planned in layers if (planned.layer.name, shard) not in stored]
-        for portion in cut_grid(experiment, run.profile, run.plan.resources, missing):
-            names = tuple(planned.layer for planned in portion)
-            to = tuple(grid[layer.name, shard] for layer in names)
-            tasks.append((costs.collect(portion), CollectTask(model.file, experiment.data, statistic, names, loss, shard, seed, to)))
-    tasks.sort(key=lambda task: -task[0])  # longest first
-    computed = run.compute("collect", Worker.collect, [task for _, task in tasks], list(stored.values()))
-    partials = stored | {(record.numbers.layer, record.numbers.shard): record for records in computed for record in records}
-    return {planned.layer.name: [partials[planned.layer.name, shard] for shard in range(shards)] for planned in layers}
+    return compute_cells(run, "collect", Worker.collect, layers, reads, cut, task, costs.collect)
 
 
 def score(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from typing import Any
 
+from orchestrator.cells import compute_cells
 from orchestrator.planning.costs import PlannedLayer, cost_model
 from orchestrator.planning.sequence import cut_stages, fitting_portions, samples_of_shard
 from orchestrator.run import Run, data_identity
 from workers.messages import CollectPairsTask, RefitTask
+from workers.models.base import Layer
 from workers.pruners.base import WeightPruner
 from workers.records import Destination, LayerSolution, ModelNumbers, PairedInputs, Record
 from workers.worker import Worker
@@ -43,24 +45,19 @@ def collect_pairs(
     solved: Sequence[Record[LayerSolution]],
 ) -> dict[str, list[Record[PairedInputs]]]:
     """Inputs of layers in the dense model, beside those in the model with the solutions ``solved``: a list over shards for each layer."""
-    experiment, shards = run.experiment, run.experiment.data.shards
-    data, loss, samples = data_identity(run, DATA), experiment.loss, samples_of_shard(experiment, pruner.refit)
-    grid: dict[tuple[str, int], Destination] = {}
-    for planned in layers:
-        reads = {"model": dense, "solutions": list(solved), "data": data, "samples": samples, "loss": loss}
-        reads |= {"layer": asdict(planned.layer)}
-        grid |= {(planned.layer.name, shard): run.store.destination("collect_pairs", **reads, shard=shard) for shard in range(shards)}
-    stored = {cell: record for cell, to in grid.items() if (record := run.find(to)) is not None}
-    tasks = []
-    for shard in range(shards):
-        missing = [planned for planned in layers if (planned.layer.name, shard) not in stored]
-        for portion in fitting_portions(experiment, run.profile, run.plan.resources, missing):
-            names = tuple(planned.layer for planned in portion)
-            to = tuple(grid[layer.name, shard] for layer in names)
-            tasks.append(CollectPairsTask(dense.file, tuple(solved), experiment.data, samples, names, loss, shard, to))
-    computed = run.compute("collect pairs", Worker.collect_pairs, tasks, list(stored.values()))
-    pairs = stored | {(record.numbers.layer, record.numbers.shard): record for records in computed for record in records}
-    return {planned.layer.name: [pairs[planned.layer.name, shard] for shard in range(shards)] for planned in layers}
+    experiment, data, loss = run.experiment, data_identity(run, DATA), run.experiment.loss
+    samples = samples_of_shard(experiment, pruner.refit)
+
+    def reads(layer: Layer) -> dict[str, Any]:
+        return {"model": dense, "solutions": list(solved), "data": data, "samples": samples, "loss": loss}
+
+    def cut(missing: list[PlannedLayer]) -> list[list[PlannedLayer]]:
+        return fitting_portions(experiment, run.profile, run.plan.resources, missing)
+
+    def task(layers: tuple[Layer, ...], shard: int, to: tuple[Destination, ...]) -> CollectPairsTask:
+        return CollectPairsTask(dense.file, tuple(solved), experiment.data, samples, layers, loss, shard, to)
+
+    return compute_cells(run, "collect pairs", Worker.collect_pairs, layers, reads, cut, task)
 
 
 def refit(

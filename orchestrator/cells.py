@@ -1,0 +1,55 @@
+"""The grid of layers and shards of the calibration data: a result for each cell, whose layers are computed together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any, Protocol, TypeVar
+
+from orchestrator.planning.costs import PlannedLayer
+from orchestrator.run import Run
+from workers.models.base import Layer
+from workers.records import Destination, PartialMoment, Record
+from workers.worker import Worker
+
+Kind = TypeVar("Kind", bound=PartialMoment)
+Portion = Sequence[PlannedLayer]
+
+
+class MakeTask(Protocol):
+    """Makes the task of some layers and a shard, whose results go to ``to``."""
+
+    def __call__(self, layers: tuple[Layer, ...], shard: int, to: tuple[Destination, ...]) -> Any: ...
+
+
+def compute_cells(
+    run: Run,
+    stage: str,
+    verb: Callable[[Worker, Any], list[Record[Kind]]],
+    layers: Sequence[PlannedLayer],
+    reads: Callable[[Layer], dict[str, Any]],
+    cut: Callable[[list[PlannedLayer]], Sequence[Portion]],
+    make_task: MakeTask,
+    cost: Callable[[Portion], float] = len,
+) -> dict[str, list[Record[Kind]]]:
+    """Results of a verb, a list over shards for each layer. Only cells that are not stored are computed, the longest tasks first.
+
+    ``reads`` is what the result of a layer depends on besides the layer and the shard, ``cut`` cuts layers into portions for one task each.
+    """
+    shards, name = run.experiment.data.shards, stage.replace(" ", "_")
+    grid: dict[tuple[str, int], Destination] = {}
+    for layer in (planned.layer for planned in layers):
+        read = {**reads(layer), "layer": asdict(layer)}
+        grid |= {(layer.name, shard): run.store.destination(name, **read, shard=shard) for shard in range(shards)}
+    stored = {cell: record for cell, to in grid.items() if (record := run.find(to)) is not None}
+    tasks: list[tuple[float, Any]] = []
+    for shard in range(shards):
+        missing = [planned for planned in layers if (planned.layer.name, shard) not in stored]
+        for portion in cut(missing):
+            names = tuple(planned.layer for planned in portion)
+            to = tuple(grid[layer.name, shard] for layer in names)
+            tasks.append((cost(portion), make_task(names, shard, to)))
+    tasks.sort(key=lambda task: -task[0])
+    computed = run.compute(stage, verb, [task for _, task in tasks], list(stored.values()))
+    cells = stored | {(record.numbers.layer, record.numbers.shard): record for records in computed for record in records}
+    return {planned.layer.name: [cells[planned.layer.name, shard] for shard in range(shards)] for planned in layers}
