@@ -4,7 +4,8 @@
 
 Each line is a method and a target, with the accuracy before and after recovery, and the time of a forward pass as a fraction of the dense
 model's: mean and spread over the seeds. The models take turns of a few runs, so that drifts of the machine's speed affect all of them. A
-star marks an accuracy if no other line is both faster and more accurate. Also reads the results of scripts/compare_torch_pruning.py.
+star marks an accuracy if no other line is both faster and more accurate. Masked models run in the sparse runtime (with --runtime eager). Also
+reads the results of scripts/compare_torch_pruning.py.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from orchestrator.report.page import figure_page
 from workers.export import load_family, load_pruned
 from workers.latency import Latency, Runtime
 from workers.memory import keep_freed_memory
+from workers.sparse import sparse_model
 from workers.timing import time_in_turn
 
 STAGES = ("one_shot", "recovered")
@@ -65,8 +67,8 @@ class Line:
         return [accuracy for model in self.models if (accuracy := getattr(model, stage)) is not None]
 
 
-def read_model(folder: Path) -> Model | None:
-    """Returns the model that a run, or a script, wrote into a folder, or None if there is none."""
+def read_model(folder: Path, metric: str | None = None) -> Model | None:
+    """Returns the model that a run, or a script, wrote into a folder, or None if there is none. ``metric``: None for the headline's."""
     file = folder / "model.safetensors"
     if (folder / "result.json").exists():
         return Model(file, **json.loads((folder / "result.json").read_text(encoding="utf-8")))
@@ -74,9 +76,9 @@ def read_model(folder: Path) -> Model | None:
         return None
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     macs = 1 - report["final_size"]["macs"] / report["dense_size"]["macs"]
-    removed = report["asked"].get("removed")
-    asked = "–" if removed is None else f"{removed:.0%} of {report['experiment']['pruner']['target']['of']}"
-    return Model(file, method(report), asked, macs, *(accuracy(report, stage) for stage in STAGES))
+    target = report["experiment"]["pruner"]["target"]
+    asked = f"{target['sparsity' if target['of'] == 'weights' else 'removed']:.0%} of {target['of']}"
+    return Model(file, method(report), asked, macs, *(accuracy(report, stage, metric) for stage in STAGES))
 
 
 def method(report: dict[str, Any]) -> str:
@@ -86,12 +88,12 @@ def method(report: dict[str, Any]) -> str:
     name = pruner["_target_"].rpartition(".")[2]
     name += (" normalised" if pruner.get("normalise") else "") + (" squared" if pruner.get("squared") else "")
     floor = f", floor {target['min_fraction']:.0%}" if target.get("min_fraction") else ""
-    return f"{name} by {target['of']}, {target['solver']}{floor}" if "of" in target else name
+    return f"{name} by {target['of']}, {target['scope']}" if "scope" in target else f"{name} by {target['of']}, {target['solver']}{floor}"
 
 
-def accuracy(report: dict[str, Any], stage: str) -> float | None:
-    """Returns the accuracy that a report gives for a stage, if any."""
-    return next((entry["metrics"].get(headline(report)) for entry in report["stages"] if entry["name"] == stage), None)
+def accuracy(report: dict[str, Any], stage: str, metric: str | None = None) -> float | None:
+    """Returns the accuracy that a report gives for a stage, if any: the headline's, or a ``metric``."""
+    return next((entry["metrics"].get(metric or headline(report)) for entry in report["stages"] if entry["name"] == stage), None)
 
 
 def front(points: list[tuple[float, float]]) -> list[bool]:
@@ -164,14 +166,18 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runtime", choices=[runtime.value for runtime in Runtime], default="eager")
     parser.add_argument("--stage", choices=STAGES, default="recovered", help="whose accuracy the figure shows")
+    parser.add_argument("--metric", help="the accuracy, such as agreement; by default that of the headline")
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()
     keep_freed_memory()
     settings = Latency(Runtime(options.runtime), options.batch_size, options.threads, 2, 0.005, 0.1)
-    models = [model for folder in options.runs if (model := read_model(folder)) is not None]
+    models = [model for folder in options.runs if (model := read_model(folder, options.metric)) is not None]
     dense = dense_family(load_family(models[0].file)).build().eval()
     images_NCHW = torch.randn(options.batch_size, *options.shape)
-    timed = time_in_turn([load_pruned(model.file) for model in models], dense, images_NCHW, settings)
+    loaded = [load_pruned(model.file) for model in models]
+    if settings.runtime is Runtime.EAGER:
+        loaded = [sparse_model(model) for model in loaded]
+    timed = time_in_turn(loaded, dense, images_NCHW, settings)
     lines = lines_of(models, [comparison.ratio for comparison in timed])
     conditions = f"{options.runtime}, {count(options.batch_size, 'image')}, {count(options.threads, 'thread')}"
     print(f"{conditions} of {processor()}, torch {torch.__version__}")
