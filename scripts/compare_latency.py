@@ -4,8 +4,8 @@
 
 Each line is a method and a target, with the accuracy before and after recovery, and the time of a forward pass as a fraction of the dense
 model's: mean and spread over the seeds. The models take turns of a few runs, so that drifts of the machine's speed affect all of them. A
-star marks an accuracy if no other line is both faster and more accurate. Masked models run in the sparse runtime (with --runtime eager). Also
-reads the results of scripts/compare_torch_pruning.py.
+star marks an accuracy if no other line is both faster and more accurate. Masked models run in the sparse runtime (with --runtime eager).
+Also reads the results of scripts/compare_torch_pruning.py.
 """
 
 from __future__ import annotations

@@ -114,11 +114,18 @@ class Convolution:
         distance = -(-lines * places // 16) * 16
         distance += 16 * (distance // 16 % 2 == 0)  # an odd number of cache lines: channels do not compete for the same sets of the cache
         i, j = i * self.dilation[0], column % self.kernel[1] * self.dilation[1]
-        phase = i % self.stride[0] * self.stride[1] + j % self.stride[1]
-        if self.stride[0] * self.stride[1] * self.channels * distance >= MOST_PLACES:
+        phase = i % self.stride[0] * self.phases[1] + j % self.stride[1]
+        if self.phases[0] * self.phases[1] * self.channels * distance >= MOST_PLACES:
             raise ValueError(f"expected images of fewer than {MOST_PLACES:,} padded pixels, got {height} x {breadth}")
         at = (phase * self.channels + channel) * distance + i // self.stride[0] * places + j // self.stride[1]
         return Placed(at.to(torch.uint32), out_HW, lines, places, distance)
+
+    @property
+    def phases(self) -> tuple[int, int]:
+        """The phases of the stride that the kernel reads from, which are fewer if the kernel is smaller."""
+        spans = (dilation * (kernel - 1) + 1 for dilation, kernel in zip(self.dilation, self.kernel, strict=True))
+        vertical, horizontal = (min(step, span) for step, span in zip(self.stride, spans, strict=True))
+        return vertical, horizontal
 
     @property
     def _is_pointwise(self) -> bool:
@@ -135,11 +142,11 @@ def conv2d(x_NCHW: Tensor, weight: SparseRows, bias_R: Tensor, geometry: Convolu
     x_NCHW = x_NCHW.contiguous()
     out_NRHW = torch.empty(len(x_NCHW), weight.shape[0], *placed.out_HW)
     if out_NRHW.numel():
-        inputs = geometry.channels // geometry.groups * geometry.stride[0] * geometry.stride[1]
+        inputs = geometry.channels // geometry.groups * geometry.phases[0] * geometry.phases[1]
         cut = _cut((placed.out_HW[0] - 1) * placed.breadth + placed.out_HW[1], inputs, len(x_NCHW) * geometry.groups)
         arrays = (tensor.numpy() for tensor in (x_NCHW, weight.values, placed.places, weight.starts, bias_R, out_NRHW))
         sizes = (placed.height, placed.breadth, placed.distance)
-        threads.run(cpu.convolution, *arrays, geometry.groups, geometry.stride, geometry.padding, sizes, *cut)
+        threads.run(cpu.convolution, *arrays, geometry.groups, geometry.stride, geometry.phases, geometry.padding, sizes, *cut)
     return out_NRHW
 
 

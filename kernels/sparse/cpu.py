@@ -74,26 +74,25 @@ def _pack_tokens(x, begin, count, inputs, packed, at, width):
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy", parallel=True)
-def convolution(x_NCHW, values, places, starts, bias_R, out_NRHW, groups, stride, padding, padded_sizes, vectors, tiles, parts):
+def convolution(x_NCHW, values, places, starts, bias_R, out_NRHW, groups, stride, phases, padding, padded_sizes, vectors, tiles, parts):
     """Computes a convolution with the sparse rows of its weight, in ``tiles`` of the positions by ``parts`` of the rows.
 
-    The padded image has a height, a breadth, and a number of floats from one channel to the next (``padded_sizes``), for each phase of the
-    ``stride``, so that the inputs of neighbouring outputs are neighbours. ``places`` are those of the inputs of the first output.
-    Height 0: the images themselves are read, and no tile is larger than an image.
+    The padded image has a height, a breadth, and a number of floats from one channel to the next (``padded_sizes``), for each of the
+    ``phases`` of the ``stride``, so that the inputs of neighbouring outputs are neighbours. ``places`` are those of the inputs of the
+    first output. Height 0: the images themselves are read, and no tile is larger than an image.
     """
     height, breadth, distance = padded_sizes
     images, channels, rows = len(x_NCHW), x_NCHW.shape[1], len(bias_R) // groups
-    phases, pixels = stride[0] * stride[1], x_NCHW.shape[2] * x_NCHW.shape[3]
-    size = phases * channels * distance
+    pixels, size = x_NCHW.shape[2] * x_NCHW.shape[3], phases[0] * phases[1] * channels * distance
     padded, at = x_NCHW.reshape(-1), 0
     if height:
         padded, at = _buffer(images * size + vectors * LANES)
         x = x_NCHW.reshape(-1)
         for line in numba.prange(images * channels):
             image, channel = line // channels, line % channels
-            for phase in range(phases):
+            for phase in range(phases[0] * phases[1]):
                 start = at + image * size + (phase * channels + channel) * distance
-                top, left = phase // stride[1] - padding[0], phase % stride[1] - padding[1]
+                top, left = phase // phases[1] - padding[0], phase % phases[1] - padding[1]
                 _pad(x, line * pixels, x_NCHW.shape[2], x_NCHW.shape[3], padded, start, top, left, stride, height, breadth)
     for task in numba.prange(images * groups * tiles * parts):
         image, rest = task // (groups * tiles * parts), task % (groups * tiles * parts)
