@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels.patterns import parse
-from kernels.sparse.vector import LANES
+from kernels.sparse.vector import LANES, MOST_VECTORS
 from orchestrator.cluster.base import processor
 from workers.sparse import RowsProduct
 
@@ -69,9 +69,14 @@ def product_rate() -> float:
 
 
 def cache_bandwidth() -> float:
-    """Returns the bytes per second that one core reads in order from its second-level cache."""
-    a, b = torch.ones(2, CACHED_BYTES // 8)
-    return 100 * CACHED_BYTES / seconds(lambda: [torch.dot(a, b) for _ in range(100)])[0]
+    """Returns the bytes per second that the kernel reads from the second-level cache, all inputs of a tile in order, by 16 full rows."""
+    positions = MOST_VECTORS * LANES
+    inputs = CACHED_BYTES // (4 * positions)
+    layer = nn.Linear(inputs, LANES)
+    product, tokens = RowsProduct(layer), torch.ones(positions, inputs)
+    twice = RowsProduct(nn.Linear(inputs, 2 * LANES))  # the difference of the two leaves out what is done once for a tile
+    once_seconds, twice_seconds = seconds(lambda: product(tokens), lambda: twice(tokens))
+    return LANES * CACHED_BYTES / (twice_seconds - once_seconds)
 
 
 def masked(weight: Tensor, sparsity: float, tile: int) -> Tensor:

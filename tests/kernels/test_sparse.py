@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -185,3 +187,33 @@ def test_nothing_beyond_the_inputs_is_read():
     """The page behind them is protected: reading it ends the process."""
     done = subprocess.run([sys.executable, "-c", BEYOND], capture_output=True, text=True, timeout=3600, check=False)
     assert done.stdout.strip() == "read nothing else", done.stderr[-2000:]
+
+
+NARROW = """
+import torch
+import kernels.registers
+kernels.registers.REGISTER_BITS = 256
+from kernels import sparse
+from kernels.sparse.vector import LANES
+assert LANES == 8
+torch.manual_seed(0)
+for tokens in (1, 37, 64, 197):
+    x, weight, bias = torch.randn(tokens, 50), torch.randn(20, 50) * (torch.rand(20, 50) > 0.7), torch.randn(20)
+    torch.testing.assert_close(sparse.linear(x, sparse.sparse_rows(weight), bias), torch.nn.functional.linear(x, weight, bias))
+for kernel, stride in ((1, 1), (3, 1), (3, 2)):
+    x, weight, bias = torch.randn(2, 6, 17, 19), torch.randn(10, 6, kernel, kernel), torch.randn(10)
+    weight *= torch.rand_like(weight) > 0.7
+    rows, geometry = sparse.sparse_rows(weight.flatten(1)), sparse.Convolution(1, 6, (kernel,) * 2, (stride,) * 2, (1, 1), (1, 1))
+    expected = torch.nn.functional.conv2d(x, weight, bias, stride, 1)
+    found = sparse.conv2d(x, rows, bias, geometry, geometry.placed(rows, 17, 19))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+print("right")
+"""
+
+
+def test_a_processor_with_registers_of_256_bits_computes_the_same(tmp_path: Path) -> None:
+    """Compiled for Haswell, which has AVX2 and no AVX-512."""
+    environment = os.environ | {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma", "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", NARROW]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3600, check=False, env=environment)
+    assert done.stdout.strip() == "right", done.stderr[-2000:]
