@@ -145,7 +145,7 @@ def _about_the_sparse_runtime(report: Report) -> list[str]:
         return [f"The sparse runtime makes it no faster here: {report.sparse_speed:,.0f} images/s{where}."]
     faster, skipping = f"{report.sparse_speedup:.1f} times as many images per second", count(int(layers), "layer")
     return [
-        f'With the sparse runtime (load_pruned(…, runtime="sparse")) it processes {faster} as the dense model: '
+        f'With the sparse runtime (load_pruned(…, runtime="sparse")) it processes {faster} as the dense model in torch: '
         f"{report.sparse_speed:,.0f}{where}. {skipping} skip their zeros, where that is faster."
     ]
 
