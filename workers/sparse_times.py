@@ -18,36 +18,36 @@ from workers.timing import clocked, flushing, prepared, realised, time_in_turn
 if TYPE_CHECKING:
     from workers.messages import TimeLayersTask, TimeSparseTask
 
-Shapes = tuple[tuple[int, ...], ...]
+Call = tuple[tuple[int, ...], tuple[int, ...]]  # the shape and the strides of an input
 
 
 @torch.inference_mode()
 def layer_times(task: TimeLayersTask, device: torch.device) -> tuple[dict[str, list[float]], int]:
     """Returns the milliseconds of each layer at the sparsities of a task, and how many sizes were timed.
 
-    The first sparsity is 0, the dense layer. A layer is timed alone on random inputs of the shapes that it gets in the model, in all of its
-    calls. The time of one that is never called, or that the sparse runtime does not take, is the same at all sparsities.
+    The first sparsity is 0, the dense layer. A layer is timed alone on random inputs, of the shapes and strides that it gets in the model,
+    in all of its calls. The time of one that is never called, or that the sparse runtime does not take, is the same at all sparsities.
     """
     model = realised(task.family.build(), device)
     images_NCHW = torch.randn(task.latency.batch_size, *task.input_shape, device=device)
-    shapes = _input_shapes(model, list(task.layers), images_NCHW)
+    calls = _calls(model, list(task.layers), images_NCHW)
     known: dict[object, list[float]] = {}
     ms: dict[str, list[float]] = {}
     for name in task.layers:
         layer = model.get_submodule(name)
-        key = repr(layer), shapes[name]
+        key = repr(layer), calls[name]
         if key not in known:
-            known[key] = _times(layer, shapes[name], task.sparsities, task.latency)
+            known[key] = _times(layer, calls[name], task.sparsities, task.latency)
         ms[name] = known[key]
     return ms, len(known) * len(task.sparsities)
 
 
-def _input_shapes(model: nn.Module, names: list[str], images_NCHW: Tensor) -> dict[str, Shapes]:
-    """Returns the shapes of the inputs of each layer, call by call."""
-    shapes: dict[str, list[tuple[int, ...]]] = {name: [] for name in names}
+def _calls(model: nn.Module, names: list[str], images_NCHW: Tensor) -> dict[str, tuple[Call, ...]]:
+    """Returns the inputs of each layer, call by call. Strides count: channels-last images are convolved by other kernels."""
+    calls: dict[str, list[Call]] = {name: [] for name in names}
 
     def recorder(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda module, inputs: shapes[name].append(tuple(inputs[0].shape))
+        return lambda module, inputs: calls[name].append((tuple(inputs[0].shape), inputs[0].stride()))
 
     handles = [model.get_submodule(name).register_forward_pre_hook(recorder(name)) for name in names]
     try:
@@ -55,16 +55,16 @@ def _input_shapes(model: nn.Module, names: list[str], images_NCHW: Tensor) -> di
     finally:
         for handle in handles:
             handle.remove()
-    return {name: tuple(calls) for name, calls in shapes.items()}
+    return {name: tuple(own) for name, own in calls.items()}
 
 
-def _times(layer: nn.Module, shapes: Shapes, sparsities: tuple[float, ...], settings: Latency) -> list[float]:
+def _times(layer: nn.Module, calls: tuple[Call, ...], sparsities: tuple[float, ...], settings: Latency) -> list[float]:
     """Returns the milliseconds of all calls of a layer: dense first, then with random zeros."""
-    if not isinstance(layer, nn.Linear | nn.Conv2d) or not shapes:
+    if not isinstance(layer, nn.Linear | nn.Conv2d) or not calls:
         return [0.0] * len(sparsities)
     device = layer.weight.device
     generator = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(shape, generator=generator).to(device) for shape in shapes]
+    inputs = [torch.empty_strided(*call).normal_(generator=generator).to(device) for call in calls]
     between = flushing(device)
 
     def milliseconds(product: Callable[[Tensor], Tensor]) -> float:

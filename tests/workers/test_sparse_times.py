@@ -62,10 +62,16 @@ def test_layers_are_timed_dense_and_with_the_zeros_that_were_asked_for_on_the_in
 
 def test_a_layer_that_is_called_twice_takes_both_calls_and_one_that_is_not_called_takes_nothing(seen):
     layer = nn.Linear(8, 4)
-    assert sparse_times._times(layer, ((2, 8), (3, 8)), (0.0, 0.5), LATENCY) == [2.0 + 3.0, 4.0 + 5.0]
+    calls = (((2, 8), (8, 1)), ((3, 8), (8, 1)))
+    assert sparse_times._times(layer, calls, (0.0, 0.5), LATENCY) == [2.0 + 3.0, 4.0 + 5.0]
     assert sparse_times._times(layer, (), (0.0, 0.5), LATENCY) == [0.0, 0.0]
-    shapes = sparse_times._input_shapes(nn.ModuleDict({"a": layer, "b": layer})["a"], [""], torch.zeros(2, 8))
-    assert shapes == {"": ((2, 8),)}
+
+
+def test_inputs_have_the_strides_that_they_have_in_the_model():
+    """A convolution of channels-last images is another one than that of contiguous images."""
+    model, images = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)), torch.zeros(2, 3, 5, 5).to(memory_format=torch.channels_last)
+    calls = sparse_times._calls(model, ["0", "1"], images)
+    assert calls == {"0": (((2, 3, 5, 5), (75, 1, 15, 3)),), "1": (((2, 4, 5, 5), (100, 1, 20, 4)),)}
 
 
 def test_a_model_is_timed_with_its_own_zeros_or_with_drawn_ones(tmp_path, monkeypatch):
