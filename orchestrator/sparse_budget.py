@@ -1,8 +1,7 @@
 """A budget of latency for masked weights: the sparsity of each layer, chosen by measured times and predicted losses.
 
-Every layer is timed at several sparsities, and a knapsack chooses those with the least loss within the budget. The model with these
-sparsities is then timed as a whole, and the budget is corrected until it is met. Zeros are drawn at random for all times, so that nothing
-has to be solved twice.
+Every layer is timed at several sparsities, with random zeros, and a knapsack chooses those with the least loss within the budget. The model
+with the masks of these sparsities is then timed as a whole, before any weight is fitted, and the budget is corrected until it is met.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from orchestrator.times import identity
 from workers.errors import SecateurError
 from workers.files import finish
 from workers.messages import PredictTask, TimeLayersTask, TimeSparseTask
+from workers.models.base import Layer
 from workers.pruners.base import WeightPruner
 from workers.records import FittedCounts, LayerScores, LayerTimes, ModelNumbers, Record, SparseComparison
 from workers.worker import Worker
@@ -40,9 +40,9 @@ def fit_to_budget(
 ) -> Record[FittedCounts]:
     """How many more tiles each layer loses, so that the sparse runtime takes the time of the target. Raises: SecateurError if it cannot."""
     assert pruner.target.removed is not None
-    budget, within = 1 - pruner.target.removed, pruner.target.within
+    budget, within, pruned = 1 - pruner.target.removed, pruner.target.within, [planned.layer for planned in layers]
     times = time_layers(run, layers)
-    as_it_is = time_sparse(run, model, dense, {})
+    as_it_is = time_sparse(run, pruner, model, dense)
     here = identity(run.experiment.latency, run.plan.resources)
     to = run.store.destination("fit", budget=budget, within=within, scores=list(scores.values()), times=[times, as_it_is], **here)
     record = run.find(to)
@@ -55,8 +55,8 @@ def fit_to_budget(
             choice = options.choose(budget * factor)
             if choice is None or (tried and not any(choice.values())):  # out of reach, or dense again
                 break
-            sparsities = {name: OFFERED[option] for name, option in choice.items() if option}
-            tried[factor] = choice, time_sparse(run, model, dense, sparsities).numbers.ratio
+            masks = [(layer, scores[layer.name], _more(scores[layer.name].numbers, OFFERED[choice[layer.name]])) for layer in pruned]
+            tried[factor] = choice, time_sparse(run, pruner, model, dense, masks).numbers.ratio
             if abs(tried[factor][1] / budget - 1) <= SURE * within:
                 break
             factor = next_correction({each: measured / budget for each, (_, measured) in tried.items()})
@@ -67,7 +67,7 @@ def fit_to_budget(
                 f"still takes about {percent(least)} of its time"
             )
         choice, measured = min(tried.values(), key=lambda each: abs(each[1] - budget))
-        counts = {planned.layer.name: _more(scores[planned.layer.name].numbers, OFFERED[choice[planned.layer.name]]) for planned in layers}
+        counts = {layer.name: _more(scores[layer.name].numbers, OFFERED[choice[layer.name]]) for layer in pruned}
         chosen = {name: OFFERED[option] for name, option in choice.items()}
         numbers = FittedCounts(counts, chosen, options.dense_ms, budget, options.share(choice), measured, len(tried) - 1)
         record = finish(to, numbers, started)
@@ -85,13 +85,17 @@ def time_layers(run: Run, layers: Sequence[PlannedLayer]) -> Record[LayerTimes]:
 
 
 def time_sparse(
-    run: Run, model: Record[ModelNumbers], dense: Record[ModelNumbers], sparsities: Mapping[str, float]
+    run: Run,
+    pruner: WeightPruner,
+    model: Record[ModelNumbers],
+    dense: Record[ModelNumbers],
+    masks: Sequence[tuple[Layer, Record[LayerScores], int]] = (),
 ) -> Record[SparseComparison]:
-    """The time of a model in the sparse runtime in turn with that of the dense one."""
+    """The time of a model in the sparse runtime in turn with that of the dense one: as it is, or with masks (see ``TimeSparseTask``)."""
     latency, shape = run.experiment.latency, run.experiment.data.input_shape
-    here = identity(latency, run.plan.resources)
-    to = run.store.destination("time_sparse", model=model, beside=dense, sparsities=dict(sparsities), input_shape=shape, **here)
-    task = TimeSparseTask(model.file, dense.file, shape, dict(sparsities), latency, to)
+    here, masked = identity(latency, run.plan.resources), [(scores, tiles) for _, scores, tiles in masks]
+    to = run.store.destination("time_sparse", model=model, beside=dense, masks=masked, input_shape=shape, **here)
+    task = TimeSparseTask(model.file, dense.file, shape, pruner, tuple(masks), latency, to)
     return run.map("time model", Worker.time_sparse, [task], alone=True)[0]
 
 
@@ -117,7 +121,7 @@ def time_masks(
     fitted: Record[FittedCounts],
 ) -> TimedMasks:
     """The time of the masked model, with a warning if it misses the budget."""
-    timed, budget = time_sparse(run, model, dense, {}).numbers, fitted.numbers.budget
+    timed, budget = time_sparse(run, pruner, model, dense).numbers, fitted.numbers.budget
     off = timed.ratio / budget - 1
     if abs(off) > pruner.target.within:
         found = f"{milliseconds(timed.ratio * timed.beside_ms)}, {percent(abs(off))} {'more' if off > 0 else 'less'}"

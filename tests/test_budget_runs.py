@@ -91,7 +91,7 @@ def test_a_wrong_prediction_is_corrected_by_measured_times(tmp_path: Path, monke
 
 
 def test_a_result_that_misses_the_budget_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last timing, of the real zeros, is another one than those of drawn zeros."""
+    """The last timing, of the fitted model, is another one than those of its masks."""
     steady(monkeypatch)
     from dataclasses import replace
 
@@ -102,7 +102,7 @@ def test_a_result_that_misses_the_budget_is_warned_of(tmp_path: Path, monkeypatc
     def slower_at_last(task, device):
         calls.append(task)
         measured = timed(task, device)
-        return replace(measured, ratio=0.7) if len(calls) > 1 and not task.sparsities else measured
+        return replace(measured, ratio=0.7) if len(calls) > 1 and not task.masks else measured
 
     monkeypatch.setattr(sparse_times, "model_time", slower_at_last)
     report = carried_out(tmp_path, *BUDGET)

@@ -215,12 +215,16 @@ class TimeLayersTask:
 
 @dataclass(frozen=True)
 class TimeSparseTask:
-    """Time a model in the sparse runtime in turn with the dense model, ``beside``, as it is or with random zeros (``sparsities``)."""
+    """Time a model in the sparse runtime in turn with the dense model, ``beside``: as it is, or with the masks of layers.
+
+    ``masks`` has the layers, the scores of their tiles, and how many of these are masked.
+    """
 
     model: Path
     beside: Path
     input_shape: tuple[int, int, int]
-    sparsities: dict[str, float]
+    pruner: WeightPruner
+    masks: tuple[tuple[Layer, Record[LayerScores], int], ...]
     latency: Latency
     to: Destination
 

@@ -219,7 +219,8 @@ class SparseComparison(Numbers, Machine, Comparison):
 class FittedCounts(LayerCounts):
     """Counts for a budget of latency: the sparsity of each layer, and the ``predicted`` time.
 
-    ``budget``, ``predicted`` and ``measured`` (the last with random zeros) are fractions of the dense model's time, which was ``dense_ms``.
+    ``budget``, ``predicted`` and ``measured`` (the last before weights are fitted) are fractions of the dense model's time, which was
+    ``dense_ms``.
     """
 
     verb = "fit"

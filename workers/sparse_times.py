@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from workers.export import load_pruned
+from workers.files import read_result
 from workers.latency import Comparison, Latency
-from workers.numbers import derived_seed
 from workers.sparse import RowsProduct, sparse_model
 from workers.timing import clocked, flushing, prepared, realised, time_in_turn
 
@@ -88,8 +88,11 @@ def mask_at_random(weight: Tensor, sparsity: float, generator: torch.Generator) 
 def model_time(task: TimeSparseTask, device: torch.device) -> Comparison:
     """Compares the time of a model in the sparse runtime with that of the dense one."""
     model, dense = load_pruned(task.model).to(device), load_pruned(task.beside).to(device)
-    for name, sparsity in task.sparsities.items():
-        mask_at_random(model.get_parameter(f"{name}.weight"), sparsity, torch.Generator().manual_seed(derived_seed(0, name)))
+    for layer, scores, tiles in task.masks:
+        weight = model.get_parameter(f"{layer.name}.weight").data
+        weight_RC = weight.reshape(layer.rows, layer.columns)
+        keep_RC, _ = task.pruner.mask(layer, weight_RC, read_result(scores), tiles)
+        weight.mul_(keep_RC.reshape(weight.shape))
     images_NCHW = torch.randn(task.latency.batch_size, *task.input_shape, device=device)
     (measured,) = time_in_turn([sparse_model(model)], dense, images_NCHW, task.latency)
     return measured

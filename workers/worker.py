@@ -160,9 +160,7 @@ class Worker:
         started = time.time()
         weight_RC, layer = self._weight(task.model, task.layer), task.layer
         scores = {name: tensor.to(self.device) for name, tensor in read_result(task.scores).items()}
-        counts_n = select.select_smallest(scores["score_nG"], task.tiles).sum(1)
-        removed_nG = masks.prefix_mask(scores["order_nG"], counts_n)
-        keep_RC = ~task.pruner.layout(layer).join_tiles(removed_nG) & (weight_RC != 0)
+        keep_RC, counts_n = task.pruner.mask(layer, weight_RC, scores, task.tiles)
         solution = task.pruner.solve(weight_RC, layer, moments.stored(task.partials, self.device), keep_RC)
         if not torch.isfinite(solution.weight_RC).all():
             raise SecateurError(f"{layer.name}: the re-fitted weights are not finite; raise pruner.dampening")

@@ -10,10 +10,14 @@ from torch import nn
 
 from kernels.scores import hull
 from workers import sparse_times
+from workers.export import load_weight
 from workers.files import finish, write_tensors
 from workers.latency import Comparison, Latency, Runtime
-from workers.messages import PredictTask, TimeLayersTask, TimeSparseTask
+from workers.messages import ImportTask, PredictTask, ScoreTask, TimeLayersTask, TimeSparseTask
+from workers.models.base import Layer
 from workers.models.timm import TimmModel
+from workers.pruners.base import Scope, Target
+from workers.pruners.magnitude import Magnitude
 from workers.records import Destination, LayerScores
 from workers.sparse import RowsProduct
 from workers.worker import Worker
@@ -74,22 +78,26 @@ def test_inputs_have_the_strides_that_they_have_in_the_model():
     assert calls == {"0": (((2, 3, 5, 5), (75, 1, 15, 3)),), "1": (((2, 4, 5, 5), (100, 1, 20, 4)),)}
 
 
-def test_a_model_is_timed_with_its_own_zeros_or_with_drawn_ones(tmp_path, monkeypatch):
+def test_a_model_is_timed_as_it_is_or_with_the_masks_that_it_will_get(tmp_path, monkeypatch):
+    """The mask is that of the smallest weights, by hand."""
     worker, compared = Worker("cpu", 1), []
-    from workers.messages import ImportTask
-
     model = worker.import_model(ImportTask(VIT, True, 0, Destination("m", tmp_path / "m"))).file
+    layer, pruner = Layer("blocks.0.mlp.fc1", 192, 48), Magnitude(Target(0.5, Scope.GLOBAL))
+    weight_RC = load_weight(model, layer.name)
+    scores = worker.score(ScoreTask(model, pruner, layer, (), Destination("s", tmp_path / "s")))
 
     def in_turn(models, beside, images_NCHW, settings):
-        fc1 = models[0].get_submodule("blocks.0.mlp.fc1").weight
-        compared.append((round(1 - int(fc1.count_nonzero()) / fc1.numel(), 1), int((beside.blocks[0].mlp.fc1.weight == 0).sum())))
+        compared.append((models[0].get_submodule(layer.name).weight.clone(), beside.get_submodule(layer.name).weight))
         return [Comparison(0.5, 1.0, 0.0, 7)]
 
     monkeypatch.setattr(sparse_times, "time_in_turn", in_turn)
-    for sparsities in ({}, {"blocks.0.mlp.fc1": 0.8}):
-        asked = TimeSparseTask(model, model, (3, 32, 32), sparsities, LATENCY, Destination("t", tmp_path / f"t{len(sparsities)}"))
+    for masks in ((), ((layer, scores, 7000),)):
+        asked = TimeSparseTask(model, model, (3, 32, 32), pruner, masks, LATENCY, Destination("t", tmp_path / f"t{len(masks)}"))
         assert worker.time_sparse(asked).numbers.ratio == 0.5
-    assert compared == [(0.0, 0), (0.8, 0)]
+    (own, dense), (masked, beside) = compared
+    threshold = weight_RC.abs().flatten().sort().values[7000]
+    assert torch.equal(own, weight_RC) and torch.equal(dense, weight_RC) and torch.equal(beside, weight_RC)
+    assert torch.equal(masked, weight_RC * (weight_RC.abs() >= threshold)) and int((masked == 0).sum()) == 7000
 
 
 def test_the_predicted_loss_of_a_count_is_that_of_the_cheapest_removals(tmp_path):

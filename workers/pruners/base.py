@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from fnmatch import fnmatchcase
@@ -271,6 +271,17 @@ class WeightPruner(Pruner, ABC):
     def layout(self, layer: Layer) -> Layout:
         """Returns the blocks of the statistic. Without a statistic, each tile or bucket is a block."""
         return self.statistic.layout(layer) if self.statistic else Layout(layer, self.pattern.length, self.pattern)
+
+    def mask(self, layer: Layer, weight_RC: Tensor, scores: Mapping[str, Tensor], tiles: int) -> tuple[Tensor, Tensor]:
+        """Returns the mask of a layer without its ``tiles`` cheapest tiles, True where a weight is kept, and how many each block loses.
+
+        ``scores`` are the tensors of a ``Sensitivity`` by name.
+        """
+        from kernels import masks, select
+
+        counts_n = select.select_smallest(scores["score_nG"], tiles).sum(1)
+        removed_nG = masks.prefix_mask(scores["order_nG"], counts_n)
+        return ~self.layout(layer).join_tiles(removed_nG) & (weight_RC != 0), counts_n
 
     @abstractmethod
     def score(self, weight_RC: Tensor, layer: Layer, moments: Moments | None) -> Sensitivity:
