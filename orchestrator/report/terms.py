@@ -28,6 +28,9 @@ VERB_NAMES = {
     "time_operation": "time",
     "time_model": "time",
     "compare_time": "time",
+    "time_layers": "time",
+    "time_sparse": "time",
+    "fit": "allocate",
 }
 
 
