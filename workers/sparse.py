@@ -109,6 +109,9 @@ class RowsProduct:
         if self.geometry is None:
             return sparse.linear(x, self.rows, self.bias_R)
         images_NCHW = x if x.ndim == 4 else x[None]
+        if self.geometry.is_pointwise and self.geometry.groups == 1 and images_NCHW.is_contiguous(memory_format=torch.channels_last):
+            out_NHWR = sparse.linear(images_NCHW.permute(0, 2, 3, 1), self.rows, self.bias_R)  # pixels are tokens
+            return out_NHWR.permute(0, 3, 1, 2) if x.ndim == 4 else out_NHWR[0].permute(2, 0, 1)
         size = (images_NCHW.shape[2], images_NCHW.shape[3])
         placed = self._placed.get(size) or self._placed.setdefault(size, self.geometry.placed(self.rows, *size))
         out_NRHW = sparse.conv2d(images_NCHW, self.rows, self.bias_R, self.geometry, placed)

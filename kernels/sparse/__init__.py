@@ -108,7 +108,7 @@ class Convolution:
         """Returns where the weights find their inputs in images of ``height`` lines of ``breadth`` pixels."""
         out_HW, column = self.out_HW(height, breadth), weight.columns.to(torch.int64)
         channel, i = column // (self.kernel[0] * self.kernel[1]), column // self.kernel[1] % self.kernel[0]
-        if self._is_pointwise and height * breadth >= _cut(height * breadth, self.channels // self.groups, 1)[0] * _lanes():
+        if self.is_pointwise and height * breadth >= _cut(height * breadth, self.channels // self.groups, 1)[0] * _lanes():
             return Placed((channel * height * breadth).to(torch.uint32), out_HW, 0, breadth, height * breadth)
         lines, places = (-(-(size + 2 * pad) // step) for size, pad, step in zip((height, breadth), self.padding, self.stride, strict=True))
         distance = -(-lines * places // 16) * 16
@@ -128,7 +128,8 @@ class Convolution:
         return vertical, horizontal
 
     @property
-    def _is_pointwise(self) -> bool:
+    def is_pointwise(self) -> bool:
+        """Whether each output reads the inputs of its own position alone."""
         return self.kernel == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0)
 
 

@@ -15,6 +15,7 @@ from workers.models.profile import ModelProfile
 from workers.training.settings import Distill, Optimizer, Precision, Training
 
 PROCESS_BYTES = {"cpu": 700_000_000, "cuda": 1_000_000_000}  # Python, torch and compiled kernels; the context of CUDA
+ROW_BYTES = 6  # of a weight that is left, in the sparse runtime: its value and its column
 PASSING_ACTIVATIONS = 3  # of the largest size, beside those that are kept for the backward pass
 GRADIENTS = 2  # gradients of the last batch are kept until the next ones are complete
 SCORING, ORDERING, SOLVING = 20, 60, 40  # bytes per weight: while slices are eliminated, after that, and to re-fit
@@ -99,9 +100,11 @@ class Footprint:
         model = self.profile.model_bytes if self.models > 1 else 0
         return self.held + model + int((4 * (1 - sparsity) + MASKS) * self.profile.prunable_weights)
 
-    def evaluate(self, batch: int, samples: int, models: int) -> int:
-        """Returns the bytes of forward passes, and of the outputs of all samples."""
+    def evaluate(self, batch: int, samples: int, models: int, sparsity: float | None = None) -> int:
+        """Returns the bytes of forward passes, and of the outputs of all samples; with a ``sparsity``, also of the sparse runtime."""
         held = PROCESS_BYTES[self.device] + models * self.profile.model_bytes
+        if sparsity is not None and self.device == "cpu":
+            held += int(ROW_BYTES * (1 - sparsity) * self.profile.prunable_weights)
         return held + PASSING_ACTIVATIONS * self.profile.largest_bytes * batch + 8 * samples * self.profile.outputs
 
     def train(self, recipe: Training) -> int:

@@ -129,7 +129,7 @@ def plan_masking(experiment: Experiment, pruner: WeightPruner, profile: ModelPro
     bytes_of = footprint(experiment, pruned, resources)
     sparsity = 0.0 if experiment.steps > 1 else pruner.target.overall(pruned.layers)
     fewer = "lower cluster.workers if they share a machine, or use workers with more memory"
-    needs = [("joining the solved layers", bytes_of.join(sparsity), fewer), *_needs(experiment, bytes_of)]
+    needs = [("joining the solved layers", bytes_of.join(sparsity), fewer), *_needs(experiment, bytes_of, sparsity)]
     if pruner.refit.is_sequential:
         remedy = "lower data.eval_batch_size, set pruner.refit.order=parallel, or use workers with more memory"
         in_order = refit_bytes(experiment, pruned, resources, layers, pruner.refit)
@@ -202,14 +202,14 @@ def with_random_units_removed(family: ModelFamily, pruner: UnitPruner, input_sha
     return shrunk(family, state, take(state, groups, kept), groups, kept)
 
 
-def _needs(experiment: Experiment, bytes_of: Footprint) -> list[tuple[str, int, str]]:
-    """Returns what has to fit in memory however the grid is cut: the work, its bytes, and the remedy."""
+def _needs(experiment: Experiment, bytes_of: Footprint, sparsity: float | None = None) -> list[tuple[str, int, str]]:
+    """Returns what has to fit in memory however the grid is cut: the work, its bytes, and the remedy. ``sparsity`` of masked weights."""
     data = experiment.data
     fewer = "lower {0}, or use workers with more memory"
     needs = [
         (
             "evaluating",
-            bytes_of.evaluate(data.eval_batch_size, min(data.size("test"), TASK_SAMPLES), models=2),
+            bytes_of.evaluate(data.eval_batch_size, min(data.size("test"), TASK_SAMPLES), models=2, sparsity=sparsity),
             fewer.format("data.eval_batch_size"),
         ),
         (

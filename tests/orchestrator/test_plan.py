@@ -252,3 +252,16 @@ def test_a_sequential_refit_that_does_not_fit_is_refused_with_a_remedy() -> None
         plan_experiment(experiment_of([*settings, little]))
     parallel = plan_experiment(experiment_of([*settings, little, "pruner.refit.order=parallel"]))
     assert "collecting pairs of inputs" not in parallel.stage_bytes
+
+
+def test_evaluating_holds_the_weights_that_are_left_in_the_sparse_runtime() -> None:
+    """Six bytes each; nothing where no weight is masked."""
+    settings = ["pruner=cap", "cluster=local", "recovery=none", "compare=false"]
+
+    def evaluating(*more: str) -> int:
+        return plan_experiment(experiment_of([*settings, *more])).stage_bytes["evaluating"]
+
+    weights = plan_experiment(experiment_of(settings)).profile.prunable_weights
+    half, tenth = evaluating("pruner.target.sparsity=0.5"), evaluating("pruner.target.sparsity=0.9")
+    assert half - tenth == pytest.approx(6 * 0.4 * weights, abs=2)
+    assert tenth - evaluating("pruner=sosp_h") == pytest.approx(6 * 0.1 * weights, abs=2)

@@ -130,6 +130,19 @@ def test_images_without_a_batch_dimension_are_taken():
         torch.testing.assert_close(product(images(3, 9, 9)), layer(images(3, 9, 9)), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("kernel", "groups"), [(1, 1), (1, 2), (3, 1)])
+@pytest.mark.parametrize("shape", [(2, 8, 9, 7), (1, 8, 1, 1), (8, 5, 5)])
+def test_channels_last_images_are_convolved_alike_and_pointwise_ones_stay_channels_last(kernel, groups, shape):
+    layer = mask(nn.Conv2d(8, 6, kernel, padding=kernel // 2, groups=groups), 0.5)
+    x = images(*shape)
+    last = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x[None].contiguous(memory_format=torch.channels_last)[0]
+    with torch.inference_mode():
+        found = sparse.RowsProduct(layer)(last)
+        torch.testing.assert_close(found, layer(x), rtol=1e-5, atol=1e-6)
+    if (kernel, groups) == (1, 1) and x.ndim == 4:
+        assert found.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_two_of_four_weights_are_found():
     """One of four may be more than two zeros, and the columns are a multiple of four."""
     assert sparse._is_two_of_four(torch.tensor([[1.0, 0, 0, 2, 0, 0, 0, 1]]))
