@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import Any, Protocol, TypeVar
 
 from orchestrator.planning.costs import PlannedLayer
@@ -27,20 +26,17 @@ def compute_cells(
     stage: str,
     verb: Callable[[Worker, Any], list[Record[Kind]]],
     layers: Sequence[PlannedLayer],
-    reads: Callable[[Layer], dict[str, Any]],
+    destination: Callable[[Layer, int], Destination],
     cut: Callable[[list[PlannedLayer]], Sequence[Portion]],
     make_task: MakeTask,
     cost: Callable[[Portion], float] = len,
 ) -> dict[str, list[Record[Kind]]]:
     """Results of a verb, a list over shards for each layer. Only cells that are not stored are computed, the longest tasks first.
 
-    ``reads`` is what the result of a layer depends on besides the layer and the shard, ``cut`` cuts layers into portions for one task each.
+    ``destination`` says where the result of a layer and a shard goes, ``cut`` cuts layers into portions for one task each.
     """
-    shards, name = run.experiment.data.shards, stage.replace(" ", "_")
-    grid: dict[tuple[str, int], Destination] = {}
-    for layer in (planned.layer for planned in layers):
-        read = {**reads(layer), "layer": asdict(layer)}
-        grid |= {(layer.name, shard): run.store.destination(name, **read, shard=shard) for shard in range(shards)}
+    shards = run.experiment.data.shards
+    grid = {(planned.layer.name, shard): destination(planned.layer, shard) for planned in layers for shard in range(shards)}
     stored = {cell: record for cell, to in grid.items() if (record := run.find(to)) is not None}
     tasks: list[tuple[float, Any]] = []
     for shard in range(shards):

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from orchestrator.allocation.weights import Tiles, allocate
 from orchestrator.cells import compute_cells
@@ -219,8 +220,9 @@ def collect(
         return {planned.layer.name: [] for planned in layers}
     data, loss, seed = data_identity(run, (*CALIBRATION, "shards")), experiment.loss, experiment.seed
 
-    def reads(layer: Layer) -> dict[str, Any]:
-        return {"model": model, "statistic": statistic.identity(layer, loss, seed), "data": data}
+    def destination(layer: Layer, shard: int) -> Destination:
+        reads = {"model": model, "statistic": statistic.identity(layer, loss, seed), "data": data, "layer": asdict(layer)}
+        return run.store.destination("collect", **reads, shard=shard)
 
     def cut(missing: list[PlannedLayer]) -> list[list[PlannedLayer]]:
         return cut_grid(experiment, run.profile, run.plan.resources, missing)
@@ -229,7 +231,7 @@ def collect(
         return CollectTask(model.file, experiment.data, statistic, layers, loss, shard, seed, to)
 
     costs = cost_model(experiment, run.profile, run.plan.resources)
-    return compute_cells(run, "collect", Worker.collect, layers, reads, cut, task, costs.collect)
+    return compute_cells(run, "collect", Worker.collect, layers, destination, cut, task, costs.collect)
 
 
 def score(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import asdict
 
 from orchestrator.cells import compute_cells
 from orchestrator.planning.costs import PlannedLayer, cost_model
@@ -48,8 +48,9 @@ def collect_pairs(
     experiment, data, loss = run.experiment, data_identity(run, DATA), run.experiment.loss
     samples = samples_of_shard(experiment, pruner.refit)
 
-    def reads(layer: Layer) -> dict[str, Any]:
-        return {"model": dense, "solutions": list(solved), "data": data, "samples": samples, "loss": loss}
+    def destination(layer: Layer, shard: int) -> Destination:
+        reads = {"model": dense, "solutions": list(solved), "data": data, "samples": samples, "loss": loss, "layer": asdict(layer)}
+        return run.store.destination("collect_pairs", **reads, shard=shard)
 
     def cut(missing: list[PlannedLayer]) -> list[list[PlannedLayer]]:
         return fitting_portions(experiment, run.profile, run.plan.resources, missing)
@@ -57,7 +58,7 @@ def collect_pairs(
     def task(layers: tuple[Layer, ...], shard: int, to: tuple[Destination, ...]) -> CollectPairsTask:
         return CollectPairsTask(dense.file, tuple(solved), experiment.data, samples, layers, loss, shard, to)
 
-    return compute_cells(run, "collect pairs", Worker.collect_pairs, layers, reads, cut, task)
+    return compute_cells(run, "collect pairs", Worker.collect_pairs, layers, destination, cut, task)
 
 
 def refit(

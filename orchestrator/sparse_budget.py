@@ -17,6 +17,7 @@ from orchestrator.planning.costs import PlannedLayer
 from orchestrator.quantities import milliseconds, percent
 from orchestrator.run import Run
 from orchestrator.shrinking import next_correction
+from orchestrator.store import settings_of
 from orchestrator.times import identity
 from workers.errors import SecateurError
 from workers.files import finish
@@ -94,7 +95,8 @@ def time_sparse(
     """The time of a model in the sparse runtime in turn with that of the dense one: as it is, or with masks (see ``TimeSparseTask``)."""
     latency, shape = run.experiment.latency, run.experiment.data.input_shape
     here, masked = identity(latency, run.plan.resources), [(scores, tiles) for _, scores, tiles in masks]
-    to = run.store.destination("time_sparse", model=model, beside=dense, masks=masked, input_shape=shape, **here)
+    reads = {"pruner": settings_of(pruner, without=("target", "refit")), "pattern": pruner.target.pattern, "masks": masked}
+    to = run.store.destination("time_sparse", model=model, beside=dense, input_shape=shape, **reads, **here)
     task = TimeSparseTask(model.file, dense.file, shape, pruner, tuple(masks), latency, to)
     return run.map("time model", Worker.time_sparse, [task], alone=True)[0]
 

@@ -182,7 +182,7 @@ def test_work_on_units_is_shown_under_the_name_that_people_know(tmp_path):
     names = [trace["name"] for trace in drawn_figures(report)["timeline"]["data"]]
     assert len(names) == len(set(names)) and {"collect", "time"} <= set(names)
     text = Page(write_report(report, tmp_path).read_text(encoding="utf-8")).text
-    assert "collect_units" not in text and "3 × collect" in text and "3 × time" in text
+    assert "collect_units" not in text and "3 × collect" in text and "5 × time" in text
 
 
 @pytest.mark.parametrize(("environment", "told"), [({"workers": 2}, True), ({}, False)])

@@ -94,6 +94,7 @@ def test_the_numbers_of_every_verb_survive_their_record(tmp_path: Path) -> None:
     values |= {
         "dict[str, int]": {"a": 3},
         "dict[str, list[int]]": {"a": [3]},
+        "dict[str, list[float]]": {"a": [0.5]},
         "list[str]": ["text"],
         "list[tuple[float, float]]": [[0.5, 0.5]],
     }

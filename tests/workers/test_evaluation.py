@@ -24,10 +24,10 @@ def test_models_are_timed_in_turn_on_the_first_batch_and_only_one_is_evaluated()
     calls: list[str] = []
     model, dense = Noted("model", calls), Noted("dense", calls)
     batches = [Batch(torch.rand(4, 1, 2, 2), torch.zeros(4, dtype=torch.long)) for _ in range(3)]
-    rows, labels, speeds = outputs(model, iter(batches), torch.device("cpu"), [model, dense])
+    rows, labels, speeds = outputs(model, iter(batches), torch.device("cpu"), {"model": model, "dense": dense})
     assert calls == ["model", "dense"] * (1 + TIMINGS) + ["model"] * 3
-    assert rows.shape == (12, 3) and len(labels) == 12 and len(speeds) == 2 and min(speeds) > 0
-    assert outputs(model, iter(batches), torch.device("cpu"))[2] == []
+    assert rows.shape == (12, 3) and len(labels) == 12 and list(speeds) == ["model", "dense"] and min(speeds.values()) > 0
+    assert outputs(model, iter(batches), torch.device("cpu"))[2] == {}
 
 
 def test_answers_that_changed_are_counted_where_a_label_says_who_is_right():
