@@ -15,7 +15,6 @@ from workers.records import (
     Int8Model,
     LayerScores,
     LayerSolution,
-    LayerTimes,
     Metrics,
     ModelComparison,
     ModelNumbers,
@@ -29,44 +28,14 @@ from workers.records import (
 
 
 @dataclass(frozen=True)
-class TimedMasks:
-    """How masks met a budget of latency: how they were chosen, and the time of the model in turn with that of the dense one."""
-
-    fitted: FittedCounts
-    layers: LayerTimes
-    comparison: SparseComparison
-
-
-@dataclass(frozen=True)
-class MaskingStep:
-    """One pass from calibration to a sparser model: records by layer, and the model."""
-
-    partials: dict[str, list[Record[PartialMoment]]]
-    scores: dict[str, Record[LayerScores]]
-    solutions: dict[str, Record[LayerSolution]]
-    model: Record[ModelNumbers]
-    timed: TimedMasks | None = None
-
-
-@dataclass(frozen=True)
-class Masking:
-    """How a round masked weights: its pruner, the layers that it pruned, those that the pattern left dense, and its steps."""
-
-    pruner: WeightPruner
-    layers: tuple[PlannedLayer, ...]
-    unfit: tuple[Layer, ...]
-    steps: list[MaskingStep]
-
-
-@dataclass(frozen=True)
 class TimedStep:
     """How a step met its latency budget: the time of the smaller model in turn with that of the dense one, and the corrections it took.
 
     Milliseconds are those of the machine during these turns: budget and prediction count as fractions of the dense model's time.
     """
 
-    chosen: ChosenUnits
-    comparison: ModelComparison
+    chosen: ChosenUnits | FittedCounts
+    comparison: ModelComparison | SparseComparison
     corrections: int = 0
 
     @property
@@ -90,6 +59,27 @@ class TimedStep:
     def excess(self) -> float:
         """How far the measured time is over the budget, as a fraction of it; negative below it."""
         return self.measured_ms / self.budget_ms - 1
+
+
+@dataclass(frozen=True)
+class MaskingStep:
+    """One pass from calibration to a sparser model: records by layer, and the model."""
+
+    partials: dict[str, list[Record[PartialMoment]]]
+    scores: dict[str, Record[LayerScores]]
+    solutions: dict[str, Record[LayerSolution]]
+    model: Record[ModelNumbers]
+    timed: TimedStep | None = None
+
+
+@dataclass(frozen=True)
+class Masking:
+    """How a round masked weights: its pruner, the layers that it pruned, those that the pattern left dense, and its steps."""
+
+    pruner: WeightPruner
+    layers: tuple[PlannedLayer, ...]
+    unfit: tuple[Layer, ...]
+    steps: list[MaskingStep]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from orchestrator.refitting import refit_in_order
 from orchestrator.rounds import toward
 from orchestrator.run import Run, data_identity
 from orchestrator.shrinking import remove_once
-from orchestrator.sparse_budget import fit_to_budget, time_masks
+from orchestrator.sparse_budget import fit_to_budget, time_masked
 from orchestrator.store import settings_of
 from orchestrator.times import identity as timing_identity
 from orchestrator.times import on_onnxruntime
@@ -130,7 +130,7 @@ def mask_once(
     if pruner.refit.is_sequential:
         solutions = refit_in_order(run, pruner, layers, dense, solutions)
     joined = join(run, model, solutions)
-    timed = None if fitted is None else time_masks(run, pruner, layers, joined, dense, fitted)
+    timed = None if fitted is None else time_masked(run, pruner, joined, dense, fitted)
     return MaskingStep(partials, scores, solutions, joined, timed)
 
 

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from numpy import ndarray
 
 from orchestrator.allocation.sparsities import OFFERED, TIMED, Options, offered_ms
-from orchestrator.outcome import TimedMasks
+from orchestrator.outcome import TimedStep
 from orchestrator.planning.costs import PlannedLayer
 from orchestrator.quantities import milliseconds, percent
 from orchestrator.run import Run
-from orchestrator.shrinking import next_correction
+from orchestrator.shrinking import CORRECTIONS, next_correction
 from orchestrator.store import settings_of
 from orchestrator.times import identity
 from workers.errors import SecateurError
@@ -27,7 +27,6 @@ from workers.pruners.base import WeightPruner
 from workers.records import FittedCounts, LayerScores, LayerTimes, ModelNumbers, Record, SparseComparison
 from workers.worker import Worker
 
-CORRECTIONS = 5
 SURE = 0.5  # a budget is met well if the measured time is within this part of the tolerance
 
 
@@ -69,8 +68,21 @@ def fit_to_budget(
             )
         choice, measured = min(tried.values(), key=lambda each: abs(each[1] - budget))
         counts = {layer.name: _more(scores[layer.name].numbers, OFFERED[choice[layer.name]]) for layer in pruned}
-        chosen = {name: OFFERED[option] for name, option in choice.items()}
-        numbers = FittedCounts(counts, chosen, options.dense_ms, budget, options.share(choice), measured, len(tried) - 1)
+        dense_ms, alone = options.dense_ms, times.numbers.ms
+        numbers = FittedCounts(
+            tiles=counts,
+            sparsities={name: OFFERED[option] for name, option in choice.items()},
+            dense=dense_ms,
+            budget=budget * dense_ms,
+            predicted=options.share(choice) * dense_ms,
+            measured=measured * dense_ms,
+            corrections=len(tried) - 1,
+            table={
+                "scale": dense_ms / sum(times_ms[0] for times_ms in alone.values()),
+                "measured_sizes": times.numbers.measured,
+                "table_sizes": len(TIMED) * len(alone),
+            },
+        )
         record = finish(to, numbers, started)
     run.note("fit", record)
     return record
@@ -114,18 +126,12 @@ def _more(numbers: LayerScores, sparsity: float) -> int:
     return min(numbers.removable, max(0, round(sparsity * numbers.tiles) - masked))
 
 
-def time_masks(
-    run: Run,
-    pruner: WeightPruner,
-    layers: Sequence[PlannedLayer],
-    model: Record[ModelNumbers],
-    dense: Record[ModelNumbers],
-    fitted: Record[FittedCounts],
-) -> TimedMasks:
-    """The time of the masked model, with a warning if it misses the budget."""
-    timed, budget = time_sparse(run, pruner, model, dense).numbers, fitted.numbers.budget
-    off = timed.ratio / budget - 1
-    if abs(off) > pruner.target.within:
-        found = f"{milliseconds(timed.ratio * timed.beside_ms)}, {percent(abs(off))} {'more' if off > 0 else 'less'}"
-        run.warn(f"in the sparse runtime the model takes {found} than the target of {milliseconds(budget * timed.beside_ms)}")
-    return TimedMasks(fitted.numbers, time_layers(run, layers).numbers, timed)
+def time_masked(
+    run: Run, pruner: WeightPruner, model: Record[ModelNumbers], dense: Record[ModelNumbers], fitted: Record[FittedCounts]
+) -> TimedStep:
+    """How the masked model meets the budget, with a warning if it does not."""
+    timed = TimedStep(fitted.numbers, time_sparse(run, pruner, model, dense).numbers, fitted.numbers.corrections)
+    if abs(timed.excess) > pruner.target.within:
+        found = f"{milliseconds(timed.measured_ms)}, {percent(abs(timed.excess))} {'more' if timed.excess > 0 else 'less'}"
+        run.warn(f"in the sparse runtime the model takes {found} than the target of {milliseconds(timed.budget_ms)}")
+    return timed

@@ -38,13 +38,14 @@ def outputs(
     return torch.cat(parts), torch.cat(labels), speeds
 
 
-def in_turn(model: nn.Module, dense: nn.Module | None, device: torch.device) -> dict[str, nn.Module]:
+def timed_models(model: nn.Module, dense: nn.Module | None, device: torch.device) -> dict[str, nn.Module]:
     """Returns the models whose speed is measured in turn: a model, the dense one, and the first in the sparse runtime if it has zeros."""
-    if dense is None:
-        return {"images_per_second": model}
-    sparse = sparse_model(model) if device.type == "cpu" else model
-    timed = {"images_per_second": model, "dense_images_per_second": dense}
-    return timed | ({"sparse_images_per_second": sparse} if choices(sparse) else {})
+    timed = {"images_per_second": model}
+    if dense is not None:
+        timed["dense_images_per_second"] = dense
+        if device.type == "cpu" and choices(sparse := sparse_model(model)):
+            timed["sparse_images_per_second"] = sparse
+    return timed
 
 
 def readable(model: nn.Module, outputs: Tensor) -> Tensor:

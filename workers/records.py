@@ -217,19 +217,20 @@ class SparseComparison(Numbers, Machine, Comparison):
 
 @dataclass(frozen=True)
 class FittedCounts(LayerCounts):
-    """Counts for a budget of latency: the sparsity of each layer, and the ``predicted`` time.
+    """Counts for a budget of latency, and the sparsity of each layer.
 
-    ``budget``, ``predicted`` and ``measured`` (the last before weights are fitted) are fractions of the dense model's time, which was
-    ``dense_ms``.
+    ``dense``, ``budget``, ``predicted`` and ``measured`` (before any weight is fitted) are milliseconds; ``table`` says how the times of
+    layers were measured (as in ``ChosenUnits``).
     """
 
     verb = "fit"
     sparsities: dict[str, float]
-    dense_ms: float
+    dense: float
     budget: float
     predicted: float
     measured: float
     corrections: int
+    table: dict[str, float]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import copy
 import time
 from dataclasses import dataclass
 from threading import Lock
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ class SparseLayer(nn.Module):
         super().__init__()
         self.dense: nn.Linear | nn.Conv2d | None = dense
         self.bias, self.shape = dense.bias, dense.weight.shape
-        self.zeros = 1 - int(torch.count_nonzero(dense.weight)) / dense.weight.numel()
+        self.zeros = _zeros(dense)
         self.runtime: str | None = None
         self.dense_ms: float | None = None
         self.sparse_ms: float | None = None
@@ -168,17 +169,18 @@ def _milliseconds(product: nn.Module | Product, x: Tensor) -> float:
     return 1e3 * (time.perf_counter() - started)
 
 
-def _supported(module: nn.Module) -> bool:
-    """Returns whether a module is a plain Linear or Conv2d, with enough zeros."""
+def is_taken(module: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:
+    """Returns whether a module is a plain Linear or Conv2d, which the sparse runtime can compute if it has zeros."""
     if isinstance(module, nn.Conv2d):
         plain = type(module).forward is nn.Conv2d.forward and module.padding_mode == "zeros" and not isinstance(module.padding, str)
     else:
         plain = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
-    if not plain or hasattr(module, "parametrizations"):
-        return False
-    weight: Tensor = module.weight  # type: ignore[assignment]
-    fits = weight.ndim >= 2 and 0 < weight[0].numel() <= sparse.MOST_COLUMNS
-    return fits and int(torch.count_nonzero(weight)) <= (1 - LEAST_ZEROS) * weight.numel()
+    return plain and not hasattr(module, "parametrizations") and 0 < module.weight[0].numel() <= sparse.MOST_COLUMNS  # type: ignore[index]
+
+
+def _zeros(layer: nn.Linear | nn.Conv2d) -> float:
+    """Returns the fraction of a layer's weights that are zero."""
+    return 1 - int(torch.count_nonzero(layer.weight)) / layer.weight.numel()
 
 
 def sparse_model(model: nn.Module) -> nn.Module:
@@ -193,8 +195,8 @@ def sparse_model(model: nn.Module) -> nn.Module:
     replaced: dict[nn.Module, SparseLayer] = {}
     for module in list(copied.modules()):
         for name, layer in list(module.named_children()):
-            if _supported(layer):
-                setattr(module, name, replaced.setdefault(layer, SparseLayer(layer)))  # type: ignore[arg-type]
+            if is_taken(layer) and _zeros(layer) >= LEAST_ZEROS:
+                setattr(module, name, replaced.setdefault(layer, SparseLayer(layer)))
     return copied
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from workers.export import load_pruned
 from workers.files import read_result
 from workers.latency import Comparison, Latency
-from workers.sparse import RowsProduct, sparse_model
+from workers.sparse import RowsProduct, is_taken, sparse_model
 from workers.timing import clocked, flushing, prepared, realised, time_in_turn
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ def layer_times(task: TimeLayersTask, device: torch.device) -> tuple[dict[str, l
     """Returns the milliseconds of each layer at the sparsities of a task, and how many sizes were timed.
 
     The first sparsity is 0, the dense layer. A layer is timed alone on random inputs, of the shapes and strides that it gets in the model,
-    in all of its calls. The time of one that is never called, or that the sparse runtime does not take, is the same at all sparsities.
+    in all of its calls. One that is never called, or that the sparse runtime does not take, can save no time: it counts as 0 at all
+    sparsities.
     """
     model = realised(task.family.build(), device)
     images_NCHW = torch.randn(task.latency.batch_size, *task.input_shape, device=device)
@@ -60,7 +61,7 @@ def _calls(model: nn.Module, names: list[str], images_NCHW: Tensor) -> dict[str,
 
 def _times(layer: nn.Module, calls: tuple[Call, ...], sparsities: tuple[float, ...], settings: Latency) -> list[float]:
     """Returns the milliseconds of all calls of a layer: dense first, then with random zeros."""
-    if not isinstance(layer, nn.Linear | nn.Conv2d) or not calls:
+    if not is_taken(layer) or not calls:
         return [0.0] * len(sparsities)
     device = layer.weight.device
     generator = torch.Generator().manual_seed(0)

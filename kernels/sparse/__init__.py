@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from kernels import threads
+from kernels.sparse import cpu
+from kernels.sparse.vector import LANES, MOST_VECTORS
 
 MOST_COLUMNS, MOST_PLACES = 2**16, 2**32
 TILE_BYTES = 512 * 1024  # of the inputs of a tile: about half of a second-level cache
@@ -57,14 +59,12 @@ def linear(x: Tensor, weight: SparseRows, bias_R: Tensor) -> Tensor:
 
     Takes two flops for each weight that is not zero and each input vector.
     """
-    from kernels.sparse import cpu
-
     rows, columns = weight.shape
     x_TC = x.reshape(-1, columns).contiguous()
     out_TR = torch.empty(len(x_TC), rows)
     if out_TR.numel():
-        cut = _cut(len(x_TC), columns, 1)
-        threads.run(cpu.linear, *(t.numpy() for t in (x_TC, *_arrays(weight), bias_R, out_TR)), *cut)
+        arrays = (tensor.numpy() for tensor in (x_TC, weight.values, weight.columns, weight.starts, bias_R, out_TR))
+        threads.run(cpu.linear, *arrays, *_cut(len(x_TC), columns, 1))
     return out_TR.reshape(*x.shape[:-1], rows)
 
 
@@ -108,7 +108,7 @@ class Convolution:
         """Returns where the weights find their inputs in images of ``height`` lines of ``breadth`` pixels."""
         out_HW, column = self.out_HW(height, breadth), weight.columns.to(torch.int64)
         channel, i = column // (self.kernel[0] * self.kernel[1]), column // self.kernel[1] % self.kernel[0]
-        if self.is_pointwise and height * breadth >= _cut(height * breadth, self.channels // self.groups, 1)[0] * _lanes():
+        if self.is_pointwise and height * breadth >= _cut(height * breadth, self.channels // self.groups, 1)[0] * LANES:
             return Placed((channel * height * breadth).to(torch.uint32), out_HW, 0, breadth, height * breadth)
         lines, places = (-(-(size + 2 * pad) // step) for size, pad, step in zip((height, breadth), self.padding, self.stride, strict=True))
         distance = -(-lines * places // 16) * 16
@@ -138,8 +138,6 @@ def conv2d(x_NCHW: Tensor, weight: SparseRows, bias_R: Tensor, geometry: Convolu
 
     Takes two flops for each weight that is not zero and each position of the output.
     """
-    from kernels.sparse import cpu
-
     x_NCHW = x_NCHW.contiguous()
     out_NRHW = torch.empty(len(x_NCHW), weight.shape[0], *placed.out_HW)
     if out_NRHW.numel():
@@ -151,23 +149,11 @@ def conv2d(x_NCHW: Tensor, weight: SparseRows, bias_R: Tensor, geometry: Convolu
     return out_NRHW
 
 
-def _arrays(weight: SparseRows) -> tuple[Tensor, Tensor, Tensor]:
-    return weight.values, weight.columns, weight.starts
-
-
-def _lanes() -> int:
-    from kernels.sparse.vector import LANES
-
-    return LANES
-
-
 def _cut(positions: int, inputs: int, repeats: int) -> tuple[int, int, int]:
     """Returns the vectors of a tile, the tiles, and the parts of the rows, for products with ``repeats`` inputs (images, groups).
 
     Tiles have equal widths. The rows are cut if there are too few tiles for all threads.
     """
-    from kernels.sparse.vector import LANES, MOST_VECTORS
-
     needed = -(-positions // LANES)
     most = min(MOST_VECTORS, max(1, TILE_BYTES // (4 * LANES * inputs)))
     tiles = -(-needed // most)

@@ -11,16 +11,12 @@ import numba
 import numpy as np
 from numba import types
 
-from kernels.sparse.vector import LANES, MOST_VECTORS, row_product, transposition
+from kernels.sparse.vector import LANES, row_product, transposition
 
 LINE_BYTES = 64  # a vector that crosses a line of the cache takes two loads
 
-_packed_1, _packed_2, _packed_3, _packed_4, _packed_5, _packed_6, _packed_7, _packed_8 = (
-    row_product(vectors, types.uint16, vectors * LANES) for vectors in range(1, MOST_VECTORS + 1)
-)
-_placed_1, _placed_2, _placed_3, _placed_4, _placed_5, _placed_6, _placed_7, _placed_8 = (
-    row_product(vectors, types.uint32, 1) for vectors in range(1, MOST_VECTORS + 1)
-)
+_multiply_packed = row_product(types.uint16, packed=True)
+_multiply_placed = row_product(types.uint32, packed=False)
 _transpose_square = transposition()
 _compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
 
@@ -155,43 +151,3 @@ def _buffer(size):
     """Returns memory for floats, and the first index at a line of the cache."""
     memory = np.empty(size + LINE_BYTES // 4, dtype=np.float32)
     return memory, -(memory.ctypes.data // 4) % (LINE_BYTES // 4)
-
-
-@_compiled
-def _multiply_packed(vectors, out, out_at, bias, values, columns, start, stop, packed, at):
-    if vectors == 8:
-        _packed_8(out, out_at, bias, values, columns, start, stop, packed, at)
-    elif vectors == 7:
-        _packed_7(out, out_at, bias, values, columns, start, stop, packed, at)
-    elif vectors == 6:
-        _packed_6(out, out_at, bias, values, columns, start, stop, packed, at)
-    elif vectors == 5:
-        _packed_5(out, out_at, bias, values, columns, start, stop, packed, at)
-    elif vectors == 4:
-        _packed_4(out, out_at, bias, values, columns, start, stop, packed, at)
-    elif vectors == 3:
-        _packed_3(out, out_at, bias, values, columns, start, stop, packed, at)
-    elif vectors == 2:
-        _packed_2(out, out_at, bias, values, columns, start, stop, packed, at)
-    else:
-        _packed_1(out, out_at, bias, values, columns, start, stop, packed, at)
-
-
-@_compiled
-def _multiply_placed(vectors, out, out_at, bias, values, places, start, stop, inputs, at):
-    if vectors == 8:
-        _placed_8(out, out_at, bias, values, places, start, stop, inputs, at)
-    elif vectors == 7:
-        _placed_7(out, out_at, bias, values, places, start, stop, inputs, at)
-    elif vectors == 6:
-        _placed_6(out, out_at, bias, values, places, start, stop, inputs, at)
-    elif vectors == 5:
-        _placed_5(out, out_at, bias, values, places, start, stop, inputs, at)
-    elif vectors == 4:
-        _placed_4(out, out_at, bias, values, places, start, stop, inputs, at)
-    elif vectors == 3:
-        _placed_3(out, out_at, bias, values, places, start, stop, inputs, at)
-    elif vectors == 2:
-        _placed_2(out, out_at, bias, values, places, start, stop, inputs, at)
-    else:
-        _placed_1(out, out_at, bias, values, places, start, stop, inputs, at)

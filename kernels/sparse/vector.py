@@ -36,40 +36,56 @@ def _spread(builder, number):
     return builder.shuffle_vector(single, ir.Constant(_VECTOR, ir.Undefined), lanes)
 
 
-def row_product(vectors: int, index, distance: int):
-    """Returns an intrinsic that multiplies one sparse row by ``vectors * LANES`` positions.
+def row_product(index, packed: bool):
+    """Returns an intrinsic that multiplies one sparse row by 1 to ``MOST_VECTORS`` registers of positions.
 
-    ``index`` is the type of the places of inputs, which are ``distance`` floats apart.
+    ``index`` is the type of the places of inputs. If they are ``packed``, an input is followed by the next one; else places are in floats.
     """
     place_type = ir.IntType(index.bitwidth)
 
     @intrinsic
-    def multiply_row(typing, out, out_at, bias, values, places, start, stop, inputs, inputs_at):
+    def multiply_row(typing, vectors, out, out_at, bias, values, places, start, stop, inputs, inputs_at):
         """Computes ``out[out_at + t] = bias + sum_n values[n] * inputs[inputs_at + places[n] * distance + t]`` for ``start <= n < stop``.
 
-        All arrays are contiguous, of float32, and of ``index``. Nothing is checked.
+        There are ``vectors * LANES`` positions t; ``distance`` is as many floats if the inputs are packed, else 1. All arrays are
+        contiguous, of float32, and of ``index``. Nothing is checked.
         """
         intp = types.intp
-        signature = types.void(out, intp, types.float32, values, places, intp, intp, inputs, intp)
+        signature = types.void(intp, out, intp, types.float32, values, places, intp, intp, inputs, intp)
 
         def generate(context, builder, signature, arguments):
-            out, out_at, bias, values, places, start, stop, inputs, inputs_at = arguments
-            value_data, place_data = _data(context, builder, signature, 3, values), _data(context, builder, signature, 4, places)
-            origin = builder.gep(_data(context, builder, signature, 7, inputs), [inputs_at], source_etype=_FLOAT)
-            target = builder.gep(_data(context, builder, signature, 0, out), [out_at], source_etype=_FLOAT)
-            sums = [cgutils.alloca_once(builder, _VECTOR) for _ in range(vectors)]
+            vectors, out, out_at, bias, values, places, start, stop, inputs, inputs_at = arguments
+            value_data, place_data = _data(context, builder, signature, 4, values), _data(context, builder, signature, 5, places)
+            origin = builder.gep(_data(context, builder, signature, 8, inputs), [inputs_at], source_etype=_FLOAT)
+            target = builder.gep(_data(context, builder, signature, 1, out), [out_at], source_etype=_FLOAT)
             first = _spread(builder, bias)
-            for total in sums:
-                builder.store(first, total)
-            with cgutils.for_range_slice(builder, start, stop, ir.Constant(_INT, 1), _INT) as (n, _):
-                place = builder.zext(builder.load(builder.gep(place_data, [n], source_etype=place_type), typ=place_type), _INT)
-                line = builder.gep(origin, [builder.mul(place, ir.Constant(_INT, distance))], source_etype=_FLOAT)
-                weight = _spread(builder, builder.load(builder.gep(value_data, [n], source_etype=_FLOAT), typ=_FLOAT))
+
+            def multiply(count):
+                """Appends the product with ``count`` registers of sums."""
+                distance = ir.Constant(_INT, count * LANES if packed else 1)
+                sums = [cgutils.alloca_once(builder, _VECTOR) for _ in range(count)]
+                for total in sums:
+                    builder.store(first, total)
+                with cgutils.for_range_slice(builder, start, stop, ir.Constant(_INT, 1), _INT) as (n, _):
+                    place = builder.zext(builder.load(builder.gep(place_data, [n], source_etype=place_type), typ=place_type), _INT)
+                    line = builder.gep(origin, [builder.mul(place, distance)], source_etype=_FLOAT)
+                    weight = _spread(builder, builder.load(builder.gep(value_data, [n], source_etype=_FLOAT), typ=_FLOAT))
+                    for v, total in enumerate(sums):
+                        values_v = builder.load(_vector_at(builder, line, v * LANES), align=4, typ=_VECTOR)
+                        product = builder.fmul(weight, values_v, flags=FUSED)
+                        builder.store(builder.fadd(builder.load(total, typ=_VECTOR), product, flags=FUSED), total)
                 for v, total in enumerate(sums):
-                    product = builder.fmul(weight, builder.load(_vector_at(builder, line, v * LANES), align=4, typ=_VECTOR), flags=FUSED)
-                    builder.store(builder.fadd(builder.load(total, typ=_VECTOR), product, flags=FUSED), total)
-            for v, total in enumerate(sums):
-                builder.store(builder.load(total, typ=_VECTOR), _vector_at(builder, target, v * LANES), align=4)
+                    builder.store(builder.load(total, typ=_VECTOR), _vector_at(builder, target, v * LANES), align=4)
+
+            cases = [builder.append_basic_block(f"vectors_{count}") for count in range(1, MOST_VECTORS + 1)]
+            end = builder.append_basic_block("end")
+            choice = builder.switch(vectors, end)
+            for count, case in enumerate(cases, start=1):
+                choice.add_case(ir.Constant(_INT, count), case)
+                builder.position_at_end(case)
+                multiply(count)
+                builder.branch(end)
+            builder.position_at_end(end)
             return context.get_dummy_value()
 
         return signature, generate

@@ -26,7 +26,8 @@ class Options:
     @property
     def scale(self) -> float:
         """The time of the layers in the model, divided by their time alone."""
-        return min(1.0, LARGEST_SHARE * self.dense_ms / sum(times_ms[0] for times_ms in self.ms.values()))
+        alone_ms = sum(float(times_ms[0]) for times_ms in self.ms.values())
+        return min(1.0, LARGEST_SHARE * self.dense_ms / alone_ms) if alone_ms else 1.0
 
     def share(self, choice: Mapping[str, int]) -> float:
         """Returns the predicted time with the chosen options, as a fraction of the dense model's."""

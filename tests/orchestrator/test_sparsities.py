@@ -48,6 +48,11 @@ def test_layers_that_take_longer_alone_than_the_whole_model_are_scaled_down() ->
     assert found.share({"a": 1}) == pytest.approx(0.05)
 
 
+def test_layers_without_a_time_can_save_none() -> None:
+    found = Options({"a": np.zeros(2)}, {"a": np.array([0.0, 1.0])}, 20.0)
+    assert found.least_share == 1.0 and found.choose(0.9) is None and found.choose(1.0) == {"a": 0}
+
+
 def test_times_between_measured_sparsities_are_on_the_line_through_them_and_never_above_dense() -> None:
     timed = [10.0] + [20 * (1 - sparsity) for sparsity in TIMED[1:]]
     offered = offered_ms({"a": timed})["a"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from workers import sparse
 from workers.errors import SecateurError
-from workers.evaluation import in_turn
+from workers.evaluation import timed_models
 from workers.export import load_pruned, save_model
 from workers.models.timm import TimmModel
 from workers.sparse import SparseLayer, choices, sparse_model
@@ -194,6 +194,6 @@ def test_an_unknown_runtime_and_a_damaged_file_are_errors(file):
 
 def test_the_sparse_runtime_is_timed_beside_the_dense_model_where_there_are_zeros():
     masked, dense, cpu = mask(nn.Sequential(nn.Linear(8, 8)), 0.9), nn.Sequential(nn.Linear(8, 8)), torch.device("cpu")
-    assert list(in_turn(masked, dense, cpu)) == ["images_per_second", "dense_images_per_second", "sparse_images_per_second"]
-    assert list(in_turn(dense, dense, cpu)) == ["images_per_second", "dense_images_per_second"]
-    assert list(in_turn(masked, None, cpu)) == ["images_per_second"]
+    assert list(timed_models(masked, dense, cpu)) == ["images_per_second", "dense_images_per_second", "sparse_images_per_second"]
+    assert list(timed_models(dense, dense, cpu)) == ["images_per_second", "dense_images_per_second"]
+    assert list(timed_models(masked, None, cpu)) == ["images_per_second"]

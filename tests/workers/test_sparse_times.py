@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.layers import Conv2dSame
 from torch import nn
 
 from kernels.scores import hull
@@ -69,6 +70,13 @@ def test_a_layer_that_is_called_twice_takes_both_calls_and_one_that_is_not_calle
     calls = (((2, 8), (8, 1)), ((3, 8), (8, 1)))
     assert sparse_times._times(layer, calls, (0.0, 0.5), LATENCY) == [2.0 + 3.0, 4.0 + 5.0]
     assert sparse_times._times(layer, (), (0.0, 0.5), LATENCY) == [0.0, 0.0]
+
+
+def test_layers_that_the_sparse_runtime_does_not_take_save_no_time():
+    """Paddings that are computed, as timm's TensorFlow models have them, and modules of another kind."""
+    calls = (((1, 4, 9, 9), (324, 81, 9, 1)),)
+    for layer in (Conv2dSame(4, 4, 3), nn.Conv2d(4, 4, 3, padding="same"), nn.ConvTranspose2d(4, 4, 3)):
+        assert sparse_times._times(layer, calls, (0.0, 0.5), LATENCY) == [0.0, 0.0]
 
 
 def test_inputs_have_the_strides_that_they_have_in_the_model():

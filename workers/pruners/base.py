@@ -69,8 +69,6 @@ class Target:
             require(is_one, "pruner.target.removed", fraction, self.removed, "0.5 halves the time")
             by_times = "global with of=latency, which sets the sparsity of each layer"
             require(self.scope is Scope.GLOBAL, "pruner.target.scope", by_times, self.scope.value)
-            free, is_free = "unstructured or groups:U with of=latency", ":" not in self.pattern or self.pattern.startswith("groups:")
-            require(is_free, "pruner.target.pattern", free, self.pattern)
         else:
             remedy = "set pruner.target.of=latency, or pruner.target.sparsity for a fraction of the weights"
             require(self.removed is None, "pruner.target.removed", "null with of=weights", self.removed, remedy)
@@ -91,6 +89,8 @@ class Target:
             parsed = parse(self.pattern)
         except ValueError as error:
             raise ConfigError(f"pruner.target.pattern: {error}") from error
+        free = "unstructured or groups:U with of=latency, since an N:M pattern fixes the sparsity"
+        require(not (timed and parsed.bucket), "pruner.target.pattern", free, self.pattern)
         if parsed.bucket:
             share = parsed.removable / parsed.bucket
             require(self.scope is not Scope.PER_LAYER, "pruner.target.scope", f"global or uniform with pattern {self.pattern}", "per_layer")
