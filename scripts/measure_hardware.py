@@ -72,7 +72,7 @@ def network(experiment: Experiment, plan: Plan, worker: Worker, model: Path) -> 
     """Returns the flops per second of passes through the model, back to the start of its first portion."""
     costs, named = cost_model(experiment, plan.profile, plan.resources), {planned.layer.name: planned for planned in plan.layers}
     layers = [named[name] for name in plan.portions[0]] if plan.portions else list(plan.layers)
-    module = worker._model(model).requires_grad_(False)
+    module = worker.kept.model(model).requires_grad_(False)
     weights = [module.get_parameter(f"{planned.layer.name}.weight").requires_grad_(True) for planned in layers]
     batch = next(iter(images(experiment)[0].calibration(0, experiment.data.shards)))
 

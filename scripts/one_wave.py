@@ -91,7 +91,7 @@ def wave(experiment: Experiment, plan: Plan, portion: Sequence[PlannedLayer], fo
 def _loaded(worker: Worker, model: Path, seconds: float, needed: int) -> Line:
     started = time.perf_counter()
     with peak_bytes(worker.device) as peak:
-        worker._model(model)
+        worker.kept.model(model)
     return Line("load the model", seconds, time.perf_counter() - started, needed, peak.bytes or 0)
 
 

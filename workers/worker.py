@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import time
 from collections.abc import Iterator, Sequence
 from functools import reduce
 from operator import add
-from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kernels import masks, select
 from kernels.scores import loss_curve
@@ -20,9 +18,10 @@ from workers.collect import moments
 from workers.collect.paired_inputs import first, paired_inputs
 from workers.data.base import Batch
 from workers.errors import SecateurError
-from workers.export import load_family, load_pruned, load_state, load_weight, save_model
+from workers.export import load_family, load_state, save_model
 from workers.files import finish, read_result, write_tensors
-from workers.memory import give_back, keep_freed_memory, watched
+from workers.kept_models import KeptModels
+from workers.memory import keep_freed_memory, watched
 from workers.messages import (
     AssessTask,
     CollectPairsTask,
@@ -46,7 +45,6 @@ from workers.messages import (
     TimeOperationTask,
     TimeSparseTask,
 )
-from workers.models.base import Layer
 from workers.models.operations import Operation, find_operations
 from workers.models.shrunk import shrunk
 from workers.models.structures.find import find_groups
@@ -80,8 +78,6 @@ from workers.records import (
 )
 from workers.sparse import choices
 
-KEPT_MODELS = 2  # to compare takes two
-
 
 class Worker:
     """Does verbs. Verbs are idempotent: doing a task twice leaves equal bytes."""
@@ -92,8 +88,7 @@ class Worker:
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
         self.device = torch.device(device)
-        self._models: dict[Path, nn.Module] = {}  # as they were used, the last one last
-        self._solved: tuple[Path, dict[str, Path], nn.Module] | None = None  # the last model that got solutions, and where they are stored
+        self.kept = KeptModels(self.device)
         self._operations: tuple[str, list[Operation]] = ("", [])  # of the model that was timed last
 
     def describe(self) -> Machine:
@@ -119,14 +114,14 @@ class Worker:
         started = time.time()
         seed = derived_seed(task.seed, "collect", task.shard)
         batches = task.data.calibration(task.shard, task.data.shards)
-        collected = task.statistic.collect(self._model(task.model), list(task.layers), batches, task.loss, seed)
+        collected = task.statistic.collect(self.kept.model(task.model), list(task.layers), batches, task.loss, seed)
         return [moments.finish_moment(to, PartialMoment, task.shard, layer.name, collected, started) for layer, to in task.results]
 
     @watched
     def score(self, task: ScoreTask) -> Record[LayerScores]:
         """What each weight of a layer is worth."""
         started = time.time()
-        weight_RC, layer = self._weight(task.model, task.layer), task.layer
+        weight_RC, layer = self.kept.weight(task.model, task.layer), task.layer
         sensitivity = task.pruner.score(weight_RC, layer, moments.stored(task.partials, self.device))
         tensors = {"order_nG": sensitivity.order_nG, "loss_nG": sensitivity.loss_nG, "score_nG": sensitivity.score_nG}
         written = write_tensors(task.to.directory / LayerScores.file, tensors)
@@ -158,7 +153,7 @@ class Worker:
     def solve(self, task: SolveTask) -> Record[LayerSolution]:
         """Mask and re-fitted weights of a layer."""
         started = time.time()
-        weight_RC, layer = self._weight(task.model, task.layer), task.layer
+        weight_RC, layer = self.kept.weight(task.model, task.layer), task.layer
         scores = {name: tensor.to(self.device) for name, tensor in read_result(task.scores).items()}
         keep_RC, counts_n = task.pruner.mask(layer, weight_RC, scores, task.tiles)
         solution = task.pruner.solve(weight_RC, layer, moments.stored(task.partials, self.device), keep_RC)
@@ -176,7 +171,7 @@ class Worker:
         """Inputs of some layers, in a model and in the same model with layers solved, over one shard."""
         started = time.time()
         batches = first(task.samples, task.data.calibration(task.shard, task.data.shards))
-        dense, pruned = self._model(task.model), self._with_solutions(task.model, task.solutions)
+        dense, pruned = self.kept.model(task.model), self.kept.with_solutions(task.model, task.solutions)
         collected = paired_inputs(dense, pruned, list(task.layers), batches, task.loss, task.data.eval_batch_size)
         return [moments.finish_moment(to, PairedInputs, task.shard, layer.name, collected, started) for layer, to in task.results]
 
@@ -186,7 +181,7 @@ class Worker:
         started, numbers = time.time(), task.solution.numbers
         keep_RC = masks.unpack_bits(read_result(task.solution)["keep"], (task.layer.rows, task.layer.columns)).to(self.device)
         pairs = moments.stored(task.pairs, self.device)
-        weight_RC = refit_layer(self._weight(task.model, task.layer), task.layer, pairs, keep_RC, task.pruner.refit)
+        weight_RC = refit_layer(self.kept.weight(task.model, task.layer), task.layer, pairs, keep_RC, task.pruner.refit)
         if not torch.isfinite(weight_RC).all():
             raise SecateurError(f"{task.layer.name}: the re-fitted weights are not finite; raise pruner.refit.dampening")
         tensors = {"weight_RC": weight_RC, "keep": masks.pack_bits(keep_RC)}
@@ -203,7 +198,7 @@ class Worker:
             return task.data.calibration(task.shard, task.shards)
 
         seed = derived_seed(task.seed, "measure", task.shard)
-        part = task.pruner.collect(self._model(task.model), groups, batches, task.loss, seed)
+        part = task.pruner.collect(self.kept.model(task.model), groups, batches, task.loss, seed)
         written = write_tensors(task.to.directory / PartialSums.file, part.sums)
         return finish(task.to, PartialSums(task.shard, part.samples, part.batches, part.skipped), started, written)
 
@@ -295,9 +290,11 @@ class Worker:
     def evaluate(self, task: EvaluateTask) -> Record[Outputs]:
         """Outputs of a model on a shard of a split."""
         started = time.time()
-        model = self._model(task.model)
+        model = self.kept.model(task.model)
         batches = task.data.evaluation(task.split, task.shard, task.shards)
-        timed = evaluation.timed_models(model, None if task.dense is None else self._model(task.dense), self.device) if task.timed else {}
+        timed = (
+            evaluation.timed_models(model, None if task.dense is None else self.kept.model(task.dense), self.device) if task.timed else {}
+        )
         outputs, labels, speeds = evaluation.outputs(model, batches, self.device, timed)
         written = write_tensors(task.to.directory / Outputs.file, {"outputs": outputs, "labels": labels})
         sparse_layers = sum(layer.runtime == "sparse" for each in timed.values() for layer in choices(each))
@@ -307,7 +304,7 @@ class Worker:
     def compare(self, task: CompareTask) -> Record[MeasuredIncrease]:
         """How much the calibration loss of a shard really rose."""
         started = time.time()
-        before, after = self._model(task.before), self._model(task.after)
+        before, after = self.kept.model(task.before), self.kept.model(task.after)
         total, samples = evaluation.total_loss_increase(
             before, after, task.data.calibration(task.shard, task.shards), task.loss, self.device
         )
@@ -329,33 +326,3 @@ class Worker:
     def _outputs(self, records: Sequence[Record[Outputs]]) -> tuple[Tensor, Tensor]:
         parts = [read_result(record) for record in records]
         return torch.cat([part["outputs"] for part in parts]), torch.cat([part["labels"] for part in parts])
-
-    def _model(self, path: Path) -> nn.Module:
-        """The last ``KEPT_MODELS`` that were asked for stay; room for another is made before it is loaded."""
-        if path not in self._models:
-            self._solved = None  # of an earlier stage
-            for old in list(self._models)[: len(self._models) - KEPT_MODELS + 1]:
-                del self._models[old]
-            give_back()
-            self._models[path] = load_pruned(path).to(self.device)
-        self._models[path] = self._models.pop(path)
-        return self._models[path]
-
-    def _with_solutions(self, path: Path, solutions: Sequence[Record[LayerSolution]]) -> nn.Module:
-        """A copy of a model with the weights of some solutions. The last copy is changed if it has solutions for no other layers."""
-        if self._solved is None or self._solved[0] != path or not self._solved[1].keys() <= {record.numbers.layer for record in solutions}:
-            self._solved = (path, {}, copy.deepcopy(self._model(path)))
-        _, placed, model = self._solved
-        for record in solutions:
-            name = record.numbers.layer
-            if placed.get(name) != record.directory:
-                parameter = model.get_parameter(f"{name}.weight")
-                parameter.data.copy_(read_result(record)["weight_RC"].reshape(parameter.shape))
-                placed[name] = record.directory
-        return model
-
-    def _weight(self, path: Path, layer: Layer) -> Tensor:
-        """The weight (R, C) of one layer; nothing else is read unless the model is here already."""
-        model = self._models.get(path)
-        weight = load_weight(path, layer.name) if model is None else model.get_parameter(f"{layer.name}.weight").detach()
-        return weight.to(self.device).reshape(layer.rows, layer.columns)

@@ -9,10 +9,11 @@ import torch
 from workers.errors import ConfigError, SecateurError
 from workers.export import load_model, load_pruned, load_state, load_weight, save_model
 from workers.files import read_metadata, read_tensors, write_tensors
+from workers.kept_models import KEPT_MODELS
 from workers.memory import give_back, peak_bytes
 from workers.models.base import Layer
 from workers.models.timm import TimmModel
-from workers.worker import KEPT_MODELS, Worker
+from workers.worker import Worker
 
 WIDE = {"img_size": 16, "patch_size": 8, "in_chans": 1, "num_classes": 10, "embed_dim": 512, "depth": 12, "num_heads": 8}
 
@@ -60,10 +61,10 @@ def test_one_layer_is_read_alone_and_bit_for_bit(tmp_path: Path) -> None:
 def test_a_worker_that_scores_a_layer_loads_no_model(tmp_path: Path) -> None:
     written(tmp_path / "model")
     worker = Worker("cpu", 1)
-    weight_RC = worker._weight(tmp_path / "model", Layer("blocks.0.mlp.fc1", 2048, 512))
-    assert weight_RC.shape == (2048, 512) and not worker._models
-    worker._model(tmp_path / "model")
-    assert torch.equal(worker._weight(tmp_path / "model", Layer("blocks.0.mlp.fc1", 2048, 512)), weight_RC)
+    weight_RC = worker.kept.weight(tmp_path / "model", Layer("blocks.0.mlp.fc1", 2048, 512))
+    assert weight_RC.shape == (2048, 512) and not worker.kept.loaded
+    worker.kept.model(tmp_path / "model")
+    assert torch.equal(worker.kept.weight(tmp_path / "model", Layer("blocks.0.mlp.fc1", 2048, 512)), weight_RC)
 
 
 def test_layers_that_are_used_twice_are_stored_once_and_pruned_in_all_their_places(tmp_path: Path) -> None:
@@ -124,7 +125,7 @@ def test_loading_holds_the_model_once_and_a_worker_never_more_than_the_models_it
     with peak_bytes() as peak:
         start = peak.bytes
         for file in files:
-            worker._model(file)
+            worker.kept.model(file)
     assert start is not None and peak.bytes is not None
     assert peak.bytes - start < (KEPT_MODELS + 0.5) * size, "the models, and a few copies of one of 24 pruned layers"
-    assert list(worker._models) == files[-KEPT_MODELS:]
+    assert list(worker.kept.loaded) == files[-KEPT_MODELS:]
