@@ -2,7 +2,7 @@
 
 Prints, for each layer and sparsity, the rate of useful work (two flops for each weight that is left and each position), that rate as a
 fraction of the machine's largest matrix product, the bytes of inputs that the vector units read as a fraction of what they read from the
-second-level cache at most, and how many times faster than torch's dense layer the sparse one is.
+second-level cache in order, and how many times faster than torch's dense layer the sparse one is.
 
     python scripts/bench_sparse.py [--threads 1] [--batch 1] [--pattern groups:4]
 
@@ -12,9 +12,8 @@ All rates are of the same run, and products take turns. Run it on an idle machin
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
-from statistics import median
+from functools import partial
 
 import numba
 import torch
@@ -23,10 +22,12 @@ from torch import Tensor, nn
 from kernels.patterns import parse
 from kernels.sparse.vector import LANES, MOST_VECTORS
 from orchestrator.cluster.base import processor
+from workers.latency import Latency, Runtime
 from workers.sparse import RowsProduct
+from workers.timing import clocked, in_turn
 
 SPARSITIES = (0.5, 0.75, 0.9, 0.95)
-TURNS = 15
+CPU, CLOCK = torch.device("cpu"), Latency(Runtime.EAGER, 1, None, 2, spread=0.01, seconds=0.1)
 TOKENS = 197
 CACHED_BYTES = 384 * 1024  # more than a first-level cache, less than a second-level one
 
@@ -50,33 +51,24 @@ CONVOLUTIONS = {  # outputs, inputs, kernel, stride, size of the images
 }
 
 
-def seconds(*runs: Callable[[], object]) -> list[float]:
-    """Returns the median time of each of several functions, which take turns, after one turn that compiles."""
-    taken: list[list[float]] = [[] for _ in runs]
-    for turn in range(TURNS + 1):
-        for run, own in zip(runs, taken, strict=True):
-            started = time.perf_counter()
-            run()
-            if turn:
-                own.append(time.perf_counter() - started)
-    return [median(own) for own in taken]
+def milliseconds(run: Callable[[], object]) -> float:
+    """Returns the median time of a function."""
+    return clocked(run, CPU, CLOCK.spread / 10, seconds=1.0).ms
 
 
 def product_rate() -> float:
     """Returns the flops per second of a large matrix product."""
     a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
-    return 2 * 1024**3 / seconds(lambda: a @ b)[0]
+    return 2 * 1024**3 / (1e-3 * milliseconds(lambda: a @ b))
 
 
 def cache_bandwidth() -> float:
-    """Returns the bytes per second that the kernel reads from the second-level cache, all inputs of a tile in order, by 16 full rows."""
+    """Returns the bytes per second that all threads read from second-level caches, where full rows read the inputs of a tile in order."""
     positions = MOST_VECTORS * LANES
-    inputs = CACHED_BYTES // (4 * positions)
-    layer = nn.Linear(inputs, LANES)
-    product, tokens = RowsProduct(layer), torch.ones(positions, inputs)
-    twice = RowsProduct(nn.Linear(inputs, 2 * LANES))  # the difference of the two leaves out what is done once for a tile
-    once_seconds, twice_seconds = seconds(lambda: product(tokens), lambda: twice(tokens))
-    return LANES * CACHED_BYTES / (twice_seconds - once_seconds)
+    inputs, rows = CACHED_BYTES // (4 * positions), 8 * LANES
+    tokens = torch.ones(positions, inputs)
+    few, many = RowsProduct(nn.Linear(inputs, LANES)), RowsProduct(nn.Linear(inputs, LANES + rows))  # so packing does not count
+    return rows * CACHED_BYTES / (1e-3 * (milliseconds(lambda: many(tokens)) - milliseconds(lambda: few(tokens))))
 
 
 def masked(weight: Tensor, sparsity: float, tile: int) -> Tensor:
@@ -94,7 +86,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
-    peak, bandwidth = product_rate(), options.threads * cache_bandwidth()
+    peak, bandwidth = product_rate(), cache_bandwidth()
     print(f"{processor()}, {options.threads} threads, {LANES} floats in a register, torch {torch.__version__}, numba {numba.__version__}")
     print(f"matrix product: {peak / 1e9:.0f} GFLOP/s; second-level cache: {bandwidth / 1e9:.0f} GB/s")
     layers: dict[str, tuple[nn.Linear | nn.Conv2d, Tensor]] = {
@@ -109,7 +101,8 @@ def main() -> None:
         for sparsity in SPARSITIES:
             layer.weight.copy_(masked(weight, sparsity, parse(options.pattern).tile))
             product = RowsProduct(layer)
-            dense, sparse = seconds(lambda: layer(x), lambda: product(x))  # noqa: B023 - called at once
+            (found,) = in_turn([partial(product, x), partial(layer, x)], CPU, CLOCK)
+            dense, sparse = 1e-3 * found.beside_ms, 1e-3 * found.ratio * found.beside_ms
             positions = layer(x).numel() / len(layer.weight)
             flops = 2 * len(product.rows.values) * positions
             rates = f"{flops / sparse / 1e9:9.0f}{flops / sparse / peak:9.0%}{2 * flops / sparse / bandwidth:10.0%}"

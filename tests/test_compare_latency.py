@@ -10,7 +10,7 @@ from run_cases import directory, run
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from compare_latency import Model, accuracy, front, lines_of, table  # noqa: E402
+from compare_latency import Model, accuracy, front, lines_of, method, table  # noqa: E402
 
 
 def test_a_point_that_no_other_beats_is_on_the_front() -> None:
@@ -58,3 +58,10 @@ def test_few_photos_are_compared_by_agreement_and_not_by_their_labels() -> None:
     stages = [{"name": "dense", "metrics": {"top1": 0.9, "agreement": 1.0, "test_samples": 20}}]
     stages.append({"name": "one_shot", "metrics": {"top1": 0.85, "agreement": 0.95, "test_samples": 20}})
     assert accuracy({"stages": stages}, "one_shot") == 0.95 and accuracy({"stages": stages}, "recovered") is None
+
+
+def test_methods_are_named_by_their_target_and_how_it_is_spread() -> None:
+    masks = {"of": "latency", "removed": 0.5, "sparsity": 0.9, "scope": "global"}
+    units = {"of": "latency", "removed": 0.5, "solver": "exact", "min_fraction": 0.2}
+    names = [method({"experiment": {"pruner": {"_target_": "a.B", "target": target}}}) for target in (masks, units)]
+    assert names == ["B by latency, global", "B by latency, exact, floor 20%"]

@@ -292,9 +292,8 @@ class Worker:
         started = time.time()
         model = self.kept.model(task.model)
         batches = task.data.evaluation(task.split, task.shard, task.shards)
-        timed = (
-            evaluation.timed_models(model, None if task.dense is None else self.kept.model(task.dense), self.device) if task.timed else {}
-        )
+        dense = None if task.dense is None else self.kept.model(task.dense)
+        timed = evaluation.timed_models(model, dense, self.device) if task.timed else {}
         outputs, labels, speeds = evaluation.outputs(model, batches, self.device, timed)
         written = write_tensors(task.to.directory / Outputs.file, {"outputs": outputs, "labels": labels})
         sparse_layers = sum(layer.runtime == "sparse" for each in timed.values() for layer in choices(each))

@@ -1,6 +1,6 @@
 """Vector kernels for numba: one row of a sparse product, kept in registers, and the transposition of a square of floats.
 
-numba has no vector types (see ``kernels.obs.vector``). LLVM compiles these kernels for the processor at hand, with AVX2, AVX-512 or NEON
+numba has no vector types (see ``kernels.obs.vector``). LLVM compiles these kernels for the processor at hand, with AVX2 or AVX-512
 registers, so no compiler needs to be installed.
 """
 

@@ -9,7 +9,7 @@ import offline_wandb
 import pytest
 import wandb
 import yaml
-from example_report import DENSE, SMALL, example, structured
+from example_report import DENSE, SMALL, example, metrics, stages, structured
 
 from orchestrator import track
 from orchestrator.report.write import write_report
@@ -153,6 +153,12 @@ def test_the_summary_has_the_size_and_speed_of_the_model_before_and_after(has_si
     size = {"size/dense_parameters": DENSE.parameters, "size/dense_macs": DENSE.macs}
     size |= {"size/final_parameters": SMALL.parameters, "size/final_macs": SMALL.macs}
     assert logged == {"size/dense_bytes": 102_304} | speed | (size if has_sizes else {})
+
+
+def test_the_summary_has_the_speed_of_a_masked_model_in_the_sparse_runtime(tmp_path):
+    report = example(stages=stages(metrics(0.97), metrics(0.9, sparse_images_per_second=2000.0)))
+    wandb_settings().start("digits", "abc", CONFIG, tmp_path).finish(report, [], "finished")
+    assert offline_wandb.summary(recorded(tmp_path))["speed/sparse_images_per_second"] == 2000.0
 
 
 def test_a_failed_run_without_report_ends_as_failed(tmp_path):
