@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 import hydra
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from orchestrator.config import CONF
+from orchestrator.composing import CONF, complaint, find_packages
 from workers.errors import ConfigError, SecateurError
 
 if TYPE_CHECKING:
@@ -82,34 +81,10 @@ def command() -> str:
     return shlex.join(["python", "-m", "orchestrator", *sys.argv[1:]])
 
 
-def complaint(error: Exception) -> str:
-    """Returns a composition error of Hydra as one line: the unknown name, and similar ones."""
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
-        known = [str(option) for option in error.options or []]
-        return f"{group}={name}: there is no such {group or 'configuration'}{_suggestion(name, known)}"
-    cause = error.__cause__
-    key = getattr(cause, "full_key", None) or getattr(error, "full_key", None)
-    if key and "not in struct" in str(getattr(cause or error, "msg", "")):
-        parent = getattr(cause or error, "parent_node", None)
-        known = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
-        if isinstance(parent, DictConfig) and not known:
-            return f"{key}: its section is empty and takes any setting; add it with a plus: +{key}=…"
-        return f"{key}: unknown setting{_suggestion(str(key).rpartition('.')[2], known)}"
-    lines = [line for line in str(error).splitlines() if line and not line.startswith("See https://")]
-    return "; ".join(lines[:2]) or type(error).__name__
-
-
-def _suggestion(name: str, known: list[str]) -> str:
-    similar = get_close_matches(name, known, n=3, cutoff=0.5)
-    if similar:
-        return f"; did you mean {' or '.join(similar)}?"
-    return f"; choose one of {', '.join(sorted(known))}" if known else ""
-
-
 def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises its errors; they are printed below
     os.environ["SECATEUR_WORKER"] = "driver"  # the name of this process in records
+    find_packages()
     try:
         conduct()
     except (HydraException, OmegaConfBaseException) as error:

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 def check_together(experiment: Experiment, profile: ModelProfile) -> None:
     """Raises ``ConfigError`` for the first two settings that do not go together. ``profile`` is that of the dense model."""
     model, data, loss = experiment.model, experiment.data, experiment.loss
-    if model.output is Output.FEATURES:
+    if model.output is Output.FEATURES and not model.has_loss:
         require(loss is Loss.FEATURES, "loss", "features, since the model has no classifier", loss.value, "set loss=features")
-    if data.classes == 0:
+    if data.classes == 0 and not (model.has_loss and model.output is not Output.BOXES):
         require(loss is not Loss.LABELS, "loss", "sampled or features, since the data has no labels", loss.value, "set loss=sampled")
     if model.output is Output.BOXES:
         check_detector(experiment, profile)
@@ -27,7 +27,7 @@ def check_together(experiment: Experiment, profile: ModelProfile) -> None:
         classes = "images with one class each, since the model is no detector"
         require(not data.has_boxes, "data", classes, type(data).__name__, "choose a detector, such as model=ssdlite")
     require(
-        model.has_features or loss is not Loss.FEATURES,
+        model.has_features or model.output is Output.FEATURES or loss is not Loss.FEATURES,
         "loss",
         "labels or sampled, since models of this family have no method forward_features",
         loss.value,

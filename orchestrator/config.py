@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, make_dataclass
 from difflib import get_close_matches
@@ -23,10 +22,9 @@ from workers.errors import ConfigError
 from workers.latency import Latency
 from workers.losses import Loss
 from workers.models.base import ModelFamily
+from workers.models.permitted import imported, permit
 from workers.pruners.base import Pruner
 from workers.training.settings import Training
-
-CONF = str(Path(__file__).resolve().parent.parent / "conf")
 
 
 class Mode(Enum):
@@ -164,10 +162,25 @@ def _component(path: str, given: Any, kind: type) -> Any:
         idle = [] if given is None else [key for key in given if key != "_target_"]
         require(not idle, path, f"a component to set {', '.join(idle)} of", None, f"choose one with {choice}=NAME")
         return None
-    chosen = _class(path, target)
-    require(issubclass(chosen, kind), f"{path}._target_", f"a {kind.__name__}", target)
+    chosen = imported(f"{path}._target_", str(target))
+    fits = isinstance(chosen, type) and issubclass(chosen, kind) and is_dataclass(chosen)
+    require(fits, f"{path}._target_", f"a dataclass derived from {kind.__module__}.{kind.__name__}", target)
     with placed(part, path):
-        return _typed(chosen, {key: value for key, value in given.items() if key != "_target_"}, path)
+        component = _typed(chosen, {key: value for key, value in given.items() if key != "_target_"}, path)
+    if isinstance(component, ModelFamily):
+        permit(dict.fromkeys(_names(given)))
+    return component
+
+
+def _names(settings: Mapping[str, Any]) -> Iterator[str]:
+    """The names of classes and functions in the settings of a model: those that its files may name."""
+    for key, value in settings.items():
+        if key in ("_target_", "family", "target"):
+            yield str(value)
+        elif key == "permit":
+            yield from value
+        elif isinstance(value, dict):
+            yield from _names(value)
 
 
 @contextmanager
@@ -179,15 +192,6 @@ def placed(part: str, path: str) -> Iterator[None]:
         if not str(error).startswith(f"{part}."):
             raise
         raise ConfigError(path + str(error).removeprefix(part)) from error
-
-
-def _class(path: str, target: str) -> type:
-    module, _, name = target.rpartition(".")
-    require(module.split(".")[0] in ("workers", "orchestrator"), f"{path}._target_", "a class of workers or orchestrator", target)
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{path}._target_: there is no {target} ({error})") from error
 
 
 def _typed(kind: type, given: dict[str, Any], path: str) -> Any:
@@ -225,14 +229,6 @@ def _key(path: str, error: OmegaConfBaseException) -> str:
 def _suggestion(kind: type, error: OmegaConfBaseException) -> str:
     near = get_close_matches(str(error.key), [field.name for field in fields(kind)], n=3)
     return f"; did you mean {' or '.join(near)}?" if near else f"; known are {', '.join(field.name for field in fields(kind))}"
-
-
-def experiment_of(overrides: Sequence[str]) -> Experiment:
-    """The experiment of a command line with these overrides. Raises: ConfigError, and Hydra's errors if it cannot compose them."""
-    from hydra import compose, initialize_config_dir
-
-    with initialize_config_dir(CONF, version_base="1.3"):
-        return load(compose("config", overrides=list(overrides)))
 
 
 def as_dict(composed: DictConfig) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from orchestrator.allocation.units import cost_of, select_for_step, unit_problem
-from orchestrator.config import Experiment, experiment_of
+from orchestrator.composing import experiment_of
+from orchestrator.config import Experiment
 from orchestrator.store import MODEL
 from workers.evaluation import of_outputs
 from workers.export import load_family, load_pruned, load_state, save_model

@@ -6,7 +6,7 @@ python scripts/export_onnx.py runs/NAME/model.safetensors model.onnx data=imagef
 import argparse
 from pathlib import Path
 
-from orchestrator.config import experiment_of
+from orchestrator.composing import experiment_of
 from workers.onnx_export import export_onnx, first_images
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

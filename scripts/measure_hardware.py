@@ -26,7 +26,8 @@ from stand_ins import images, model_file
 from kernels.scores import loss_curve
 from kernels.second_moment import SecondMoment
 from orchestrator.cluster.base import Hardware, processor
-from orchestrator.config import Experiment, experiment_of
+from orchestrator.composing import experiment_of
+from orchestrator.config import Experiment
 from orchestrator.launch import plan_experiment
 from orchestrator.planning.costs import CostModel, PlannedLayer, cost_model
 from orchestrator.planning.plan import Plan

@@ -23,7 +23,8 @@ from rich.table import Table
 from stand_ins import images, model_file
 
 from orchestrator.cluster.base import Hardware
-from orchestrator.config import Experiment, experiment_of
+from orchestrator.composing import experiment_of
+from orchestrator.config import Experiment
 from orchestrator.launch import plan_experiment
 from orchestrator.planning.costs import PlannedLayer, cost_model
 from orchestrator.planning.footprint import footprint

@@ -24,7 +24,8 @@ from scipy.stats import spearmanr
 from stand_ins import images, model_file
 from torch import Tensor, nn
 
-from orchestrator.config import Experiment, experiment_of
+from orchestrator.composing import experiment_of
+from orchestrator.config import Experiment
 from workers.data.base import Batch
 from workers.errors import SecateurError
 from workers.export import load_family, load_pruned

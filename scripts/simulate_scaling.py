@@ -16,7 +16,7 @@ from plotly import graph_objects as go
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.config import experiment_of
+from orchestrator.composing import experiment_of
 from orchestrator.launch import plan_experiment
 from orchestrator.planning.plan import Plan
 from orchestrator.planning.simulate import Simulation, simulate

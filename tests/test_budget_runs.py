@@ -11,7 +11,7 @@ from budget_cases import PART, steady
 from run_cases import arguments, directory, stored
 from warm import orchestrate
 
-from orchestrator.config import experiment_of
+from orchestrator.composing import experiment_of
 from orchestrator.launch import run_experiment
 from orchestrator.report.result import Report
 from workers.errors import SecateurError

@@ -9,7 +9,7 @@ import torch
 from run_cases import directory, report_of, run
 from sklearn.datasets import load_digits
 
-from orchestrator.config import experiment_of
+from orchestrator.composing import experiment_of
 from orchestrator.launch import plan_experiment
 from workers import average_precision
 from workers.data.scenes import Rules, compose

@@ -25,7 +25,8 @@ from tiny import tiny_overrides
 from warm import orchestrate
 
 from orchestrator.__main__ import carry_out
-from orchestrator.config import CONF, _class, load
+from orchestrator.composing import CONF
+from orchestrator.config import _class, load
 
 WITH_CODE = [page for page in PAGES if page.name != "CONTRIBUTING.md" and any(block.language != "text" for block in blocks(page))]
 PROJECT = ("conf", "kernels", "orchestrator", "workers")

@@ -13,7 +13,7 @@ from run_cases import ON_RAY, computed, directory, kill_at, model_bytes, run, st
 from safetensors.torch import load_file, save_file
 from tiny import tiny_overrides
 
-from orchestrator.config import experiment_of
+from orchestrator.composing import experiment_of
 from orchestrator.launch import plan_experiment
 from orchestrator.planning.footprint import footprint
 from workers.export import load_pruned, load_state

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from orchestrator.config import Experiment, _class, components, experiment_of
+from orchestrator.composing import experiment_of
+from orchestrator.config import Experiment, components
 from orchestrator.launch import plan_experiment
+from workers.models.permitted import imported
 
 CONF = Path(__file__).parent.parent / "conf"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -45,7 +47,7 @@ def test_a_yaml_lists_every_field_of_its_dataclass_and_no_other(group: str, choi
     node = composed(f"{key}={choice}")[key]
     if node["_target_"] is None:
         return
-    kind = _class(group, node["_target_"])
+    kind = imported(group, node["_target_"])
     assert issubclass(kind, dict(components(Experiment))[key])
     assert {str(name) for name in node} == {field.name for field in fields(kind)} | {"_target_"}
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from run_cases import arguments, directory, report_of, run, stored
 
-from orchestrator.config import experiment_of
+from orchestrator.composing import experiment_of
 from orchestrator.launch import plan_experiment
 from orchestrator.planning.estimate import Estimate
 from orchestrator.planning.timing import PREPARE_SECONDS

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import tiny_overrides
 
-from orchestrator.config import experiment_of
+from orchestrator.composing import experiment_of
 from orchestrator.launch import run_experiment
 from workers.errors import ConfigError
 from workers.export import load_pruned

@@ -10,7 +10,7 @@ from run_cases import directory, run
 from safetensors.torch import load_file, save_file
 from warm import orchestrate
 
-from orchestrator.config import experiment_of
+from orchestrator.composing import experiment_of
 from orchestrator.launch import plan_experiment
 from workers.errors import ConfigError
 

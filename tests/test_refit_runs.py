@@ -11,7 +11,7 @@ from run_cases import ON_RAY, computed, directory, kill_at, model_bytes, run
 from tiny import tiny_overrides
 from torch import nn
 
-from orchestrator.config import experiment_of
+from orchestrator.composing import experiment_of
 from workers.export import load_pruned, load_state
 
 SEQUENTIAL = "pruner.refit.order=sequential"

@@ -15,7 +15,7 @@ from scipy.stats import rankdata
 from tiny import tiny_overrides
 from torch.nn.functional import cross_entropy
 
-from orchestrator.config import experiment_of
+from orchestrator.composing import experiment_of
 from workers.data.base import Batch
 from workers.losses import Loss
 from workers.models.shrunk import shrunk

@@ -128,7 +128,8 @@ def test_a_pattern_inside_what_is_left_needs_widths_that_fit_it(tmp_path: Path) 
 def test_a_model_without_units_is_refused_before_any_work(tmp_path: Path) -> None:
     from hydra import compose, initialize_config_dir
 
-    from orchestrator.config import CONF, load
+    from orchestrator.composing import CONF
+    from orchestrator.config import load
     from orchestrator.launch import plan_experiment
     from workers.errors import ConfigError
 

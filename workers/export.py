@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from workers.errors import SecateurError
 from workers.files import TensorFile, read_metadata, read_tensors, write_tensors
+from workers.models import permitted
 from workers.models.base import ModelFamily
 
 if TYPE_CHECKING:
@@ -88,11 +89,14 @@ def load_family(path: Path | str) -> ModelFamily:
 
 
 def family_of(target: str, settings: Mapping[str, Any]) -> ModelFamily:
-    """A family by the name of its class. Raises: SecateurError if that is anything else: a model file is not to run any code it likes."""
+    """A family by the name of its class. Raises: SecateurError if that is anything else: a model file is not to run any code it likes.
+
+    Classes outside of ``workers.models`` have to be permitted (``workers.models.permitted``).
+    """
     module, _, name = target.rpartition(".")
-    kind = getattr(importlib.import_module(module), name) if module.startswith("workers.models.") else None
+    kind = getattr(importlib.import_module(module), name) if target.startswith(permitted.OURS) else permitted.find(target)
     if not isinstance(kind, type) or not issubclass(kind, ModelFamily):
-        raise SecateurError(f"expected a model family of workers.models, got {target}")
+        raise SecateurError(f"expected a model family, got {target}")
     return kind(**settings)
 
 
@@ -129,11 +133,13 @@ def load_model(path: Path | str) -> tuple[nn.Module, dict[str, Tensor]]:
     return load_pruned(path), load_masks(path)
 
 
-def load_pruned(path: Path | str, runtime: str | None = None) -> nn.Module:
+def load_pruned(path: Path | str, runtime: str | None = None, build: permitted.Builder | None = None) -> nn.Module:
     """The pruned model as an ordinary torch module in eval mode: ``model = load_pruned("model.safetensors")``.
 
     Weights are bit-equal to those that were evaluated. With ``runtime="sparse"``, layers skip their zeros where that is faster (see
-    ``workers.sparse``). Raises: SecateurError if the file is not a model of ours, or its tensors are not those of its architecture;
+    ``workers.sparse``). ``build`` is needed for a model of your own: the function that returns the dense architecture, called with the
+    arguments in the file, or the class of its family.
+    Raises: SecateurError if the file is not a model of ours, its tensors are not those of its architecture, or ``build`` is missing;
     ValueError for another runtime.
     """
     import torch
@@ -141,7 +147,7 @@ def load_pruned(path: Path | str, runtime: str | None = None) -> nn.Module:
     if runtime not in (None, "sparse"):
         raise ValueError(f'load_pruned: expected runtime=None or "sparse", got {runtime!r}')
 
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), permitted.built_by(build):
         model = load_family(path).build()
     again, own = aliases(model), model.state_dict()
     for name, tensor in _weights(Path(path)):

@@ -18,8 +18,11 @@ class Loss(Enum):
 
 
 def forward(kind: Loss, model: nn.Module, images_NCHW: Tensor) -> Tensor:
-    """Returns the outputs that loss ``kind`` reads: logits, the last feature map of the backbone, or all outputs of a detector."""
-    return model.forward_features(images_NCHW) if kind is Loss.FEATURES else model(images_NCHW)  # type: ignore[operator]
+    """Returns the outputs that loss ``kind`` reads: logits, all outputs of a detector, or features.
+
+    Features are the last feature map of a backbone, or the outputs of a module without the method ``forward_features``.
+    """
+    return getattr(model, "forward_features", model)(images_NCHW) if kind is Loss.FEATURES else model(images_NCHW)
 
 
 def label_loss(model: nn.Module, outputs: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -36,8 +39,9 @@ def label_loss(model: nn.Module, outputs: Tensor, labels: Tensor, label_smoothin
 
 
 def labelled(labels: Tensor) -> Tensor:
-    """Returns which samples have labels, bool (N,). An image for detection always has: its label may be that there are no objects."""
-    return labels >= 0 if labels.ndim == 1 else labels.new_ones(len(labels)).bool()
+    """Returns which samples have labels, bool (N,): those whose class is not -1, and all whose labels are no classes."""
+    classes = labels.ndim == 1 and not labels.is_floating_point()
+    return labels >= 0 if classes else labels.new_ones(len(labels)).bool()
 
 
 def calibration_loss(kind: Loss, model: nn.Module, outputs: Tensor, labels: Tensor, seed: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from operator import add
 
@@ -46,6 +46,7 @@ from workers.messages import (
     TimeSparseTask,
 )
 from workers.models.operations import Operation, find_operations
+from workers.models.permitted import Builder, permit
 from workers.models.shrunk import shrunk
 from workers.models.structures.find import find_groups
 from workers.models.structures.groups import take
@@ -78,11 +79,14 @@ from workers.records import (
 )
 from workers.sparse import choices
 
+NONE: Mapping[str, Builder | None] = {}
+
 
 class Worker:
     """Does verbs. Verbs are idempotent: doing a task twice leaves equal bytes."""
 
-    def __init__(self, device: str, threads: int) -> None:
+    def __init__(self, device: str, threads: int, builders: Mapping[str, Builder | None] = NONE) -> None:
+        permit(builders)
         torch.set_num_threads(threads)
         keep_freed_memory()
         torch.backends.cuda.matmul.allow_tf32 = False

@@ -16,8 +16,10 @@ def train_rank(config: dict[str, Any]) -> None:
     """
     import torch
 
+    from workers.models.permitted import permit
     from workers.training.loop import train
 
+    permit(config["builders"])
     if os.path.isdir(config["folder"]):  # Ray Train starts its processes in another folder
         os.chdir(config["folder"])
     os.environ["SECATEUR_WORKER"] = f"rank {os.environ['RANK']}"

@@ -17,6 +17,7 @@ from orchestrator.cluster.crew import Actors, Crew, WorkerDied
 from orchestrator.cluster.gang import cause, train_rank
 from workers.checks import require
 from workers.errors import ConfigError, SecateurError
+from workers.models.permitted import permitted
 
 if TYPE_CHECKING:
     from workers.messages import TrainTask
@@ -171,7 +172,13 @@ class Ray(Cluster):
         from workers.files import read_record
 
         resources, folder = self.resources(), task.to.directory
-        config = {"task": task, "threads": self.threads, "device": resources.device, "folder": os.getcwd()}
+        config = {
+            "task": task,
+            "threads": self.threads,
+            "device": resources.device,
+            "folder": os.getcwd(),
+            "builders": permitted(),
+        }
         self._train_together(train_rank, config, task.training.ranks, str(folder / "ray"))
         record = read_record(folder)
         if record is None:
@@ -235,7 +242,7 @@ class RayActors(Actors):
         }
         options["resources"] = {kind: amount for kind, amount in self.request.items() if kind not in option_names}
         options |= {"runtime_env": {"env_vars": environment}, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
-        actor: Any = ray.remote(Worker).options(**options).remote(self.device, self.threads)
+        actor: Any = ray.remote(Worker).options(**options).remote(self.device, self.threads, permitted())
         return actor, actor.describe.remote()
 
     def ask(self, actor: Any, verb: str, task: Any) -> Any:

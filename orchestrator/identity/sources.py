@@ -17,9 +17,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from pathlib import Path
 from typing import Any
 
 from orchestrator.identity.names import PACKAGES, ROOT, Module, UnknownSource, Uses, module, uses_of
+from orchestrator.identity.own import own_code
+from workers.models.permitted import imported, permitted
 
 WORKER = "workers.worker.Worker"
 MESSAGES = "workers/messages.py"
@@ -56,6 +59,7 @@ CANNOT_MATTER = {
     "workers/records.py": "It describes how results are stored. Their content is computed elsewhere.",
     "workers/checks.py": "It refuses settings and returns nothing.",
     "workers/errors.py": "It defines exceptions.",
+    "workers/models/permitted.py": "It finds the code of the user, which counts itself.",
     "workers/memory.py": "It measures how much memory a worker holds, not what is in it.",
     "orchestrator/run.py": "It looks up stored results and has the others computed.",
     "orchestrator/store.py": "It names results. A result with another name is another result.",
@@ -86,10 +90,11 @@ INERT = {"ABC", "Enum", "IntEnum", "NamedTuple", "Protocol", "Exception", "Runti
 
 @dataclass(frozen=True)
 class Sources:
-    """Paths of files relative to the root, and top-level names of packages."""
+    """Paths of files relative to the root, top-level names of packages, and the modules of the user's own files with their paths."""
 
     files: tuple[str, ...]
     packages: tuple[str, ...]
+    own: tuple[tuple[str, Path], ...] = ()
 
 
 @cache
@@ -97,7 +102,9 @@ def code_version(verb: str, components: tuple[str, ...] = ()) -> str:
     """Returns a digest of the text of every file, and the version of every package, that the results of ``verb`` come from."""
     origin, total = sources(verb, components), hashlib.sha256()
     for path in origin.files:
-        total.update(f"{path} {_digest(path)}\n".encode())
+        total.update(f"{path} {_digest(ROOT / path)}\n".encode())
+    for module_name, place in origin.own:
+        total.update(f"{module_name} {_digest(place)}\n".encode())
     for package in origin.packages:
         total.update(f"{package} {package_version(package)}\n".encode())
     return total.hexdigest()[:16]
@@ -106,7 +113,7 @@ def code_version(verb: str, components: tuple[str, ...] = ()) -> str:
 @cache
 def sources(verb: str, components: tuple[str, ...] = ()) -> Sources:
     """Returns the sources of a verb. ``components`` are dotted names of the classes that settings chose; those count whose base class is a
-    source of the verb.
+    source of the verb. Functions of the user count for every verb.
 
     Raises: UnknownSource if a name in this module or in an import does not exist.
     """
@@ -116,24 +123,24 @@ def sources(verb: str, components: tuple[str, ...] = ()) -> Sources:
         for entry in VERBS[verb]:
             search.enter(entry)
         waiting = {name: set(ancestors(name)) for name in components}
-        while known := [name for name, above in waiting.items() if above & search.classes]:
+        while known := [name for name, above in waiting.items() if above & search.classes or not above]:
             for name in sorted(known):
-                search.reach(name)
+                search.reach(name) if name.split(".")[0] in PACKAGES else search.reach_own(name)
                 del waiting[name]
     finally:
         if collects:
             gc.enable()
-    return Sources(tuple(sorted(search.files)), tuple(sorted(search.packages - NO_VERSION.keys())))
+    return Sources(tuple(sorted(search.files)), tuple(sorted(search.packages - NO_VERSION.keys())), tuple(sorted(search.own.items())))
 
 
 def classes_of(component: Any) -> Iterator[str]:
-    """Yields the dotted names of a component's class, and of classes that its settings name, such as the family of a shrunk model."""
+    """Yields the dotted names of a component's class, and of what its settings name: families of models, functions of the user."""
     yield f"{type(component).__module__}.{type(component).__qualname__}"
     yield from _named(vars(component))
 
 
 def _named(value: Any) -> Iterator[str]:
-    if isinstance(value, str) and re.fullmatch(r"workers(\.\w+)+\.[A-Z]\w*", value):
+    if isinstance(value, str) and (re.fullmatch(r"workers(\.\w+)+\.[A-Z]\w*", value) or permitted().get(value, value) is None):
         yield value
     elif isinstance(value, dict | list | tuple):
         for entry in value.values() if isinstance(value, dict) else value:
@@ -151,8 +158,8 @@ def package_version(name: str) -> str:
 
 
 @cache
-def _digest(path: str) -> str:
-    return hashlib.sha256((ROOT / path).read_bytes()).hexdigest()
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @cache
@@ -170,6 +177,7 @@ class Search:
     def __init__(self) -> None:
         self.files: set[str] = set()
         self.packages: set[str] = set()
+        self.own: dict[str, Path] = {}
         self.classes: set[str] = set()
         self._modules: set[str] = set()
         self._done: set[tuple[str, ...]] = set()
@@ -216,6 +224,15 @@ class Search:
             self.reach(".".join([source.imports[rest[0]], *rest[1:]]))
         elif not rest[0].startswith("__"):
             raise UnknownSource(f"{source.path or source.name} does not define {rest[0]}, which {dotted} refers to")
+
+    def reach_own(self, dotted: str) -> None:
+        """Adds the code of the user's own class or function, and all that it takes from the project."""
+        code = own_code(dotted.rpartition(".")[0])
+        self.own |= code.files
+        self.packages |= code.packages
+        for name in sorted(code.project):
+            self.reach(name)
+        self._follow(Module("", ""), Uses(attributes=set(code.attributes)))
 
     def _import(self, source: Module) -> None:
         """Adds a file, and those of the packages that it is in, which run before it."""
@@ -275,8 +292,15 @@ class Search:
 
 
 def ancestors(dotted: str) -> Iterator[str]:
-    """Yields the dotted names of a class and of its base classes in the project. Raises: UnknownSource if there is no such class."""
+    """Yields the dotted names of a class and of its base classes in the project: none of a function of the user.
+
+    Raises: UnknownSource if there is no such class.
+    """
     place, _, name = dotted.rpartition(".")
+    if place.split(".")[0] not in PACKAGES:
+        chain = getattr(imported("settings", dotted), "__mro__", ())
+        yield from (f"{kind.__module__}.{kind.__qualname__}" for kind in chain if kind.__module__.split(".")[0] in PACKAGES)
+        return
     source = module(place)
     if source is None or name not in source.definitions:
         raise UnknownSource(f"there is no class {dotted}")

@@ -125,7 +125,7 @@ def test_what_can_be_told_without_torch_costs_no_import_of_it(overrides: list[st
 def test_settings_of_every_kind_are_read_without_torch(tmp_path: Path) -> None:
     """So that an error of theirs is told at once."""
     conf = Path(__file__).parent.parent.parent / "conf"
-    code = "import sys\nfrom orchestrator.config import experiment_of\nfrom workers.errors import ConfigError\n"
+    code = "import sys\nfrom orchestrator.composing import experiment_of\nfrom workers.errors import ConfigError\n"
     code += "for choice in sys.argv[1:]:\n    try: experiment_of([choice])\n    except ConfigError: pass\n"
     code += "    assert 'torch' not in sys.modules, choice\nprint('read')"
     choices = [f"{path.parent.name}={path.stem}" for path in conf.glob("*/*.yaml") if path.parent.name != "experiment"]

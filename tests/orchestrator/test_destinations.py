@@ -19,7 +19,7 @@ from identity_cases import changed
 from tiny import tiny_overrides
 
 from orchestrator import pipeline
-from orchestrator.config import experiment_of
+from orchestrator.composing import experiment_of
 from orchestrator.identity.sources import VERBS
 from orchestrator.launch import run_experiment
 from orchestrator.progress import Progress

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from identity_cases import changed
 
-from orchestrator.config import Experiment, experiment_of
+from orchestrator.composing import experiment_of
+from orchestrator.config import Experiment
 from orchestrator.identity.fingerprints import NO_RESULT, latency_fingerprint, run_fingerprint
 
 COMMANDS = {
@@ -26,6 +27,8 @@ COMMANDS = {
     "unit magnitude": ["pruner=unit_magnitude", "recovery=none"],
     "taylor in rounds": ["+experiment=fashion_resnet_halp_cap"],
     "int8": ["int8=true", "+experiment=digits_convnext_expand"],
+    "own model": ["model=module", "model.target=mine.net", "data=tensors", "data.train_file=a.safetensors", "data.test_file=b.safetensors"],
+    "transformers": ["model=transformers", "model.name=vit"],
     "scenes": ["+experiment=fashion_scenes"],
 }
 

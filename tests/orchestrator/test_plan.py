@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kernels.patterns import FREE
 from orchestrator import launch
-from orchestrator.config import experiment_of
+from orchestrator.composing import experiment_of
 from orchestrator.launch import missing, plan_experiment
 from orchestrator.planning.costs import CostModel, PlannedLayer
 from orchestrator.planning.footprint import Footprint

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.config import Experiment, experiment_of
+from orchestrator.composing import experiment_of
+from orchestrator.config import Experiment
 from orchestrator.identity.fingerprints import run_fingerprint
 from orchestrator.launch import plan_experiment
 from orchestrator.rounds import toward

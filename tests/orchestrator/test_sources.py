@@ -17,7 +17,7 @@ import pytest
 from budget_cases import steady
 from tiny import tiny_overrides
 
-from orchestrator.config import experiment_of
+from orchestrator.composing import experiment_of
 from orchestrator.identity import names, sources
 from orchestrator.identity.sources import CANNOT_MATTER, NO_VERSION, VERBS, code_version, package_version
 from orchestrator.run import classes

@@ -12,7 +12,7 @@ import torch
 
 from orchestrator.cluster import base, gang
 from orchestrator.cluster.base import threads_of_rank
-from orchestrator.config import experiment_of
+from orchestrator.composing import experiment_of
 from workers.training import gang as training_gang
 from workers.training import loop
 

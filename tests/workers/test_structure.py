@@ -152,7 +152,7 @@ def test_mode_structure_prints_the_groups(capsys):
     from hydra import compose, initialize_config_dir
 
     from orchestrator.__main__ import carry_out
-    from orchestrator.config import CONF
+    from orchestrator.composing import CONF
 
     with initialize_config_dir(CONF, version_base="1.3"):
         assert carry_out(compose("config", overrides=["mode=structure"])) is None

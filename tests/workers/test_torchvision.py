@@ -193,7 +193,7 @@ def test_groups_of_a_smaller_model_are_found_again():
 
 
 def planned(*overrides):
-    from orchestrator.config import experiment_of
+    from orchestrator.composing import experiment_of
     from orchestrator.launch import plan_experiment
 
     return plan_experiment(experiment_of(["model=torchvision", "model.name=resnet18", "data.channels=3", *overrides]))

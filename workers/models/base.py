@@ -89,6 +89,11 @@ class ModelFamily(ABC):
         return False
 
     @property
+    def has_loss(self) -> bool:
+        """Whether the module has a ``label_loss`` of its own, so that labels need not be classes."""
+        return self.output is Output.BOXES
+
+    @property
     def fixed_size(self) -> int | None:
         """The side in pixels of the square images that the module requires; None if the module accepts several sizes."""
         return None

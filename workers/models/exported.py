@@ -30,6 +30,7 @@ class Exported(ModelFamily):
     include: list[str]
     exclude: list[str]
     stem_and_head: bool = field(default=False)
+    permit: list[str] = field(default_factory=list)  # names of the user's own functions and classes that the file may name
 
     selects: ClassVar[tuple[str, ...]] = ("include", "exclude", "stem_and_head")
 
@@ -97,6 +98,10 @@ class Exported(ModelFamily):
     @property
     def has_features(self) -> bool:
         return self.inside.has_features
+
+    @property
+    def has_loss(self) -> bool:
+        return self.inside.has_loss
 
     @property
     def fixed_size(self) -> int | None:

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from workers.checks import require
+from workers.checks import Phrase, require
 from workers.errors import ConfigError
 from workers.models.base import Layer, ModelFamily
 
@@ -20,22 +20,18 @@ if TYPE_CHECKING:
 REFUSALS = (TypeError, ValueError, AssertionError, RuntimeError, KeyError, ZeroDivisionError, AttributeError)  # for invalid arguments
 
 
-@dataclass
-class LibraryModel(ModelFamily):
-    """An architecture by its name in a library, the keyword arguments of its builder, and patterns of layers."""
+class PatternModel(ModelFamily):
+    """An architecture whose layers are chosen by patterns of names, and whose weights are a checkpoint. Subclasses declare the fields."""
 
-    name: str
-    arguments: dict[str, Any]
     checkpoint: str | None  # .safetensors, .pt, .pth, .bin, bundled:NAME; None: train from the initial weights
     include: list[str]
     exclude: list[str]
-    stem_and_head: bool = field(default=False)
+    stem_and_head: bool
 
-    selects: ClassVar[tuple[str, ...]] = ("include", "exclude", "stem_and_head")
-
+    @property
     @abstractmethod
-    def require_known(self) -> None:
-        """Raises ``ConfigError``, with suggestions, if the library has no architecture of this name."""
+    def architecture(self) -> str:
+        """The name of the architecture in messages."""
 
     @abstractmethod
     def heads(self, model: nn.Module) -> set[str]:
@@ -44,7 +40,6 @@ class LibraryModel(ModelFamily):
     def check(self) -> None:
         from workers.models import checkpoints
 
-        self.require_known()
         if self.checkpoint is not None:
             checkpoints.check(self.checkpoint)
 
@@ -54,11 +49,11 @@ class LibraryModel(ModelFamily):
 
     def ends(self, model: nn.Module) -> set[str]:
         """Returns the names of the stem and the heads, which remain dense unless ``stem_and_head`` is set."""
-        return {next(iter(self.matrices(model))), *self.heads(model)}
+        return {*list(self.matrices(model))[:1], *self.heads(model)}
 
     def layers(self, model: nn.Module) -> list[Layer]:
         dense = set() if self.stem_and_head else self.ends(model)
-        return chosen(self.matrices(model), dense, self.include, self.exclude, self.name)
+        return chosen(self.matrices(model), dense, self.include, self.exclude, self.architecture)
 
     def released(self) -> nn.Module:
         """Returns the architecture with the tensors of released checkpoints."""
@@ -97,6 +92,32 @@ class LibraryModel(ModelFamily):
         return checkpoints.fingerprint(self.checkpoint)
 
 
+@dataclass
+class LibraryModel(PatternModel):
+    """An architecture by its name in a library, the keyword arguments of its builder, and patterns of layers."""
+
+    name: str
+    arguments: dict[str, Any]
+    checkpoint: str | None
+    include: list[str]
+    exclude: list[str]
+    stem_and_head: bool = field(default=False)
+
+    selects: ClassVar[tuple[str, ...]] = ("include", "exclude", "stem_and_head")
+
+    @property
+    def architecture(self) -> str:
+        return self.name
+
+    @abstractmethod
+    def require_known(self) -> None:
+        """Raises ``ConfigError``, with suggestions, if the library has no architecture of this name."""
+
+    def check(self) -> None:
+        self.require_known()
+        super().check()
+
+
 def check_settings(include: list[str], arguments: Mapping[str, Any], reserved: Collection[str]) -> None:
     """Raises ``ConfigError`` if no layer is included, or if an argument is one of the ``reserved``."""
     require(bool(include), "model.include", "at least one pattern of layer names", include, 'include: ["*"] selects every layer')
@@ -127,10 +148,15 @@ def created(name: str, arguments: Mapping[str, Any], create: Callable[[], nn.Mod
 
 
 def matrices(model: nn.Module) -> dict[str, nn.Module]:
-    """Returns the Linear and Conv2d layers by name, in the order of definition."""
-    from torch import nn
+    """Returns the Linear and Conv2d layers by name, in the order of definition.
 
-    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    The output projections of ``nn.MultiheadAttention`` are no such layers, since they are never called as modules.
+    """
+    from torch import nn
+    from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+    modules = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    return {name: module for name, module in modules.items() if not isinstance(module, NonDynamicallyQuantizableLinear)}
 
 
 def chosen(
@@ -142,11 +168,17 @@ def chosen(
     (``*`` also spans dots).
     Raises: ConfigError if a pattern matches nothing, or if no layer remains.
     """
+    require(bool(modules), "model", "a module with Linear or Conv2d layers", Phrase(f"none in {architecture}"))
     candidates = [name for name in modules if not _is_under(name, dense)]
     _check_patterns("include", include, candidates, list(modules), architecture)
     _check_patterns("exclude", exclude, list(modules), list(modules), architecture)
     names = [name for name in candidates if _matches(name, include) and not _matches(name, exclude)]
     require(bool(names), "model.exclude", "patterns that leave at least one layer to prune", exclude)
+    owners: dict[int, str] = {}
+    for name in names:
+        first = owners.setdefault(id(modules[name].weight), name)
+        remedy = f"exclude one of them, model.exclude=['{name}']"
+        require(first == name, "model", "layers with weights of their own", Phrase(f"one weight of both {first} and {name}"), remedy)
     return [layer for name in names if (layer := _layer(name, modules[name])).weights]
 
 

@@ -61,6 +61,10 @@ class ShrunkModel(ModelFamily):
         return self.dense.has_features
 
     @property
+    def has_loss(self) -> bool:
+        return self.dense.has_loss
+
+    @property
     def fixed_size(self) -> int | None:
         return self.dense.fixed_size
 

@@ -46,13 +46,6 @@ class TorchvisionModel(library.LibraryModel):
             model = library.created(self.name, self.arguments, lambda: models.get_model(self.name, weights=None, **arguments))
         return model if device.type == "cpu" else model.to(device)
 
-    def matrices(self, model: nn.Module) -> dict[str, nn.Module]:
-        """Returns the layers without the output projections of ``nn.MultiheadAttention``, which are never called as modules."""
-        from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
-
-        modules = super().matrices(model)
-        return {name: module for name, module in modules.items() if not isinstance(module, NonDynamicallyQuantizableLinear)}
-
     def heads(self, model: nn.Module) -> set[str]:
         """Returns the layer that produces class scores, which is defined last in all classifiers of torchvision."""
         return {list(self.matrices(model))[-1]}

@@ -73,6 +73,10 @@ class WidenedModel(ModelFamily):
         return self.narrow.has_features
 
     @property
+    def has_loss(self) -> bool:
+        return self.narrow.has_loss
+
+    @property
     def fixed_size(self) -> int | None:
         return self.narrow.fixed_size
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
 from typing import Any
 
 from workers.errors import SecateurError
 from workers.files import read_record
 from workers.messages import TrainTask
+from workers.models.permitted import Builder, permit, permitted
 from workers.records import Record, TrainedModel
 
 ERROR_SECONDS = 5.0  # how long the other ranks may still run after the first failure
@@ -49,7 +51,7 @@ def _spawn(ranks: int, threads: int, arguments: tuple[Any, ...]) -> None:
     from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import get_context
 
-    start: dict[str, Any] = {"mp_context": get_context("spawn"), "initializer": _begin, "initargs": (threads,)}
+    start: dict[str, Any] = {"mp_context": get_context("spawn"), "initializer": _begin, "initargs": (threads, permitted())}
     with ProcessPoolExecutor(ranks, **start) as pool:
         futures = [pool.submit(_rank, rank, *arguments) for rank in range(ranks)]
         processes = list(pool._processes.values())
@@ -72,7 +74,7 @@ def _spawn(ranks: int, threads: int, arguments: tuple[Any, ...]) -> None:
         ) from died[0]
 
 
-def _begin(threads: int) -> None:
+def _begin(threads: int, builders: Mapping[str, Builder | None]) -> None:
     """Limits the threads of libraries before they are imported; each rank would start as many threads as there are cores otherwise.
 
     Also ends this process when its parent is killed, so that no orphan continues to train and to write.
@@ -80,6 +82,7 @@ def _begin(threads: int) -> None:
     import threading
     from multiprocessing import parent_process
 
+    permit(builders)
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), str(threads))
     parent = parent_process()
     assert parent is not None
