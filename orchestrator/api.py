@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.composing import composed
-from orchestrator.config import as_dict, load
+from orchestrator.config import Experiment, as_dict, load
 from workers.errors import ConfigError
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
     from torch import Tensor, nn
 
     from orchestrator.planning.plan import Plan
@@ -90,13 +89,11 @@ def prune(
     from workers.records import MODEL
 
     call = Call(model, batches, test, pruner, sparsity, removed, loss, cluster, name, output, settings)
-    asked = call.composed()
     os.environ.setdefault("SECATEUR_WORKER", "driver")
-    with _unchanged():
-        report, directory = run_experiment(load(asked), as_dict(asked), str(call))
+    with _unchanged(), call.prepared() as (asked, experiment):
+        report, directory = run_experiment(experiment, asked, str(call))
         smaller = as_given(load_pruned(directory / MODEL), model)
-    masks = load_masks(directory / MODEL)
-    return Pruned(smaller, masks, report, directory)
+    return Pruned(smaller, load_masks(directory / MODEL), report, directory)
 
 
 def plan(model: nn.Module, batches: Iterable[Any], test: Iterable[Any] | None = None, **arguments: Any) -> Plan:
@@ -109,7 +106,8 @@ def plan(model: nn.Module, batches: Iterable[Any], test: Iterable[Any] | None = 
     from orchestrator.launch import plan_experiment
     from orchestrator.planning.plan_table import plan_table
 
-    planned = plan_experiment(load(Call(model, batches, test, **arguments).composed()))
+    with Call(model, batches, test, **arguments).prepared() as (_, experiment):
+        planned = plan_experiment(experiment)
     Console().print(plan_table(planned))
     return planned
 
@@ -148,36 +146,50 @@ class Call:
         arguments = ", ".join(f"{key}={value}" for key, value in given.items() if value is not None)
         return f"orchestrator.prune({type(self.model).__name__}, ..., {arguments})"
 
-    def composed(self) -> DictConfig:
-        """The configuration of the run. The module's weights and the samples are written into files in the store."""
+    @contextmanager
+    def prepared(self) -> Iterator[tuple[dict[str, Any], Experiment]]:
+        """The configuration of the run and its experiment, whose model can be built inside of the context.
+
+        The module's weights and the samples are written into files in the store.
+        """
         from orchestrator.identity.given import given_identity
-        from workers.batches import check_module, gathered, judged
+        from workers.batches import called, check_module, gathered, judged, require_called
+        from workers.models import library
         from workers.models.given import Given
-        from workers.models.permitted import permit
+        from workers.models.permitted import forbid, permit
 
         check_module(self.model)
         function = self.loss if callable(self.loss) else None
         calibration = gathered(self.batches, "batches")
         testing = calibration if self.test is None else gathered(self.test, "test")
         given = Given(self.model, function)
-        classifier = judged(given(), calibration, self.loss)
+        classifier = judged(model := given(), calibration, self.loss)
+        order = called(model, library.matrices(model), calibration)
+        ends = [*order[:1], *(order[-1:] if classifier else [])]
         kind = "labels" if function is not None else self.loss or ("features" if calibration.labels is None else "labels")
-        target = f"given.{type(self.model).__name__}.{given_identity(given.skeleton, function)}"
-        permit({target: given})
+        target = f"given.{type(self.model).__name__}.{given_identity(given.module, given.skeleton, function)}"
         folder = Path(self.output).resolve() / "store" / "given"
-        return composed(
+        asked = composed(
             [
                 *self._places(),
                 "model=module",
                 f"model.target={target}",
                 f"model.checkpoint={_quoted(given.save(folder))}",
                 f"model.classifier={str(classifier).lower()}",
+                f"model.stem_and_heads=[{','.join(ends)}]",
                 f"loss={kind}",
                 *_data(calibration, testing, folder),
                 *self._choices(),
                 *self.settings,
             ]
         )
+        permit({target: given})
+        try:
+            experiment = load(asked)
+            require_called(order, [layer.name for layer in experiment.model.layers(given.skeleton)])
+            yield as_dict(asked), experiment
+        finally:
+            forbid(target)
 
     def _places(self) -> list[str]:
         from torch import get_num_threads

@@ -171,11 +171,12 @@ def train(
 def evaluate(
     run: Run, stage: str, model: Record[ModelNumbers], dense: Record[ModelNumbers] | None = None
 ) -> dict[str, list[Record[Outputs]]]:
-    """Outputs on the test split, and on the labelled bank if the model has no classifier; parts of both in one map.
+    """Outputs on the test split, and on the bank if the model has no classifier and the labels are classes; parts of both in one map.
 
     The first part also measures the speed of the model, in turn with that of ``dense``.
     """
-    data, splits = run.experiment.data, ["test", "bank"] if run.experiment.model.output is Output.FEATURES else ["test"]
+    data = run.experiment.data
+    splits = ["test", "bank"] if run.experiment.model.output is Output.FEATURES and data.classes else ["test"]
     identity = data_identity(run, (*EVALUATION, *data.evaluation_only))
     tasks = []
     for split in splits:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,26 @@ def judged(model: nn.Module, samples: Samples, loss: str | Callable[[Any, Any], 
         got += f", up to {samples.classes - 1}" if samples.classes else ""
         raise ConfigError(f"batches: expected labels (N,) from 0 to {outputs.shape[1] - 1}, got {got}; pass loss=a function of yours")
     return True
+
+
+def called(model: nn.Module, layers: Iterable[str], samples: Samples) -> list[str]:
+    """Returns those of ``layers`` that a forward pass calls as modules, in order."""
+    names: list[str] = []
+    handles = [model.get_submodule(name).register_forward_hook(lambda *_, name=name: names.append(name)) for name in layers]
+    with torch.no_grad():
+        model(samples.images_NCHW[:1])
+    for handle in handles:
+        handle.remove()
+    return list(dict.fromkeys(names))
+
+
+def require_called(called: Sequence[str], layers: Iterable[str]) -> None:
+    """Raises ``ConfigError`` unless all of ``layers`` are called."""
+    idle = [name for name in layers if name not in called]
+    if idle:
+        some = ", ".join(idle[:5])
+        remedy = f"exclude them with settings=[\"model.exclude=['{idle[0]}']\"]"
+        raise ConfigError(f"model: expected layers that a forward pass calls as modules, got {some}, which it does not; {remedy}")
 
 
 def _check_loss(loss: Callable[[Any, Any], Any], outputs: Tensor, samples: Samples) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic, sleep
@@ -119,6 +121,7 @@ class Ray(Cluster):
         os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+        quiet["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(own_paths())}}
         if self.address is not None:
             knock(self.address)
             settle_authentication(self.address)
@@ -263,7 +266,7 @@ class RayActors(Actors):
             raise (error.cause if isinstance(error.cause, SecateurError) else error.as_instanceof_cause()) from None
         except (RayActorError, ObjectLostError) as error:  # ObjectLostError: its node died before the result was copied here
             lines = [line.strip() for line in str(error).splitlines()]
-            reasons = [line for line in lines if "cause" in line.lower() or "memory" in line.lower()]
+            reasons = [line for line in lines if re.search("cause|memory|System error:", line, re.IGNORECASE)]
             raise WorkerDied((reasons or lines or ["it died"])[0]) from error
 
     def end(self, actor: Any) -> None:
@@ -276,6 +279,13 @@ class RayActors(Actors):
 
     def account(self) -> str:
         return _account(self.request)
+
+
+def own_paths() -> list[str]:
+    """Returns the folders from which this process imports code that is not installed: workers import it from there, too."""
+    installed = {os.path.realpath(prefix) for prefix in (sys.prefix, sys.base_prefix)}
+    folders = [os.path.realpath(path) for path in sys.path if os.path.isdir(path or ".")]
+    return [folder for folder in dict.fromkeys(folders) if not any(folder.startswith(prefix + os.sep) for prefix in installed)]
 
 
 def _nodes() -> list[Amounts]:

@@ -25,8 +25,8 @@ class NoIdentity(Exception):
     """An object whose code or values cannot be found, so that it equals nothing but itself."""
 
 
-def given_identity(skeleton: nn.Module, loss: Any) -> str:
-    """Returns a digest of a module without its weights, and of a loss function.
+def given_identity(module: nn.Module, skeleton: nn.Module, loss: Any) -> str:
+    """Returns a digest of a module without its state dict, and of a loss function.
 
     ``skeleton`` is the module on the meta device. The digest covers the attributes of its modules, their classes, and the code that these
     are made of: files of the user as in ``own``, versions of packages, and in a notebook or script the definitions that they refer to by
@@ -34,7 +34,9 @@ def given_identity(skeleton: nn.Module, loss: Any) -> str:
     result fits.
     """
     try:
-        parts = [_pickled(skeleton)] if loss is None else [_pickled(skeleton), *_values_of(loss)]
+        state = module.state_dict()
+        unsaved = [buffer.detach().numpy().tobytes() for name, buffer in module.named_buffers() if name not in state]
+        parts = [_pickled(skeleton), *unsaved, *([] if loss is None else _values_of(loss))]
         kinds = {type(part) for part in skeleton.modules()}
         for part in [*sorted(kinds, key=lambda kind: (kind.__module__, kind.__qualname__)), *([] if loss is None else [loss])]:
             parts += (text.encode() for text in _code_of(part))

@@ -113,7 +113,10 @@ DAMAGE = {
     "half a spec": (half_a_spec, "spec is damaged"),
     "no family": (lambda path: rewritten(path, spec=lambda spec: {"format": spec["format"], "layers": {}}), "model family"),
     "another format": (lambda path: rewritten(path, spec=lambda spec: spec | {"format": "secateur/9"}), "secateur/9"),
-    "code from elsewhere": (lambda path: rewritten(path, spec=inside(family="subprocess.Popen", settings={"args": "x"})), "secateur builds"),
+    "code from elsewhere": (
+        lambda path: rewritten(path, spec=inside(family="subprocess.Popen", settings={"args": "x"})),
+        "secateur builds",
+    ),
     "no class of ours": (lambda path: rewritten(path, spec=inside(family="workers.models.checkpoints.check")), "expected a model family"),
     "unknown settings": (lambda path: rewritten(path, spec=inside(colour="red")), "colour"),
     "unknown tensors": (lambda path: rewritten(path, spec=inside(shapes={"tail.weight": [3]})), "tail"),

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class OwnModel(library.PatternModel):
     """The module that a function returns, with the function's keyword arguments.
 
-    **Prunable layers.** As in ``TimmModel``; the stem is the first layer in the order of definition, the head the last one, or what the
-    module's ``get_classifier`` returns. The layers of a module without a classifier end with no head.
+    **Prunable layers.** As in ``TimmModel``. Stem and heads are ``stem_and_heads``; if that is empty, the first layer in the order of
+    definition and, with a classifier, the last one or what the module's ``get_classifier`` returns.
     """
 
     target: str  # dotted name of the function (or class) that returns the module
@@ -28,6 +28,7 @@ class OwnModel(library.PatternModel):
     exclude: list[str]
     stem_and_head: bool
     classifier: bool  # whether outputs are scores of classes; false: features
+    stem_and_heads: list[str]
 
     selects: ClassVar[tuple[str, ...]] = ("include", "exclude", "stem_and_head")
 
@@ -52,12 +53,18 @@ class OwnModel(library.PatternModel):
         require(isinstance(model, nn.Module), "model.target", "a function that returns a torch module", type(model).__name__)
         return model.to(torch.get_default_device())
 
+    def ends(self, model: nn.Module) -> set[str]:
+        names = {name for name, _ in model.named_modules()}
+        for name in self.stem_and_heads:
+            require(name in names, "model.stem_and_heads", f"names of modules of {self.target}", name)
+        return set(self.stem_and_heads) or super().ends(model)
+
     def heads(self, model: nn.Module) -> set[str]:
         if not self.classifier:
             return set()
         classifier = getattr(model, "get_classifier", None)
         if classifier is None:
-            return {list(self.matrices(model))[-1]}
+            return {*list(self.matrices(model))[-1:]}
         return {name for name, module in model.named_modules() if module is classifier()}
 
     @property

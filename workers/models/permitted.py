@@ -27,6 +27,11 @@ def permit(names: Mapping[str, Builder | None]) -> None:
         _permitted[name] = build or _permitted.get(name)
 
 
+def forbid(name: str) -> None:
+    """Ends the permission of a name."""
+    _permitted.pop(name, None)
+
+
 def permitted() -> dict[str, Builder | None]:
     """Returns what is permitted in this process, for the processes that work for it."""
     return dict(_permitted)
