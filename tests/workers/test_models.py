@@ -138,8 +138,8 @@ def test_invalid_arguments_are_one_clear_line(arguments):
     assert "\n" not in str(caught.value)
 
 
-def test_nothing_is_downloaded():
-    with pytest.raises(ConfigError, match="nothing is downloaded"):
+def test_the_builder_downloads_nothing():
+    with pytest.raises(ConfigError, match="for those that the library has released"):
         family(arguments={"pretrained": True})
 
 

@@ -118,7 +118,7 @@ def test_an_unknown_torchvision_model_is_refused_with_suggestions():
         family("fcn_resnet50").check()
     with pytest.raises(ConfigError, match=r"model.arguments: resnet18 cannot be built with .*depth"):
         family("resnet18", depth=3).build()
-    with pytest.raises(ConfigError, match=r"model.arguments.weights.*nothing is downloaded"):
+    with pytest.raises(ConfigError, match=r"model.arguments.weights.*set model.checkpoint for the weights"):
         family("resnet18", weights="DEFAULT")
     with pytest.raises(ConfigError, match=r"num_classes: expected at least 1"):
         family("resnet18", num_classes=0)

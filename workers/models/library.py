@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from workers.checks import Phrase, require
 from workers.errors import ConfigError
+from workers.models import hub
 from workers.models.base import Layer, ModelFamily
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor, nn
 
 REFUSALS = (TypeError, ValueError, AssertionError, RuntimeError, KeyError, ZeroDivisionError, AttributeError)  # for invalid arguments
@@ -23,10 +26,17 @@ REFUSALS = (TypeError, ValueError, AssertionError, RuntimeError, KeyError, ZeroD
 class PatternModel(ModelFamily):
     """An architecture whose layers are chosen by patterns of names, and whose weights are a checkpoint. Subclasses declare the fields."""
 
-    checkpoint: str | None  # .safetensors, .pt, .pth, .bin, bundled:NAME; None: train from the initial weights
+    checkpoint: str | None  # .safetensors, .pt, .pth, .bin, bundled:NAME, hf-hub:NAME; None: train from the initial weights
     include: list[str]
     exclude: list[str]
     stem_and_head: bool
+
+    @property
+    def source(self) -> str | None:
+        """The checkpoint as a file, or bundled:NAME. Raises: ConfigError if it has to be fetched and cannot be."""
+        if self.checkpoint is None or not self.checkpoint.startswith(hub.PREFIX):
+            return self.checkpoint
+        return str(hub.weights(self.checkpoint.removeprefix(hub.PREFIX)))
 
     @property
     @abstractmethod
@@ -40,8 +50,8 @@ class PatternModel(ModelFamily):
     def check(self) -> None:
         from workers.models import checkpoints
 
-        if self.checkpoint is not None:
-            checkpoints.check(self.checkpoint)
+        if self.source is not None:
+            checkpoints.check(self.source)
 
     def matrices(self, model: nn.Module) -> dict[str, nn.Module]:
         """Returns the layers that can be pruned at all, by name, in the order of definition."""
@@ -69,27 +79,27 @@ class PatternModel(ModelFamily):
 
         from workers.models import checkpoints
 
-        if self.checkpoint is None:
+        if self.source is None:
             return None
         with torch.device("meta"):
             model = self.released()
-        return checkpoints.load(self.checkpoint, model, self.heads(model))
+        return checkpoints.load(self.source, model, self.heads(model))
 
     def pretrained_notes(self) -> list[str]:
         import torch
 
         from workers.models import checkpoints
 
-        if self.checkpoint is None:
+        if self.source is None:
             return []
         with torch.device("meta"):
             model = self.released()
-        return checkpoints.notes(self.checkpoint, model)
+        return checkpoints.notes(self.source, model)
 
     def weights_fingerprint(self) -> str:
         from workers.models import checkpoints
 
-        return checkpoints.fingerprint(self.checkpoint)
+        return checkpoints.fingerprint(self.source)
 
 
 @dataclass
@@ -113,6 +123,14 @@ class LibraryModel(PatternModel):
     def require_known(self) -> None:
         """Raises ``ConfigError``, with suggestions, if the library has no architecture of this name."""
 
+    def released_file(self) -> Path:
+        """Returns the weights that the library has released for the architecture. Raises: ConfigError if there are none, or no network."""
+        raise ConfigError(f"model.checkpoint: there are no released weights of {self.name} that could be fetched")
+
+    @property
+    def source(self) -> str | None:
+        return str(self.released_file()) if self.checkpoint == hub.PRETRAINED else super().source
+
     def check(self) -> None:
         self.require_known()
         super().check()
@@ -127,7 +145,7 @@ def check_settings(include: list[str], arguments: Mapping[str, Any], reserved: C
             f"model.arguments.{argument}",
             "an argument that shapes the architecture",
             arguments.get(argument),
-            "set model.checkpoint for the weights, since nothing is downloaded",
+            "set model.checkpoint for the weights: a file, or pretrained for those that the library has released",
         )
 
 

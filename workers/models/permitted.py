@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from workers.errors import ConfigError, SecateurError
+from workers.errors import ConfigError
 
 Builder = Callable[..., Any]  # returns a module; or the class of a model family
 OURS = "workers.models."
@@ -48,11 +48,11 @@ def built_by(build: Builder | None) -> Iterator[None]:
 
 
 def find(name: str) -> Builder:
-    """Returns the builder of a permitted name. Raises: SecateurError if the name is not permitted; ConfigError if there is no such name."""
-    if name not in _permitted:
+    """Returns the builder of a permitted name. Raises: ConfigError if the name is not permitted, or if there is no such name."""
+    if not isinstance(name, str) or name not in _permitted:
         build = _answer.get()
         if build is None:
-            raise SecateurError(
+            raise ConfigError(
                 f"expected a model that secateur builds, got one that {name!r} builds; pass the function or class that builds it, "
                 "load_pruned(FILE, build=...), or name it in model.permit"
             )

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from workers.errors import ConfigError
-from workers.models import library
+from workers.models import hub, library
 from workers.models.base import Output
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor, nn
 
 RESERVED = (
@@ -56,7 +58,7 @@ class TimmModel(library.LibraryModel):
         """Returns timm's own architecture, or that of ``build()`` if the checkpoint was exported by a run."""
         from workers.models import checkpoints
 
-        exported = self.checkpoint is not None and checkpoints.is_exported(self.checkpoint)
+        exported = self.source is not None and checkpoints.is_exported(self.source)
         return self.build() if exported else self._created()
 
     def pretrained_state(self) -> dict[str, Tensor] | None:
@@ -83,6 +85,15 @@ class TimmModel(library.LibraryModel):
             "the standardised weights, which have the same outputs"
         )
         return super().pretrained_notes() + ([note] if folded else [])
+
+    def released_file(self) -> Path:
+        import timm
+
+        settings = timm.get_pretrained_cfg(self.name)
+        if settings is not None and settings.hf_hub_id:
+            file = settings.hf_hub_filename
+            return hub.weights(settings.hf_hub_id, (file,) if file else hub.WEIGHTS)
+        return hub.download(settings.url) if settings is not None and settings.url else super().released_file()
 
     def heads(self, model: nn.Module) -> set[str]:
         """Returns the classifier heads; empty for a model without a classifier."""
@@ -119,8 +130,8 @@ class TimmModel(library.LibraryModel):
         if tag and self.name not in tags:
             known = f"the known tags are {', '.join(tags)}" if tags else "it has no tags"
             raise ConfigError(
-                f"model.name: {architecture} has no tag {tag!r}, {known}; set model.name={architecture}, since a tag only names weights "
-                "and nothing is downloaded"
+                f"model.name: {architecture} has no tag {tag!r}, {known}; set model.name={architecture}, since a tag only names weights, "
+                "which model.checkpoint=pretrained takes"
             )
         settings = timm.get_pretrained_cfg(self.name)
         return {"num_classes": 1000} if settings is None else settings.to_dict()

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from workers.checks import require
-from workers.models import library
+from workers.models import hub, library
 from workers.models.base import Output
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import nn
 
 
@@ -45,6 +47,11 @@ class TorchvisionModel(library.LibraryModel):
         with torch.device("cpu" if self.name.startswith("regnet") else device):  # RegNets compute their widths from values of tensors
             model = library.created(self.name, self.arguments, lambda: models.get_model(self.name, weights=None, **arguments))
         return model if device.type == "cpu" else model.to(device)
+
+    def released_file(self) -> Path:
+        from torchvision import models
+
+        return hub.download(models.get_model_weights(self.name)["DEFAULT"].url)
 
     def heads(self, model: nn.Module) -> set[str]:
         """Returns the layer that produces class scores, which is defined last in all classifiers of torchvision."""

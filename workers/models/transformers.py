@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from workers.checks import require
 from workers.errors import ConfigError
-from workers.models import library
+from workers.models import hub, library
 from workers.models.base import Output
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-FILES = ["*.json", "*.safetensors", "*.bin"]  # of a repository on the hub
+FILES = ("*.json", "*.safetensors", "*.bin")  # of a repository on the hub
 NOT_SHAPE = {"transformers_version", "architectures", "dtype", "torch_dtype", "model_type", "_name_or_path", "auto_map", "num_labels"}
 
 
@@ -65,7 +65,7 @@ class TransformersModel(library.PatternModel):
         if self.checkpoint is None or self.checkpoint.endswith(checkpoints.SUFFIXES):
             return None
         path = Path(self.checkpoint).expanduser()
-        return path if path.is_dir() else _fetched(self.checkpoint)
+        return path if path.is_dir() else hub.folder(self.checkpoint, FILES)
 
     @property
     def stored(self) -> TransformersModel:
@@ -174,22 +174,3 @@ def _models(classifier: bool) -> Any:
     from transformers import AutoModel, AutoModelForImageClassification
 
     return AutoModelForImageClassification if classifier else AutoModel
-
-
-@cache
-def _fetched(name: str) -> Path:
-    """Returns the folder of a repository of the hub, which is fetched unless it was before."""
-    _configurations()
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=FILES))
-    except HFValidationError as error:
-        raise ConfigError(f"model.checkpoint: expected a folder, a file or a name on the hub, got {name!r}") from error
-    except Exception as error:  # of any class: of the network, of the hub, of the disk
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ConfigError(
-            f"model.checkpoint: {name!r} is no folder here, and it could not be fetched from the hub ({reason}); fetch it once where there "
-            f"is a network, `hf download {name}`, or pass the folder of a copy"
-        ) from error
