@@ -26,7 +26,8 @@ from warm import orchestrate
 
 from orchestrator.__main__ import carry_out
 from orchestrator.composing import CONF
-from orchestrator.config import _class, load
+from orchestrator.config import load
+from workers.models.permitted import imported
 
 WITH_CODE = [page for page in PAGES if page.name != "CONTRIBUTING.md" and any(block.language != "text" for block in blocks(page))]
 PROJECT = ("conf", "kernels", "orchestrator", "workers")
@@ -177,7 +178,7 @@ def yaml_block(block: Block) -> None:
     content = yaml.safe_load(block.code)
     assert isinstance(content, dict)
     if "_target_" in content:
-        kind = _class(block.file, content["_target_"])
+        kind = imported(block.file, content["_target_"])
         assert set(content) == {field.name for field in fields(kind)} | {"_target_"}
     elif "@package _global_" in block.code:
         load(composed([f"+experiment={Path(block.file).stem}"], block.file.split("/")[0]))
