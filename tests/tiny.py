@@ -21,7 +21,7 @@ def tiny_overrides(folder: Path) -> list[str]:
 
     checkpoint = folder / "tiny.safetensors"
     if not checkpoint.exists():
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = timm.create_model("vit_tiny_patch16_224", **TINY_MODEL)
         save_file(model.state_dict(), checkpoint)
