@@ -1,8 +1,8 @@
 """A GPU that is not there: tensors that say they are on ``cuda:0`` and refuse what CUDA refuses, computed on the CPU.
 
 They cannot be mixed with CPU tensors (except scalars and indices, as on CUDA), have no ``numpy()``, and no address that kernels for the CPU
-could read. So every forgotten ``.to(device)`` and ``.cpu()`` is an error here, as it would be on a GPU. Rates, memory and rounding are those
-of the CPU.
+could read. So every forgotten ``.to(device)`` and ``.cpu()`` is an error here, as it would be on a GPU. Rates, memory and rounding are the
+CPU's.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ from orchestrator.config import as_dict, load
 from orchestrator.launch import run_experiment
 from workers.export import load_state
 
-CONV = ["model=timm", "model.name=resnet10t", "model.arguments={num_classes:10,in_chans:1}", "recovery@training=digits_scratch"]
+SMALL = {"num_classes": 10, "in_chans": 1, "depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}
+CONV = ["model=timm", "model.name=convnext_atto", f"+model.arguments={SMALL}", "pruner=obc", "data.calibration_batches=4"]
 UNITS = "pruner.target.removed=0.4"
 MASKED = {
     "magnitude": ["pruner=magnitude"],
@@ -68,8 +69,8 @@ def test_convolutions_are_masked_on_a_gpu(tmp_path: Path) -> None:
     from timm import create_model
 
     torch.manual_seed(0)
-    save_file(create_model("resnet10t", num_classes=10, in_chans=1).state_dict(), tmp_path / "resnet.safetensors")
-    overrides = [*CONV, f"model.checkpoint={tmp_path / 'resnet.safetensors'}", "pruner=obc", "data.calibration_batches=4"]
+    save_file(create_model("convnext_atto", **SMALL).state_dict(), tmp_path / "convnext.safetensors")
+    overrides = [*CONV, f"model.checkpoint={tmp_path / 'convnext.safetensors'}", "data.image_size=32"]
     with simulated_gpu():
         directory = run(tmp_path, "gpu", overrides)
     assert sum(int((~mask).sum()) for mask in load_state(directory / "model.safetensors")[1].values()) > 0
