@@ -14,7 +14,8 @@ from orchestrator.launch import run_experiment
 from workers.export import load_state
 
 SMALL = {"num_classes": 10, "in_chans": 1, "depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}
-CONV = ["model=timm", "model.name=convnext_atto", f"+model.arguments={SMALL}", "pruner=obc", "data.calibration_batches=4"]
+ARGUMENTS = ",".join(f"{name}:{value}" for name, value in SMALL.items())
+CONV = ["model=timm", "model.name=convnext_atto", f"+model.arguments={{{ARGUMENTS}}}", "pruner=obc", "data.calibration_batches=4"]
 UNITS = "pruner.target.removed=0.4"
 MASKED = {
     "magnitude": ["pruner=magnitude"],
