@@ -28,7 +28,8 @@ COMMANDS = {
     "taylor in rounds": ["+experiment=fashion_resnet_halp_cap"],
     "int8": ["int8=true", "+experiment=digits_convnext_expand"],
     "own model": ["model=module", "model.target=mine.net", "data=tensors", "data.train_file=a.safetensors", "data.test_file=b.safetensors"],
-    "transformers": ["model=transformers", "model.name=vit"],
+    "transformers": ["model=transformers", "model.name=vit", "data=shards", "data.train_shards=a.tar", "data.test_shards=b.tar"],
+    "hugging face": ["data=huggingface", "data.path=pets"],
     "scenes": ["+experiment=fashion_scenes"],
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from torchvision.transforms import v2
 from workers.data.base import Batch
 from workers.data.rgb import Reading, read_rgb
 from workers.data.sampling import Pick
+from workers.data.sources import Source
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -44,7 +45,7 @@ def squared(size: int) -> Transform:
 
 
 def batches(
-    files: list[str],
+    files: Sequence[str | Source],
     labels: NDArray[np.generic],
     picks: list[Pick],
     testing: Transform,
@@ -66,7 +67,9 @@ def batches(
 
 
 class _Reader(data.Dataset[Batch]):
-    def __init__(self, files: list[str], labels: NDArray[np.generic], testing: Transform, training: Transform, reading: Reading) -> None:
+    def __init__(
+        self, files: Sequence[str | Source], labels: NDArray[np.generic], testing: Transform, training: Transform, reading: Reading
+    ) -> None:
         self.files, self.labels, self.testing, self.training, self.reading = files, labels, testing, training, reading
 
     def __getitem__(self, pick: Pick) -> Batch:
@@ -74,7 +77,7 @@ class _Reader(data.Dataset[Batch]):
         images = [self._image(self.files[index], seed) for index, seed in zip(pick.indices_N, seeds, strict=True)]
         return Batch(torch.stack(images), torch.from_numpy(self.labels[pick.indices_N]))
 
-    def _image(self, path: str, seed: int | None) -> Tensor:
+    def _image(self, path: str | Source, seed: int | None) -> Tensor:
         image = read_rgb(path, self.reading)
         if seed is None:
             return self.testing(image)

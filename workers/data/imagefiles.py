@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
@@ -15,6 +15,7 @@ from workers.data.indexed import IndexedDataset
 
 if TYPE_CHECKING:
     from workers.data.sampling import Pick
+    from workers.data.sources import Source
 
 
 class Interpolation(Enum):
@@ -55,7 +56,7 @@ class ImageFiles(IndexedDataset):
         check_background(self.background)
 
     @abstractmethod
-    def files(self, split: str) -> list[str]:
+    def files(self, split: str) -> Sequence[str | Source]:
         """Returns the image files of ``train`` or ``test``, in the order of ``labels``."""
 
     @property

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from workers.data.sources import Source
 from workers.errors import SecateurError
 
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
@@ -31,7 +32,7 @@ class Reading(NamedTuple):
     upright: bool  # rotate and mirror by the EXIF orientation, which Pillow always does for TIFF files
 
 
-def read_rgb(path: str, reading: Reading) -> Image.Image:
+def read_rgb(path: str | Source, reading: Reading) -> Image.Image:
     """Returns the image as 8-bit RGB.
 
     Grey values of more than 8 bits are scaled, not clipped: unsigned integers of up to 16 bits by the range of their bits, floats in [0, 1]
@@ -41,7 +42,7 @@ def read_rgb(path: str, reading: Reading) -> Image.Image:
     Raises: SecateurError that names the file if it cannot be read.
     """
     try:
-        with Image.open(path) as file:
+        with Image.open(path if isinstance(path, str) else path.open()) as file:
             file.load()
             image = _rgb(file, reading.background)
             return _turned(image, file) if reading.upright else image
