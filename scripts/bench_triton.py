@@ -104,7 +104,7 @@ def measured_table(blocks: int) -> Table:
         mean_nBB, weights_nB = x.mT @ x / size, torch.randn(blocks, size, device=device)
         alive_nB = torch.ones_like(weights_nB, dtype=torch.bool)
         inverse_nBB, dampening_n = dampened_inverse(mean_nBB, alive_nB, 1e-2, relative=False)
-        floor_nB = reference.least_pivots(mean_nBB, alive_nB, dampening_n, unit=1)[..., 0]
+        floor_nB = reference.least_pivots(mean_nBB, alive_nB, dampening_n, tile=1)[..., 0]
         arguments = (weights_nB, mean_nBB, alive_nB, 1e-2, False)
         alone = seconds(partial(gpu.eliminate_inverse, weights_nB, inverse_nBB, floor_nB, alive_nB, FREE))
         whole = seconds(partial(gpu.eliminate, *arguments))
