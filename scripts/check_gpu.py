@@ -11,31 +11,17 @@ import platform
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from bench_triton import seconds as fastest
 from torch import nn
 
 DEVICE = torch.device("cuda", 0)
 VIT_G = ["+experiment=dino_vitg_50pct", "cluster=local", "data.shards=1", "recovery=none"]
-
-
-def fastest(work: Callable[[], object], repeats: int = 5) -> float:
-    """Seconds of the fastest of several calls."""
-    work()
-    taken = []
-    for _ in range(repeats):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        work()
-        end.record()
-        torch.cuda.synchronize()
-        taken.append(start.elapsed_time(end) / 1e3)
-    return min(taken)
 
 
 def limits(quick: bool) -> dict[str, Any]:
