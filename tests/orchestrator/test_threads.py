@@ -51,7 +51,7 @@ def test_a_rank_on_ray_gets_its_share_of_its_node(
     before, seen = torch.get_num_threads(), []
     monkeypatch.setattr(loop, "train", lambda task, device: seen.append(torch.get_num_threads()))
     try:
-        gang.train_rank({"task": None, "device": "cpu", "threads": threads, "folder": str(tmp_path / "elsewhere")})
+        gang.train_rank({"task": None, "device": "cpu", "threads": threads, "folder": str(tmp_path / "elsewhere"), "builders": {}})
     finally:
         torch.set_num_threads(before)
     assert seen == [expected]
@@ -64,12 +64,13 @@ def test_a_rank_on_ray_reads_relative_paths_as_the_driver_does(monkeypatch: pyte
     (tmp_path / "driver").mkdir()
     folders: list[Path] = []
     monkeypatch.setattr(loop, "train", lambda task, device: folders.append(Path.cwd()))
-    gang.train_rank({"task": None, "device": "cpu", "threads": torch.get_num_threads(), "folder": str(tmp_path / "driver")})
+    config = {"task": None, "device": "cpu", "threads": torch.get_num_threads(), "folder": str(tmp_path / "driver"), "builders": {}}
+    gang.train_rank(config)
     assert folders == [tmp_path / "driver"]
 
 
 def test_the_threads_of_a_rank_are_set_before_a_module_that_starts_threads_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=training_gang._begin, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=training_gang._begin, initargs=(1, {})) as pool:
         assert pool.submit(os.getenv, "NUMBA_NUM_THREADS").result() == "1"
         assert pool.submit(torch.get_num_threads).result() == 1

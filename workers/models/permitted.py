@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from workers.errors import ConfigError
+from workers.errors import ConfigError, SecateurError
 
 Builder = Callable[..., Any]  # returns a module; or the class of a model family
 OURS = "workers.models."
@@ -24,7 +24,8 @@ _answer: ContextVar[Builder | None] = ContextVar("builder of names that are not 
 def permit(names: Mapping[str, Builder | None]) -> None:
     """Permits names in this process. Those without a builder are dotted names, which are imported when they are needed."""
     for name, build in names.items():
-        _permitted[name] = build or _permitted.get(name)
+        if not name.startswith(OURS):
+            _permitted[name] = build or _permitted.get(name)
 
 
 def forbid(name: str) -> None:
@@ -48,11 +49,11 @@ def built_by(build: Builder | None) -> Iterator[None]:
 
 
 def find(name: str) -> Builder:
-    """Returns the builder of a permitted name. Raises: ConfigError if the name is not permitted, or if there is no such name."""
+    """Returns the builder of a permitted name. Raises: SecateurError if the name is not permitted; ConfigError if there is no such name."""
     if not isinstance(name, str) or name not in _permitted:
         build = _answer.get()
         if build is None:
-            raise ConfigError(
+            raise SecateurError(
                 f"expected a model that secateur builds, got one that {name!r} builds; pass the function or class that builds it, "
                 "load_pruned(FILE, build=...), or name it in model.permit"
             )
