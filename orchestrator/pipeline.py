@@ -1,7 +1,7 @@
 """The algorithm, one line per stage: in rounds, collect -> merge, score -> allocate -> solve -> recover, with evaluations in between.
 
-A sequential ``refit`` fits the solved layers once more, one after another (``orchestrator/refitting.py``). With a target of latency, measured
-times choose the sparsities in the place of ``allocate`` (``orchestrator/sparse_budget.py``).
+A sequential ``refit`` fits the solved layers once more, one after another (``orchestrator/refitting.py``). With a target of latency,
+measured times choose the sparsities in the place of ``allocate`` (``orchestrator/sparse_budget.py``).
 """
 
 from __future__ import annotations
