@@ -1,6 +1,9 @@
 """Pruning from Python: a module and batches of the user's own in, a smaller module, its masks and a report out."""
 
 import copy
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -138,16 +141,35 @@ def test_the_same_call_computes_nothing_again_and_another_module_everything(tmp_
     assert computed(prune(model, batches(0, 64), **arguments)), "an attribute that the forward pass may read"
 
 
-def test_workers_of_ray_give_the_same_bytes_as_this_process(tmp_path: Path) -> None:
-    """The module reaches them by value, also if its class exists in this process only."""
-    Local = type("Local", (SmallNet,), {"__module__": "__main__"})
-    model = Local()
-    model.load_state_dict(dense().state_dict())
-    files = []
-    for cluster, more in (("local", []), ("ray", ["cluster.workers=2", "cluster.threads=1"])):
-        pruned = prune(model, batches(0, 64), sparsity=0.5, cluster=cluster, output=tmp_path / cluster, settings=[*QUICK, *more])
-        files.append({name: tensor for name, tensor in pruned.model.state_dict().items()})
-    assert all(torch.allclose(tensor, files[1][name], atol=1e-6) for name, tensor in files[0].items())
+ON_RAY = """
+import torch
+from own_cases import SmallNet, batches
+from orchestrator import prune
+
+
+class Local(SmallNet):
+    pass
+
+
+torch.manual_seed(0)
+model = Local()
+weights = []
+for cluster in ("local", "ray", "ray"):
+    settings = ["compare=false", "cluster.threads=1"]
+    pruned = prune(model, batches(0, 64), sparsity=0.5, cluster=cluster, output=f"{len(weights)}", settings=settings)
+    weights.append(pruned.model.state_dict())
+assert all(torch.allclose(tensor, other[name], atol=1e-6) for other in weights[1:] for name, tensor in weights[0].items())
+print("equal")
+"""
+
+
+def test_workers_of_ray_give_the_weights_of_this_process_also_twice(tmp_path: Path) -> None:
+    """The module reaches them by value: its class is defined in the script. A process of its own, since Ray remembers earlier clusters."""
+    (tmp_path / "script.py").write_text(ON_RAY, encoding="utf-8")
+    tests = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)])}
+    ended = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=3600)
+    assert ended.returncode == 0 and ended.stdout.endswith("equal\n"), ended.stderr
 
 
 def test_a_plan_is_printed_and_nothing_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

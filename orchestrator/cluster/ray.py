@@ -121,7 +121,6 @@ class Ray(Cluster):
         os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-        quiet["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(own_paths())}}
         if self.address is not None:
             knock(self.address)
             settle_authentication(self.address)
@@ -239,13 +238,15 @@ class RayActors(Actors):
 
         thread_variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
         environment = dict.fromkeys(thread_variables, str(self.threads)) | {"SECATEUR_WORKER": f"worker {index}"}
+        if builders := permitted():  # which may be defined where only this process looks
+            environment["PYTHONPATH"] = os.pathsep.join(own_paths())
         option_names = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
         options: dict[str, Any] = {"num_cpus": 0, "num_gpus": 0} | {
             option_names[kind]: self.request[kind] for kind in option_names.keys() & self.request.keys()
         }
         options["resources"] = {kind: amount for kind, amount in self.request.items() if kind not in option_names}
         options |= {"runtime_env": {"env_vars": environment}, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
-        actor: Any = ray.remote(Worker).options(**options).remote(self.device, self.threads, permitted())
+        actor: Any = ray.remote(Worker).options(**options).remote(self.device, self.threads, builders)
         return actor, actor.describe.remote()
 
     def ask(self, actor: Any, verb: str, task: Any) -> Any:
