@@ -153,7 +153,7 @@ class Call:
         The module's weights and the samples are written into files in the store.
         """
         from orchestrator.identity.given import given_identity
-        from workers.batches import called, check_module, gathered, judged, require_called
+        from workers.batches import called, check_module, gathered, is_classifier, require_called
         from workers.models import library
         from workers.models.given import Given
         from workers.models.permitted import forbid, permit
@@ -163,7 +163,7 @@ class Call:
         calibration = gathered(self.batches, "batches")
         testing = calibration if self.test is None else gathered(self.test, "test")
         given = Given(self.model, function)
-        classifier = judged(model := given(), calibration, self.loss)
+        classifier = is_classifier(model := given(), calibration, self.loss)
         order = called(model, library.matrices(model), calibration)
         ends = [*order[:1], *(order[-1:] if classifier else [])]
         kind = "labels" if function is not None else self.loss or ("features" if calibration.labels is None else "labels")

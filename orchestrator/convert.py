@@ -45,13 +45,17 @@ def _write_folder(model: Path, to: Path) -> None:
     from workers.files import write_text
     from workers.formats import write_folder
     from workers.models.base import Output
+    from workers.models.own import OwnModel
+    from workers.models.shrunk import ShrunkModel
 
     library = write_folder(model, to)
     report = model.with_name("report.json")
     content = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else None
     family = load_family(model)
+    dense = family.dense if isinstance(family, ShrunkModel) else family
+    target = dense.target if isinstance(dense, OwnModel) else None
     name = content["name"] if content else model.parent.name
-    write_text(to / "README.md", model_card(content, library, name, family.output is Output.LOGITS))
+    write_text(to / "README.md", model_card(content, library, name, family.output is Output.LOGITS, target))
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Batches from Python: checked once, gathered into tensors, and judged together with the module that they are for."""
+"""Batches from Python: checked once, gathered into tensors, and is_classifier together with the module that they are for."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def gathered(batches: Iterable[Any], where: str) -> Samples:
 
 
 def check_module(model: nn.Module) -> None:
-    """Raises ``ConfigError`` for modules whose weights are not there yet, are not float32, or do not fit here."""
+    """Raises ``ConfigError`` for modules whose weights are not there yet or are not float32."""
     for name, parameter in model.named_parameters():
         if isinstance(parameter, UninitializedParameter):
             raise ConfigError(f"model: expected weights, got a lazy module that has none yet ({name}); run a batch through the model first")
@@ -94,7 +94,7 @@ def check_module(model: nn.Module) -> None:
             raise ConfigError(f"model: expected float32 weights, got {parameter.dtype} ({name}); call model.float() first")
 
 
-def judged(model: nn.Module, samples: Samples, loss: str | Callable[[Any, Any], Any] | None) -> bool:
+def is_classifier(model: nn.Module, samples: Samples, loss: str | Callable[[Any, Any], Any] | None) -> bool:
     """Returns whether the outputs of a module are scores of classes. Raises: ConfigError if module, samples and loss do not fit."""
     images = samples.images_NCHW[:TRIED]
     shape = f"{tuple(images.shape)}"
@@ -136,9 +136,9 @@ def called(model: nn.Module, layers: Iterable[str], samples: Samples) -> list[st
     return list(dict.fromkeys(names))
 
 
-def require_called(called: Sequence[str], layers: Iterable[str]) -> None:
-    """Raises ``ConfigError`` unless all of ``layers`` are called."""
-    idle = [name for name in layers if name not in called]
+def require_called(order: Sequence[str], layers: Iterable[str]) -> None:
+    """Raises ``ConfigError`` unless all of ``layers`` are in ``order``, which ``called`` returned."""
+    idle = [name for name in layers if name not in order]
     if idle:
         some = ", ".join(idle[:5])
         remedy = f"exclude them with settings=[\"model.exclude=['{idle[0]}']\"]"

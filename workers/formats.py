@@ -11,18 +11,17 @@ from workers.export import load_family, load_pruned
 from workers.files import write_tensors
 from workers.models.base import ModelFamily
 from workers.models.outputs import as_it_was
-from workers.models.permitted import Builder
 from workers.models.timm import TimmModel
 from workers.models.transformers import TransformersModel
 
 
-def write_state_dict(model: Path, to: Path, build: Builder | None = None) -> None:
+def write_state_dict(model: Path, to: Path) -> None:
     """Writes the state dict of the module, masked weights as zeros, into a safetensors file.
 
     Raises: ConfigError if the library cannot load it into an architecture of its own, because units were removed or weights are folded.
     """
-    loaded = load_pruned(model, build=build)
-    _require_its_own_architecture(load_family(model) if build is None else None)
+    _require_its_own_architecture(load_family(model))
+    loaded = load_pruned(model)
     write_tensors(to, {name: tensor.contiguous().clone() for name, tensor in loaded.state_dict().items()}, {"format": "pt"})
 
 
@@ -45,14 +44,14 @@ def write_folder(model: Path, to: Path) -> str:
     return "secateur"
 
 
-def write_program(model: Path, to: Path, shape: tuple[int, int, int], build: Builder | None = None) -> None:
+def write_program(model: Path, to: Path, shape: tuple[int, int, int]) -> None:
     """Writes a ``.pt2`` program for any number of images of ``shape``, which ``torch.export.load`` loads without secateur.
 
     Raises: SecateurError if torch cannot export the model.
     """
     import torch
 
-    loaded = load_pruned(model, build=build)
+    loaded = load_pruned(model)
     images_NCHW = torch.zeros(2, *shape)  # torch.export treats a size of 1 as a constant
     try:
         program = torch.export.export(loaded, (images_NCHW,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False)
@@ -62,7 +61,7 @@ def write_program(model: Path, to: Path, shape: tuple[int, int, int], build: Bui
     torch.export.save(program, to)
 
 
-def _require_its_own_architecture(family: ModelFamily | None) -> None:
+def _require_its_own_architecture(family: ModelFamily) -> None:
     from workers.models.shrunk import ShrunkModel
 
     if isinstance(family, ShrunkModel) and family.shapes:

@@ -9,7 +9,7 @@ import sys
 import uuid
 from collections.abc import Iterator
 from importlib.metadata import packages_distributions
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.identity.own import own_code
@@ -63,9 +63,9 @@ def _pickled(value: Any) -> bytes:
 
 
 def _code_of(value: Any) -> Iterator[str]:
-    """Yields the code of a class, a function or an object's class."""
-    kind = value if isinstance(value, type | FunctionType) else type(value)
-    place = kind.__module__
+    """Yields the code of a class, a function, a module of Python, or an object's class."""
+    kind = value if isinstance(value, type | FunctionType | ModuleType) else type(value)
+    place = kind.__name__ if isinstance(kind, ModuleType) else kind.__module__
     top = place.split(".")[0]
     if top in sys.stdlib_module_names and place != MAIN:
         return
@@ -74,12 +74,14 @@ def _code_of(value: Any) -> Iterator[str]:
     elif place != MAIN and (files := own_code(place).files):
         for name, path in files.items():
             yield f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}"
+    elif isinstance(kind, ModuleType):
+        raise NoIdentity
     else:
         yield from _definitions(kind, vars(sys.modules[place]) if place in sys.modules else {}, set())
 
 
 def _definitions(kind: type | FunctionType, names: dict[str, Any], seen: set[int]) -> Iterator[str]:
-    """Yields the source of a definition and of those in the same script that it refers to by name, and the values of plain variables."""
+    """Yields the source of a definition, the code of whatever it refers to by name, and digests of the values of variables."""
     if id(kind) in seen:
         return
     seen.add(id(kind))
@@ -95,8 +97,10 @@ def _definitions(kind: type | FunctionType, names: dict[str, Any], seen: set[int
         value = names.get(name)
         if isinstance(value, type | FunctionType) and value.__module__ == kind.__module__:
             yield from _definitions(value, names, seen)
-        elif isinstance(value, int | float | str | tuple):
-            yield f"{name} = {value!r}"
+        elif isinstance(value, type | FunctionType | ModuleType):
+            yield from _code_of(value)
+        elif value is not None:
+            yield f"{name} = {hashlib.sha256(_pickled(value)).hexdigest()}"
 
 
 def _names_in(code: CodeType) -> Iterator[str]:

@@ -10,21 +10,25 @@ from orchestrator.quantities import percent
 LOADING = {
     "timm": 'import timm\n\nmodel = timm.create_model("local-dir:FOLDER", pretrained=True).eval()',
     "transformers": "from transformers import AutoModel{kind}\n\nmodel = AutoModel{kind}.from_pretrained(FOLDER).eval()",
-    "secateur": 'from workers.export import load_pruned\n\nmodel = load_pruned("FOLDER/model.safetensors")',
+    "secateur": 'from workers.export import load_pruned\n\nmodel = load_pruned("FOLDER/model.safetensors"{build})',
 }
 MEASURES = {"top1": "top-1", "knn": "k-NN", "map": "mAP", "agreement": "agreement with the dense model"}
 
 
-def model_card(report: dict[str, Any] | None, library: str, name: str, classifier: bool) -> str:
-    """Returns the card in Markdown. ``report`` is the content of a ``report.json``, or None if there is none."""
+def model_card(report: dict[str, Any] | None, library: str, name: str, classifier: bool, target: str | None) -> str:
+    """Returns the card in Markdown.
+
+    ``report`` is the content of a ``report.json``, or None if there is none. ``target`` is the user's own function that builds the model.
+    """
     head = {"library_name": library, "tags": ["pruned", "secateur"]}
     kind = "ForImageClassification" if classifier else ""
+    build = "" if target is None else f", build={target}"
     parts = [
         "---\n" + "".join(f"{key}: {json.dumps(value)}\n" for key, value in head.items()) + "---",
         f"# {name}, pruned",
         *(_facts(report) if report is not None else []),
         "## Use",
-        f"```python\n{LOADING[library].replace('{kind}', kind)}\n```",
+        f"```python\n{LOADING[library].replace('{kind}', kind).replace('{build}', build)}\n```",
     ]
     if library != "secateur":
         parts.append(

@@ -153,6 +153,8 @@ def test_a_module_of_the_users_own_takes_the_state_dict_once_its_function_is_per
         model = SmallNet()
         model.load_state_dict(state)
         assert not model.second.weight.flatten()[1::2].any()
+        convert("folder", path, tmp_path / "folder", permit=["own_cases.build"])
+        assert "build=own_cases.build)" in (tmp_path / "folder" / "README.md").read_text(encoding="utf-8")
     finally:
         permitted.forbid("own_cases.build")
 

@@ -92,10 +92,10 @@ class Rows(Sequence[Row]):
     """The images of all rows. Processes that decode get this and not a list of every row."""
 
     def __init__(self, path: str, split: str, column: str, count: int) -> None:
-        self.path, self.split, self.column, self.count_ = path, split, column, count
+        self.path, self.split, self.column, self._rows = path, split, column, count
 
     def __len__(self) -> int:
-        return self.count_
+        return self._rows
 
     @overload
     def __getitem__(self, index: int) -> Row: ...

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from workers.checks import Phrase, require
 from workers.data.imagefiles import ImageFiles
@@ -135,20 +135,25 @@ def _samples_of(path: str, where: str) -> Iterator[Sample]:
     except (tarfile.TarError, OSError, EOFError) as error:
         reason = str(error) or type(error).__name__
         raise ConfigError(f"{where}: expected a .tar file that is not compressed, got {path} ({reason})") from error
+    with open(path, "rb") as tar_file:
+        yield from _labelled(groups, tar_file, where)
+
+
+def _labelled(groups: dict[str, dict[str, Member]], tar: IO[bytes], where: str) -> Iterator[Sample]:
     for key, group in groups.items():
         images = [member for ending, member in group.items() if f".{ending.rpartition('.')[2]}" in SUFFIXES]
         if len(images) > 1:
             raise ConfigError(f"{where}: expected one image for each name, got {first_few([str(image) for image in images])}")
         if images:
-            yield Sample(images[0], _label(group, key.rpartition("/")[0], where))
+            yield Sample(images[0], _label(group, key.rpartition("/")[0], tar, where))
 
 
-def _label(group: dict[str, Member], folder: str, where: str) -> int | str | None:
+def _label(group: dict[str, Member], folder: str, tar: IO[bytes], where: str) -> int | str | None:
     for ending in (".cls", ".json"):
         if ending in group:
             member = group[ending]
             try:
-                value: Any = json.loads(member.open().read())
+                value: Any = json.loads(member.read(tar))
                 value = next(value[name] for name in LABELS if name in value) if isinstance(value, dict) else value
                 if type(value) is not int or value < 0:
                     raise ValueError(f"{value!r} is no number of a class")

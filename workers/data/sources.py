@@ -23,8 +23,12 @@ class Member(NamedTuple):
 
     def open(self) -> IO[bytes]:
         with open(self.tar, "rb") as file:
-            file.seek(self.offset)
-            return BytesIO(file.read(self.size))
+            return BytesIO(self.read(file))
+
+    def read(self, tar: IO[bytes]) -> bytes:
+        """Returns the bytes from the tar file, which is open already."""
+        tar.seek(self.offset)
+        return tar.read(self.size)
 
     def __str__(self) -> str:
         return f"{self.tar}: {self.name}"

@@ -1,0 +1,90 @@
+"""The identity of a module that a script defines: it follows everything that the script's definitions refer to."""
+
+import inspect
+import runpy
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from orchestrator.api import Call, prune
+
+SCRIPT = """
+import copy
+import helpers
+from torch import nn
+from orchestrator.identity.given import given_identity
+
+SCALE = 2.0
+WIDTHS = [3, 4]
+
+
+def twice(x):
+    return SCALE * x
+
+
+def unused(x):
+    return x
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(WIDTHS[0], WIDTHS[1])
+
+    def forward(self, x):
+        return helpers.shifted(twice(self.layer(x)))
+
+
+def loss(outputs, labels):
+    return (outputs - labels).square().mean()
+
+
+model = Net()
+digest = given_identity(model, copy.deepcopy(model).to("meta"), loss)
+"""
+HELPERS = "def shifted(x):\n    return x + 1\n"
+
+
+def digest(folder: Path, script: str = SCRIPT, helpers: str = HELPERS) -> str:
+    from orchestrator.identity import own
+
+    (folder / "helpers.py").write_text(helpers, encoding="utf-8")
+    (folder / "script.py").write_text(script, encoding="utf-8")
+    sys.modules.pop("helpers", None)
+    own.own_code.cache_clear()
+    return runpy.run_path(str(folder / "script.py"), run_name="__main__")["digest"]
+
+
+def test_whatever_a_module_refers_to_in_its_script_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    before = digest(tmp_path)
+    assert digest(tmp_path) == before and digest(tmp_path, SCRIPT + "\nother = 3\n") == before
+    for old, new in (
+        ("SCALE = 2.0", "SCALE = 3.0"),
+        ("WIDTHS = [3, 4]", "WIDTHS = [3, 4, 5]"),
+        ("return SCALE * x", "return SCALE * x + 0"),
+        (".square().mean()", ".abs().mean()"),
+        ("super().__init__()\n", "super().__init__()\n        self.eps = 1e-3\n"),
+    ):
+        assert old in SCRIPT and digest(tmp_path, SCRIPT.replace(old, new)) != before, old
+    assert digest(tmp_path, helpers=HELPERS.replace("+ 1", "+ 2")) != before, "a file that the script imports"
+    assert digest(tmp_path, SCRIPT.replace("    return x\n\n\nclass", "    return -x\n\n\nclass")) == before, "nothing refers to it"
+
+
+def test_what_cannot_be_followed_equals_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    script = SCRIPT.replace("SCALE = 2.0", "SCALE = (number for number in range(3))")
+    assert digest(tmp_path, script) != digest(tmp_path, script)
+
+
+def test_prune_and_plan_have_the_same_defaults() -> None:
+    parameters = inspect.signature(prune).parameters
+    declared = {name: parameter.default for name, parameter in parameters.items() if name not in ("model", "batches")}
+        name: parameter.default for name, parameter in inspect.signature(prune).parameters.items() if name not in ("model", "batches")
+    }
+    assert {field.name: field.default for field in fields(Call)} == {"model": _EMPTY, "batches": _EMPTY} | declared | {"test": _EMPTY}
+
+
+_EMPTY = fields(Call)[0].default
