@@ -82,8 +82,6 @@ def test_what_cannot_be_followed_equals_nothing(tmp_path: Path, monkeypatch: pyt
 def test_prune_and_plan_have_the_same_defaults() -> None:
     parameters = inspect.signature(prune).parameters
     declared = {name: parameter.default for name, parameter in parameters.items() if name not in ("model", "batches")}
-        name: parameter.default for name, parameter in inspect.signature(prune).parameters.items() if name not in ("model", "batches")
-    }
     assert {field.name: field.default for field in fields(Call)} == {"model": _EMPTY, "batches": _EMPTY} | declared | {"test": _EMPTY}
 
 
