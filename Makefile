@@ -1,11 +1,13 @@
-# Two commands do everything: `make demo` and `make test`. Both set up .venv first, once.
+# Two commands do everything: `make demo` and `make test`. Both set up an environment first, once: .venv, or with another interpreter,
+# such as PYTHON=python3.12, one of its own (.venv-python3.12).
 PYTHON ?= python3.11
-VENV := .venv
+PYTHONS ?= python3.11 python3.12 python3.13
+VENV := .venv$(addprefix -,$(filter-out python3.11,$(notdir $(PYTHON))))
 RUN := $(VENV)/bin/python
 LOCKS := requirements.lock requirements-dev.lock
 READY := $(VENV)/.ready-$(shell cat pyproject.toml $(LOCKS) | sha256sum | cut -c1-12)
 
-.PHONY: setup demo test test-all lint docs lock bench cases
+.PHONY: setup demo test test-all test-pythons lint docs lock bench cases
 
 setup: $(READY)
 
@@ -25,6 +27,12 @@ test: setup
 
 test-all: setup cases
 	$(RUN) -m pytest -n 2 --dist loadscope -m "slow or not slow"
+
+# The tests under each interpreter of PYTHONS that is there. Each environment takes 7 GB.
+test-pythons:
+	@for python in $(PYTHONS); do \
+		if $$python --version >/dev/null 2>&1; then $(MAKE) test PYTHON=$$python || exit 1; else echo "$$python is not there: skipped"; fi; \
+	done
 
 lint: setup
 	$(RUN) -m ruff check .

@@ -23,6 +23,7 @@ from workers.latency import Latency
 from workers.losses import Loss
 from workers.models.base import ModelFamily
 from workers.models.permitted import imported, permit
+from workers.precision import Precision
 from workers.pruners.base import Pruner
 from workers.training.settings import Training
 
@@ -52,7 +53,8 @@ class Experiment:
     seed: int
     output: str
     loss: Loss  # of the calibration: its rise is what pruning is predicted, and measured, to cost
-    compare: bool  # whether to measure it
+    precision: Precision  # of the passes that collect, compare and evaluate
+    compare: bool  # whether to measure the rise of the loss
     model: ModelFamily
     data: Dataset
     training: Training | None  # how to train the dense model when model.checkpoint is null

@@ -176,7 +176,7 @@ def evaluate(
 
     The first part also measures the speed of the model, in turn with that of ``dense``.
     """
-    data = run.experiment.data
+    data, precision = run.experiment.data, run.experiment.precision
     splits = ["test", "bank"] if run.experiment.model.output is Output.FEATURES and data.classes else ["test"]
     identity = data_identity(run, (*EVALUATION, *data.evaluation_only))
     tasks = []
@@ -185,8 +185,9 @@ def evaluate(
         for part in range(parts):
             timed = (split, part) == ("test", 0)
             beside = dense if timed else None
-            to = run.store.destination("evaluate", model=model, beside=beside, data=identity, split=split, shard=part)
-            tasks.append(EvaluateTask(model.file, data, split, part, parts, timed, None if beside is None else beside.file, to))
+            passes = {"model": model, "beside": beside, "data": identity, "precision": precision}
+            to = run.store.destination("evaluate", **passes, split=split, shard=part)
+            tasks.append(EvaluateTask(model.file, data, precision, split, part, parts, timed, None if beside is None else beside.file, to))
     records = run.map(stage, Worker.evaluate, tasks)
     return {split: [record for record, task in zip(records, tasks, strict=True) if task.split == split] for split in splits}
 
@@ -221,16 +222,16 @@ def collect(
     if statistic is None:
         return {planned.layer.name: [] for planned in layers}
     data, loss, seed = data_identity(run, (*CALIBRATION, "shards")), experiment.loss, experiment.seed
+    passes = {"model": model, "data": data, "precision": experiment.precision}
 
     def destination(layer: Layer, shard: int) -> Destination:
-        reads = {"model": model, "statistic": statistic.identity(layer, loss, seed), "data": data, "layer": asdict(layer)}
-        return run.store.destination("collect", **reads, shard=shard)
+        return run.store.destination("collect", **passes, statistic=statistic.identity(layer, loss, seed), layer=asdict(layer), shard=shard)
 
     def cut(missing: list[PlannedLayer]) -> list[list[PlannedLayer]]:
         return cut_grid(experiment, run.profile, run.plan.resources, missing)
 
     def task(layers: tuple[Layer, ...], shard: int, to: tuple[Destination, ...]) -> CollectTask:
-        return CollectTask(model.file, experiment.data, statistic, layers, loss, shard, seed, to)
+        return CollectTask(model.file, experiment.data, statistic, layers, loss, experiment.precision, shard, seed, to)
 
     costs = cost_model(experiment, run.profile, run.plan.resources)
     return compute_cells(run, "collect", Worker.collect, layers, destination, cut, task, costs.collect)
@@ -320,11 +321,11 @@ def warn_of_zeros(run: Run, pruner: WeightPruner, layers: Sequence[PlannedLayer]
 
 def measure_increase(run: Run, before: Record[ModelNumbers], after: Record[ModelNumbers], dense: Record[ModelNumbers]) -> Increase:
     """The real rise of the calibration loss over the pruning of a round, to hold the prediction against."""
-    data, loss, identity = run.experiment.data, run.experiment.loss, data_identity(run, CALIBRATION)
-    tasks = []
+    data, loss, precision = run.experiment.data, run.experiment.loss, run.experiment.precision
+    passes, tasks = {"data": data_identity(run, CALIBRATION), "loss": loss, "precision": precision}, []
     for part in range(data.comparison_parts if run.experiment.compare else 0):
-        to = run.store.destination("compare", before=before, after=after, data=identity, loss=loss, shard=part)
-        tasks.append(CompareTask(before.file, after.file, data, loss, part, data.comparison_parts, to))
+        to = run.store.destination("compare", before=before, after=after, **passes, shard=part)
+        tasks.append(CompareTask(before.file, after.file, data, loss, precision, part, data.comparison_parts, to))
     records = run.map("compare", Worker.compare, tasks) if tasks else []
     samples = sum(record.numbers.samples for record in records)
     detector = run.experiment.model.output is Output.BOXES and loss is Loss.LABELS

@@ -45,18 +45,19 @@ def collect_pairs(
     solved: Sequence[Record[LayerSolution]],
 ) -> dict[str, list[Record[PairedInputs]]]:
     """Inputs of layers in the dense model, beside those in the model with the solutions ``solved``: a list over shards for each layer."""
-    experiment, data, loss = run.experiment, data_identity(run, DATA), run.experiment.loss
+    experiment, data = run.experiment, data_identity(run, DATA)
+    loss, precision = experiment.loss, experiment.precision
     samples = samples_of_shard(experiment, pruner.refit)
 
     def destination(layer: Layer, shard: int) -> Destination:
-        reads = {"model": dense, "solutions": list(solved), "data": data, "samples": samples, "loss": loss, "layer": asdict(layer)}
-        return run.store.destination("collect_pairs", **reads, shard=shard)
+        passes = {"data": data, "samples": samples, "loss": loss, "precision": precision}
+        return run.store.destination("collect_pairs", model=dense, solutions=list(solved), **passes, layer=asdict(layer), shard=shard)
 
     def cut(missing: list[PlannedLayer]) -> list[list[PlannedLayer]]:
         return fitting_portions(experiment, run.profile, run.plan.resources, missing)
 
     def task(layers: tuple[Layer, ...], shard: int, to: tuple[Destination, ...]) -> CollectPairsTask:
-        return CollectPairsTask(dense.file, tuple(solved), experiment.data, samples, layers, loss, shard, to)
+        return CollectPairsTask(dense.file, tuple(solved), experiment.data, samples, layers, loss, precision, shard, to)
 
     return compute_cells(run, "collect pairs", Worker.collect_pairs, layers, destination, cut, task)
 

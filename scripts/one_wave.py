@@ -68,7 +68,7 @@ def wave(experiment: Experiment, plan: Plan, portion: Sequence[PlannedLayer], fo
     if statistic is not None:
         to = tuple(Destination(f"collect{index}", folder / f"collect{index}") for index in range(len(portion)))
         layers = tuple(planned.layer for planned in portion)
-        task = CollectTask(model, images(experiment)[0], statistic, layers, experiment.loss, 0, experiment.seed, to)
+        task = CollectTask(model, images(experiment)[0], statistic, layers, experiment.loss, experiment.precision, 0, experiment.seed, to)
         started = time.perf_counter()
         partials = worker.collect(task)
         seconds, peak = time.perf_counter() - started, max(record.peak_bytes or 0 for record in partials)

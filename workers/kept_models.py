@@ -13,6 +13,7 @@ from workers.export import load_pruned, load_weight
 from workers.files import read_result
 from workers.memory import give_back
 from workers.models.base import Layer
+from workers.precision import Precision, in_precision
 from workers.records import LayerSolution, Record
 
 KEPT_MODELS = 2  # to compare takes two
@@ -26,8 +27,8 @@ class KeptModels:
         self.loaded: dict[Path, nn.Module] = {}  # as they were used, the last one last
         self._solved: tuple[Path, dict[str, Path], nn.Module] | None = None  # the copy with solutions, and where these are stored
 
-    def model(self, path: Path) -> nn.Module:
-        """Returns the model of a file. Room for it is made before it is loaded."""
+    def model(self, path: Path, precision: Precision = Precision.FP32) -> nn.Module:
+        """Returns the model of a file, whose products have this precision. Room for it is made before it is loaded."""
         if path not in self.loaded:
             self._solved = None  # of an earlier stage
             for old in list(self.loaded)[: len(self.loaded) - KEPT_MODELS + 1]:
@@ -35,9 +36,9 @@ class KeptModels:
             give_back()
             self.loaded[path] = load_pruned(path).to(self.device)
         self.loaded[path] = self.loaded.pop(path)
-        return self.loaded[path]
+        return in_precision(self.loaded[path], precision)
 
-    def with_solutions(self, path: Path, solutions: Sequence[Record[LayerSolution]]) -> nn.Module:
+    def with_solutions(self, path: Path, solutions: Sequence[Record[LayerSolution]], precision: Precision) -> nn.Module:
         """Returns a copy of a model with the weights of solutions. The last copy is changed if it has solutions for no other layers."""
         if self._solved is None or self._solved[0] != path or not self._solved[1].keys() <= {record.numbers.layer for record in solutions}:
             self._solved = (path, {}, copy.deepcopy(self.model(path)))
@@ -48,7 +49,7 @@ class KeptModels:
                 parameter = model.get_parameter(f"{name}.weight")
                 parameter.data.copy_(read_result(record)["weight_RC"].reshape(parameter.shape))
                 placed[name] = record.directory
-        return model
+        return in_precision(model, precision)
 
     def weight(self, path: Path, layer: Layer) -> Tensor:
         """Returns the weight (R, C) of one layer; nothing else is read unless the model is here already."""

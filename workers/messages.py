@@ -11,6 +11,7 @@ from workers.data.base import Dataset
 from workers.latency import Latency
 from workers.losses import Loss
 from workers.models.base import Layer, ModelFamily, Output
+from workers.precision import Precision
 from workers.pruners.base import WeightPruner
 from workers.pruners.units import UnitPruner
 from workers.records import (
@@ -46,6 +47,7 @@ class CollectTask:
     statistic: Statistic
     layers: tuple[Layer, ...]
     loss: Loss
+    precision: Precision
     shard: int
     seed: int
     to: tuple[Destination, ...]
@@ -109,6 +111,7 @@ class CollectPairsTask:
     samples: int
     layers: tuple[Layer, ...]
     loss: Loss
+    precision: Precision
     shard: int
     to: tuple[Destination, ...]
 
@@ -255,6 +258,7 @@ class EvaluateTask:
 
     model: Path
     data: Dataset
+    precision: Precision
     split: str
     shard: int
     shards: int
@@ -271,6 +275,7 @@ class CompareTask:
     after: Path
     data: Dataset
     loss: Loss
+    precision: Precision
     shard: int
     shards: int
     to: Destination

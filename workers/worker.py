@@ -51,6 +51,7 @@ from workers.models.shrunk import shrunk
 from workers.models.structures.find import find_groups
 from workers.models.structures.groups import take
 from workers.numbers import derived_seed
+from workers.precision import in_precision
 from workers.pruners.refit import refit_layer
 from workers.pruners.units import UnitSums
 from workers.records import (
@@ -118,7 +119,8 @@ class Worker:
         started = time.time()
         seed = derived_seed(task.seed, "collect", task.shard)
         batches = task.data.calibration(task.shard, task.data.shards)
-        collected = task.statistic.collect(self.kept.model(task.model), list(task.layers), batches, task.loss, seed)
+        model = self.kept.model(task.model, task.precision)
+        collected = task.statistic.collect(model, list(task.layers), batches, task.loss, seed)
         return [moments.finish_moment(to, PartialMoment, task.shard, layer.name, collected, started) for layer, to in task.results]
 
     @watched
@@ -175,7 +177,8 @@ class Worker:
         """Inputs of some layers, in a model and in the same model with layers solved, over one shard."""
         started = time.time()
         batches = first(task.samples, task.data.calibration(task.shard, task.data.shards))
-        dense, pruned = self.kept.model(task.model), self.kept.with_solutions(task.model, task.solutions)
+        dense = self.kept.model(task.model, task.precision)
+        pruned = self.kept.with_solutions(task.model, task.solutions, task.precision)
         collected = paired_inputs(dense, pruned, list(task.layers), batches, task.loss, task.data.eval_batch_size)
         return [moments.finish_moment(to, PairedInputs, task.shard, layer.name, collected, started) for layer, to in task.results]
 
@@ -298,7 +301,7 @@ class Worker:
         batches = task.data.evaluation(task.split, task.shard, task.shards)
         dense = None if task.dense is None else self.kept.model(task.dense)
         timed = evaluation.timed_models(model, dense, self.device) if task.timed else {}
-        outputs, labels, speeds = evaluation.outputs(model, batches, self.device, timed)
+        outputs, labels, speeds = evaluation.outputs(in_precision(model, task.precision), batches, self.device, timed)
         written = write_tensors(task.to.directory / Outputs.file, {"outputs": outputs, "labels": labels})
         sparse_layers = sum(layer.runtime == "sparse" for each in timed.values() for layer in choices(each))
         return finish(task.to, Outputs(len(labels), speeds, sparse_layers), started, written)
@@ -307,7 +310,7 @@ class Worker:
     def compare(self, task: CompareTask) -> Record[MeasuredIncrease]:
         """How much the calibration loss of a shard really rose."""
         started = time.time()
-        before, after = self.kept.model(task.before), self.kept.model(task.after)
+        before, after = (self.kept.model(file, task.precision) for file in (task.before, task.after))
         total, samples = evaluation.total_loss_increase(
             before, after, task.data.calibration(task.shard, task.shards), task.loss, self.device
         )

@@ -53,7 +53,7 @@ class Hardware:
     read_gbs: float  # to check and read results, GB/s
     memory_gbs: float  # to touch new memory, GB/s
     link_gbs: float  # between the ranks of a training, GB/s for each
-    bf16_speedup: float  # of training with bfloat16 products, over float32
+    bf16_speedup: float  # of passes with bfloat16 products, over float32
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -11,9 +11,10 @@ from workers.collect.statistic import refit_flops
 from workers.losses import Loss
 from workers.models.base import Layer
 from workers.models.profile import Depth, ModelProfile
+from workers.precision import Precision
 from workers.pruners.base import Pruner, WeightPruner
 from workers.pruners.units import UnitPruner
-from workers.training.settings import Precision, Training
+from workers.training.settings import Training
 
 BUILD_PASSES = 2  # a model's weights are initialised, then replaced
 HALF_RATE = 1200  # weights in a block with half of the highest rate
@@ -75,6 +76,7 @@ class CostModel:
     pruner: Pruner
     threads: int
     gpu: bool
+    precision: Precision  # of the passes that collect, compare and evaluate
     samples_per_gradient: int
     gradients_per_shard: int
 
@@ -102,6 +104,13 @@ class CostModel:
         """Returns the time of a forward pass; a backward pass with gradients of all weights takes twice as long."""
         return self._network(samples * self.profile.forward_flops * (3 if backward else 1))
 
+    def passes(self, samples: float) -> float:
+        """Returns the time of a forward pass to compare or evaluate."""
+        return self.network(samples) / self._speedup(self.precision)
+
+    def _speedup(self, precision: Precision) -> float:
+        return self.hardware.bf16_speedup if precision is Precision.BF16 else 1.0
+
     def _network(self, flops: float) -> float:
         return flops / (self.flops * self.hardware.model_efficiency)
 
@@ -124,9 +133,8 @@ class CostModel:
             flops += self.backward_flops(layers)
         outer = sum(self.outer_flops(planned) for planned in layers) / (self.flops * self.hardware.collect_efficiency)
         used_bytes = sum(planned.statistic_bytes + planned.working_bytes for planned in layers)
-        return (
-            self._network(samples * flops) + outer + self.memory(used_bytes) + self.write(sum(planned.stored_bytes for planned in layers))
-        )
+        passes = self._network(samples * flops) / self._speedup(self.precision)
+        return passes + outer + self.memory(used_bytes) + self.write(sum(planned.stored_bytes for planned in layers))
 
     def outer_flops(self, planned: PlannedLayer) -> float:
         """Returns ``N n B (B + 1)`` flops where symmetry is used, else ``2 N n B^2``, for N vectors in each of n matrices.
@@ -159,7 +167,7 @@ class CostModel:
         squares = [planned.layer.groups * planned.layer.columns**2 for planned in layers]
         outer = sum((2 if self.gpu else 1) * n * square + 2 * n * square for n, square in zip(vectors, squares, strict=True))
         written = sum(planned.stored_pair_bytes for planned in layers)
-        return 2 * reached * self.network(samples) + outer / (self.flops * self.hardware.collect_efficiency) + self.write(written)
+        return 2 * reached * self.passes(samples) + outer / (self.flops * self.hardware.collect_efficiency) + self.write(written)
 
     def refit(self, planned: PlannedLayer, shards: int) -> float:
         """Returns the time to read and merge pairs of inputs, and to factor and fit."""
@@ -197,8 +205,7 @@ class CostModel:
     def training(self, recipe: Training, samples: int, has_teacher: bool) -> float:
         """Returns the wall time of a gang: passes of student and teacher, and a ring all-reduce of all gradients in each step."""
         compute = self.network(samples, backward=True) + (self.network(samples) if has_teacher else 0.0)
-        if recipe.precision is Precision.BF16:
-            compute /= self.hardware.bf16_speedup
+        compute /= self._speedup(recipe.precision)
         exchanged_bytes = 2 * self.profile.model_bytes * (recipe.ranks - 1) / recipe.ranks
         steps = samples // recipe.batch_size
         return recipe.epochs * (compute / recipe.ranks + steps * exchanged_bytes / (1e9 * self.hardware.link_gbs))
@@ -212,6 +219,7 @@ def cost_model(experiment: Experiment, profile: ModelProfile, resources: Resourc
         experiment.pruner,
         1 if gpu else resources.threads,
         gpu,
+        experiment.precision,
         data.calibration_batch_size,
         -(-data.calibration_batches // data.shards),
     )

@@ -12,7 +12,8 @@ from workers.collect.base import PATCH_BYTES, chunk_bytes
 from workers.collect.statistic import SLICE_BYTES
 from workers.errors import ConfigError
 from workers.models.profile import ModelProfile
-from workers.training.settings import Distill, Optimizer, Precision, Training
+from workers.precision import Precision
+from workers.training.settings import Distill, Optimizer, Training
 
 PROCESS_BYTES = {"cpu": 700_000_000, "cuda": 1_000_000_000}  # Python, torch and compiled kernels; the context of CUDA
 ROW_BYTES = 6  # of a weight that is left, in the sparse runtime: its value and its column

@@ -295,14 +295,14 @@ def _stages(
         wall = costs.training(recipe, data.size("train"), has_teacher) + hardware.gang_seconds
         return Estimate(recipe.ranks, wall, wall * recipe.ranks, (wall,) * recipe.ranks)
 
-    bank = data.size("bank") if experiment.model.output is Output.FEATURES else 0
+    bank = data.size("bank") if experiment.model.output is Output.FEATURES and data.classes else 0
     rate = HOST_FLOPS if costs.gpu else costs.flops
     metrics = _mapped([2.0 * data.size("test") * bank * profile.outputs / rate], resources)
     splits = ["test", "bank"] if bank else ["test"]
 
     def evaluation(costs: CostModel) -> Estimate:
         parts = [(data.size(split), data.evaluation_parts(split)) for split in splits]
-        return _mapped([costs.network(samples / count) for samples, count in parts for _ in range(count)], resources)
+        return _mapped([costs.passes(samples / count) for samples, count in parts for _ in range(count)], resources)
 
     compared, parts = data.calibration_batches * data.calibration_batch_size, data.comparison_parts
     stages = {"import": _mapped([costs.read(profile.model_bytes) + costs.write(profile.model_bytes)], resources)}
@@ -311,7 +311,7 @@ def _stages(
     stages["start workers"] = Estimate(resources.workers, hardware.start_seconds, resources.workers * hardware.start_seconds)
     stages |= {"evaluate dense": evaluation(costs), "assess dense": metrics} | pruning
     if experiment.compare:
-        stages["compare"] = _mapped([costs.network(compared / parts) + costs_after.network(compared / parts)] * parts, resources)
+        stages["compare"] = _mapped([costs.passes(compared / parts) + costs_after.passes(compared / parts)] * parts, resources)
     stages |= {"evaluate one-shot": evaluation(costs_after), "assess one_shot": metrics}
     if recovery is not None:
         stages["recover"] = gang(recovery, costs_after)

@@ -18,9 +18,10 @@ from workers.data.base import Batch, Dataset
 from workers.export import load_model, save_model
 from workers.messages import TrainTask
 from workers.models.timm import TimmModel
+from workers.precision import Precision
 from workers.records import Destination
 from workers.training.loop import train
-from workers.training.settings import Distill, Optimizer, Precision, Schedule, Training, learning_rate
+from workers.training.settings import Distill, Optimizer, Schedule, Training, learning_rate
 
 VIT = TimmModel(
     name="vit_tiny_patch16_224",

@@ -14,10 +14,11 @@ from workers.errors import ConfigError, SecateurError
 from workers.export import load_model, load_state, save_model
 from workers.messages import TrainTask
 from workers.models.timm import TimmModel
+from workers.precision import Precision
 from workers.records import Destination
 from workers.training.gang import run_gang
 from workers.training.losses import Tapped, distillation
-from workers.training.settings import Distill, Optimizer, Precision, Schedule, Training, learning_rate
+from workers.training.settings import Distill, Optimizer, Schedule, Training, learning_rate
 
 RECIPE = Training(
     epochs=2,

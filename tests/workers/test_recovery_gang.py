@@ -13,8 +13,9 @@ from recovery_cases import CNN, HEADLESS, VIT, Gang, plain_training, recipe, spa
 from workers.errors import ConfigError, SecateurError
 from workers.export import load_state
 from workers.models.base import Output
+from workers.precision import Precision
 from workers.training.gang import run_gang
-from workers.training.settings import Distill, Optimizer, Precision, Schedule, check, learning_rate
+from workers.training.settings import Distill, Optimizer, Schedule, check, learning_rate
 
 STAGES = (0, 1, 2, 3)
 SGD = {"optimizer": Optimizer.SGD, "lr": 0.1}

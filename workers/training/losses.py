@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from workers.losses import label_loss
-from workers.training.settings import Distill, Precision, Training
+from workers.precision import Precision, products_in
+from workers.training.settings import Distill, Training
 
 
 class Tapped(nn.Module):
@@ -27,7 +28,7 @@ class Tapped(nn.Module):
 
     def forward(self, images_NCHW: Tensor) -> tuple[Tensor, Tensor]:
         self._features.clear()
-        with torch.autocast(images_NCHW.device.type, dtype=torch.bfloat16, enabled=self.precision is Precision.BF16):
+        with products_in(self.precision, images_NCHW.device):
             outputs_ND = self.model(images_NCHW)
         return outputs_ND, self._features[-1] if self._features else outputs_ND
 

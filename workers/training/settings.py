@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from workers.checks import require
 from workers.models.base import Output
+from workers.precision import Precision
 
 if TYPE_CHECKING:
     from workers.data.base import Dataset
@@ -29,11 +30,6 @@ class Distill(Enum):
     NONE = "none"
     LOGITS = "logits"  # KL divergence from the dense model's softened predictions
     FEATURES = "features"  # mean squared error of the features before the classifier, relative to their own power
-
-
-class Precision(Enum):
-    FP32 = "fp32"
-    BF16 = "bf16"  # matrix products in bfloat16, weights and optimizer in float32
 
 
 @dataclass
