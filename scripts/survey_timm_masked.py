@@ -248,7 +248,7 @@ def _solved(model: nn.Module, layers: list[Layer], moments: dict[str, SecondMome
 
 
 def _outputs(model: nn.Module, batches: list[Batch]) -> Tensor:
-    return evaluation.outputs(model, iter(batches), torch.device("cpu"))[0]
+    return evaluation.outputs(model, iter(batches), torch.device("cpu")).outputs
 
 
 def table(rows: Sequence[Row]) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import isfinite
 from statistics import median
 
@@ -22,20 +23,56 @@ TIMINGS = 5
 EMPTY: Mapping[str, nn.Module] = {}
 
 
+@dataclass
+class Pace:
+    """Seconds of an evaluation: what it waited for ``samples`` images, and what it computed with them.
+
+    The first batch does not count: processes that decode start while it waits.
+    """
+
+    samples: int = 0
+    waited: float = 0.0
+    computed: float = 0.0
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Logits (or features, or detections) and labels of all batches, and the images per second of models by name."""
+
+    outputs: Tensor
+    labels: Tensor
+    speeds: dict[str, float]
+    pace: Pace
+
+
 @torch.inference_mode()
-def outputs(
-    model: nn.Module, batches: Iterator[Batch], device: torch.device, timed: Mapping[str, nn.Module] = EMPTY
-) -> tuple[Tensor, Tensor, dict[str, float]]:
-    """Returns logits (or features, or detections) and labels of all batches, and the images per second of the ``timed`` models by name."""
-    parts, labels = [], []
+def outputs(model: nn.Module, batches: Iterator[Batch], device: torch.device, timed: Mapping[str, nn.Module] = EMPTY) -> Evaluated:
+    """Returns what a model says about all batches, and the speeds of the ``timed`` models."""
+    parts: list[Tensor] = []
+    labels: list[Tensor] = []
     speeds: dict[str, float] = {}
+    pace, asked = Pace(), time.perf_counter()
     for batch in batches:
+        arrived = time.perf_counter()
         images_NCHW = batch.images_NCHW.to(device)
         if timed and not speeds:
             speeds = dict(zip(timed, images_per_second(list(timed.values()), images_NCHW), strict=True))
+        started = time.perf_counter()
         parts.append(readable(model, model(images_NCHW)).float().cpu())
+        if labels:
+            pace = Pace(pace.samples + len(batch.labels), pace.waited + arrived - asked, pace.computed + time.perf_counter() - started)
         labels.append(batch.labels)
-    return torch.cat(parts), torch.cat(labels), speeds
+        asked = time.perf_counter()
+    return Evaluated(torch.cat(parts), torch.cat(labels), speeds, pace)
+
+
+def with_loading(paces: Sequence[Pace]) -> dict[str, float]:
+    """Returns images per second with loading, and the share of the time that waited for images; empty if every part was one batch."""
+    waited, computed = sum(pace.waited for pace in paces), sum(pace.computed for pace in paces)
+    if not computed:
+        return {}
+    samples = sum(pace.samples for pace in paces)
+    return {"loaded_images_per_second": samples / (waited + computed), "waiting": waited / (waited + computed)}
 
 
 def timed_models(model: nn.Module, dense: nn.Module | None, device: torch.device) -> dict[str, nn.Module]:

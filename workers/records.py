@@ -238,7 +238,7 @@ class Outputs(Numbers):
     """Outputs for ``samples`` of a split.
 
     ``speeds`` are images per second by name, measured in turn: those of the model, of the dense model, and of the sparse runtime, which
-    ``sparse_layers`` are faster with. Empty where nothing was measured.
+    ``sparse_layers`` are faster with. Empty where nothing was measured. ``pace``: see ``evaluation.Pace``.
     """
 
     verb = "evaluate"
@@ -246,6 +246,7 @@ class Outputs(Numbers):
     samples: int
     speeds: dict[str, float]
     sparse_layers: int
+    pace: dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -301,10 +301,10 @@ class Worker:
         batches = task.data.evaluation(task.split, task.shard, task.shards)
         dense = None if task.dense is None else self.kept.model(task.dense)
         timed = evaluation.timed_models(model, dense, self.device) if task.timed else {}
-        outputs, labels, speeds = evaluation.outputs(in_precision(model, task.precision), batches, self.device, timed)
-        written = write_tensors(task.to.directory / Outputs.file, {"outputs": outputs, "labels": labels})
+        found = evaluation.outputs(in_precision(model, task.precision), batches, self.device, timed)
+        written = write_tensors(task.to.directory / Outputs.file, {"outputs": found.outputs, "labels": found.labels})
         sparse_layers = sum(layer.runtime == "sparse" for each in timed.values() for layer in choices(each))
-        return finish(task.to, Outputs(len(labels), speeds, sparse_layers), started, written)
+        return finish(task.to, Outputs(len(found.labels), found.speeds, sparse_layers, vars(found.pace)), started, written)
 
     @watched
     def compare(self, task: CompareTask) -> Record[MeasuredIncrease]:
@@ -325,6 +325,7 @@ class Worker:
         if "bank" in task.outputs:
             metrics |= evaluation.neighbour_accuracy(outputs, labels, *self._outputs(task.outputs["bank"]))
         timed = next(record.numbers for record in task.outputs["test"] if record.numbers.speeds)
+        metrics |= evaluation.with_loading([evaluation.Pace(**record.numbers.pace) for record in task.outputs["test"]])
         metrics |= timed.speeds | {"sparse_layers": float(timed.sparse_layers), "test_samples": float(len(labels))}
         seconds = sum(record.seconds for records in task.outputs.values() for record in records)
         return finish(task.to, Metrics(metrics, seconds), started)

@@ -16,8 +16,9 @@ METRICS = {
     "loss": "loss",
     "images_per_second": "images/s",
     "sparse_images_per_second": "images/s, sparse",
+    "loaded_images_per_second": "images/s with loading",
 }
-SPEEDS = ("images_per_second", "sparse_images_per_second")
+SPEEDS = ("images_per_second", "sparse_images_per_second", "loaded_images_per_second")
 FRACTIONS = ("top1", "top5", "knn", "map", "map50", "agreement")
 ACCURACY_NAMES = {"top1": "top-1 accuracy", "knn": "k-NN accuracy", "map": "mAP", "agreement": "agreement with the dense model"}
 UNITS = {"channel": "channel", "neuron": "neuron", "head": "head", "stream": "stream channel"}

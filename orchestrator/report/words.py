@@ -14,6 +14,7 @@ from orchestrator.report.terms import ACCURACY_NAMES, METRICS, measured_metrics,
 FACTOR = 3  # a prediction of the loss that is off by more is no forecast
 FAR_OFF = 100  # beyond this the factor itself says nothing
 HIGHER_LOSS = 1.05  # a test loss that rose by this factor makes a model worse
+WAITING = 0.2  # of the time of an evaluation; less is not worth a word
 AUGMENTATIONS = ("augmentation", "max_shift", "flip")  # settings of data sets
 
 
@@ -35,6 +36,7 @@ def sentences(report: Report) -> list[str]:
         about_latency,
         about_size_and_speed,
         about_int8,
+        _about_loading,
         _about_missing_metrics,
         _about_numerics,
         _about_the_store,
@@ -201,6 +203,20 @@ def _about_loss(report: Report) -> list[str]:
     return [
         f"{text}, which is {factor} times too {'low' if measured > predicted else 'high'}. This does not mean that something failed: the "
         f"pruner uses its quadratic model to rank {what}, not to forecast the loss."
+    ]
+
+
+def _about_loading(report: Report) -> list[str]:
+    """Whether images were decoded as fast as the model computes."""
+    metrics = report.stages[-1].metrics if report.stages else {}
+    waiting, rate = metrics.get("waiting"), metrics.get("loaded_images_per_second")
+    decoders = (report.experiment.get("data") or {}).get("decoders")
+    if waiting is None or rate is None or decoders is None or waiting < WAITING:
+        return []
+    processes = count(decoders, "process", "processes")
+    return [
+        f"The evaluation waited for images {percent(waiting)} of the time: {rate:,.0f} images/s were decoded by {processes} of each worker "
+        "and evaluated. More of them (data.decoders) may help."
     ]
 
 

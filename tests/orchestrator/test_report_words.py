@@ -51,6 +51,18 @@ def test_the_error_between_two_pruned_models_is_bounded_by_how_they_differ_from_
     assert true * 0.95 < bound < 0.8 * unpaired_error(one_NM.mean(), other_NM.mean(), 360)
 
 
+def test_an_evaluation_that_waited_for_images_says_so_and_what_may_help() -> None:
+    def loading(waiting: float, **data: Any) -> list[str]:
+        report = example(experiment={"pruner": {"block_size": 32, "target": {"sparsity": 0.75}}, "recovery": None, "data": data})
+        report.stages[-1].metrics.update(waiting=waiting, loaded_images_per_second=1234.5)
+        return [sentence for sentence in sentences(report) if "waited for images" in sentence]
+
+    (sentence,) = loading(0.43, decoders=8)
+    assert "43.0 % of the time" in sentence and "1,234 images/s" in sentence and "8 processes" in sentence and "data.decoders" in sentence
+    assert not loading(0.1, decoders=8), "it is not worth a word"
+    assert not loading(0.43), "the images were in memory, and nothing decodes them"
+
+
 # ----------------------------------------------------------------------------------------------------------------- accuracy
 
 

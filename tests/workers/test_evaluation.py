@@ -1,10 +1,14 @@
 """Speeds are measured in turn, and answers that changed are counted against the labels."""
 
+import time
+from collections.abc import Iterator
+
+import pytest
 import torch
 from torch import nn
 
 from workers.data.base import Batch
-from workers.evaluation import TIMINGS, changed_answers, of_outputs, outputs
+from workers.evaluation import TIMINGS, Pace, changed_answers, of_outputs, outputs, with_loading
 from workers.models.base import Output
 
 
@@ -24,10 +28,37 @@ def test_models_are_timed_in_turn_on_the_first_batch_and_only_one_is_evaluated()
     calls: list[str] = []
     model, dense = Noted("model", calls), Noted("dense", calls)
     batches = [Batch(torch.rand(4, 1, 2, 2), torch.zeros(4, dtype=torch.long)) for _ in range(3)]
-    rows, labels, speeds = outputs(model, iter(batches), torch.device("cpu"), {"model": model, "dense": dense})
+    found = outputs(model, iter(batches), torch.device("cpu"), {"model": model, "dense": dense})
     assert calls == ["model", "dense"] * (1 + TIMINGS) + ["model"] * 3
-    assert rows.shape == (12, 3) and len(labels) == 12 and list(speeds) == ["model", "dense"] and min(speeds.values()) > 0
-    assert outputs(model, iter(batches), torch.device("cpu"))[2] == {}
+    assert found.outputs.shape == (12, 3) and len(found.labels) == 12
+    assert list(found.speeds) == ["model", "dense"] and min(found.speeds.values()) > 0
+    assert outputs(model, iter(batches), torch.device("cpu")).speeds == {}
+
+
+class Slow(nn.Module):
+    def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.05)
+        return images_NCHW.flatten(1)
+
+
+def test_waiting_for_images_is_told_from_computing() -> None:
+    """Images come in 150 ms, a pass takes 50: three quarters of the time of all but the first batch of 8 is spent waiting."""
+
+    def slow_batches() -> Iterator[Batch]:
+        for _ in range(4):
+            time.sleep(0.15)
+            yield Batch(torch.zeros(8, 1, 1, 1), torch.zeros(8, dtype=torch.long))
+
+    pace = outputs(Slow(), slow_batches(), torch.device("cpu")).pace
+    assert pace.samples == 24
+    speeds = with_loading([pace, Pace()])
+    assert speeds["waiting"] == pytest.approx(0.75, abs=0.1)
+    assert speeds["loaded_images_per_second"] == pytest.approx(8 / 0.2, rel=0.25)
+
+
+def test_a_single_batch_says_nothing_about_loading() -> None:
+    batch = Batch(torch.zeros(8, 1, 1, 1), torch.zeros(8, dtype=torch.long))
+    assert with_loading([outputs(Slow(), iter([batch]), torch.device("cpu")).pace]) == {}
 
 
 def test_answers_that_changed_are_counted_where_a_label_says_who_is_right():
