@@ -8,6 +8,7 @@ from orchestrator.config import Experiment
 from workers.checks import require
 from workers.losses import Loss
 from workers.models.base import Output
+from workers.training.settings import Training
 from workers.training.settings import check as check_training
 
 if TYPE_CHECKING:
@@ -37,10 +38,18 @@ def check_together(experiment: Experiment, profile: ModelProfile) -> None:
         data.check_outputs(profile.outputs)
     if experiment.training is not None and model.checkpoint is None:
         check_training(experiment.training, data, model.output, taught=False, where="training")
+        check_recompute(experiment.training, profile, "training")
     for name, part in experiment.schedule.items():
         if part.recovery is not None:
             where = f"rounds.{name}.recovery" if name else "recovery"
             check_training(part.recovery, data, model.output, taught=True, where=where, features=model.has_features)
+            check_recompute(part.recovery, profile, where)
+
+
+def check_recompute(recipe: Training, profile: ModelProfile, where: str) -> None:
+    """Raises ``ConfigError`` if activations should be computed again and the model has no blocks for that."""
+    blocks = "false, since the model has no repeated blocks that are free of batch norms"
+    require(not recipe.recompute or profile.recomputed_bytes is not None, f"{where}.recompute", blocks, recipe.recompute)
 
 
 def check_detector(experiment: Experiment, profile: ModelProfile) -> None:

@@ -204,7 +204,7 @@ class CostModel:
 
     def training(self, recipe: Training, samples: int, has_teacher: bool) -> float:
         """Returns the wall time of a gang: passes of student and teacher, and a ring all-reduce of all gradients in each step."""
-        compute = self.network(samples, backward=True) + (self.network(samples) if has_teacher else 0.0)
+        compute = self.network(samples, backward=True) + (has_teacher + recipe.recompute) * self.network(samples)
         compute /= self._speedup(recipe.precision)
         exchanged_bytes = 2 * self.profile.model_bytes * (recipe.ranks - 1) / recipe.ranks
         steps = samples // recipe.batch_size

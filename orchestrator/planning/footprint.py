@@ -115,9 +115,10 @@ class Footprint:
         held = weights / (ranks if stage >= 3 else 1) + weights / (ranks if stage >= 2 else 1)
         held += moments * weights / (ranks if stage >= 1 else 1)
         held += 0 if recipe.distill is Distill.NONE else weights
-        kept = self.profile.activation_bytes * (0.5 if recipe.precision is Precision.BF16 else 1.0)
+        kept = (self.profile.recomputed_bytes if recipe.recompute else None) or self.profile.activation_bytes
+        half = 0.5 if recipe.precision is Precision.BF16 else 1.0
         passing = PASSING_ACTIVATIONS * self.profile.largest_bytes
-        return PROCESS_BYTES[self.device] + int(held + (kept + passing) * recipe.batch_size / ranks)
+        return PROCESS_BYTES[self.device] + int(held + (half * kept + passing) * recipe.batch_size / ranks)
 
 
 def footprint(experiment: Experiment, profile: ModelProfile, resources: Resources) -> Footprint:

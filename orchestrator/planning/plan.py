@@ -221,7 +221,8 @@ def _needs(experiment: Experiment, bytes_of: Footprint, sparsity: float | None =
     dense = experiment.training if experiment.model.checkpoint is None else None
     for what, recipe in (("training", dense), ("recovery", experiment.recovery)):
         if recipe is not None:
-            remedy = f"raise {what}.ranks or {what}.zero_stage, lower {what}.batch_size"
+            again = "" if recipe.recompute else f", set {what}.recompute=true"
+            remedy = f"raise {what}.ranks or {what}.zero_stage, lower {what}.batch_size{again}"
             needs.append((f"{what} of {recipe.batch_size // recipe.ranks} samples per rank", bytes_of.train(recipe), remedy))
     return needs
 

@@ -37,7 +37,9 @@ def chain(sizes: list[int], block_size: int = 16) -> list[PlannedLayer]:
 def profile_of(layers: list[PlannedLayer]) -> ModelProfile:
     weighted = sum(planned.depth.flops for planned in layers)
     weights = sum(planned.layer.weights for planned in layers)
-    return ModelProfile(tuple(p.layer for p in layers), tuple(p.depth for p in layers), weights, 10, weighted, 7 * len(layers), 1000, 100)
+    return ModelProfile(
+        tuple(p.layer for p in layers), tuple(p.depth for p in layers), weights, 10, weighted, 7 * len(layers), 1000, 400, 100
+    )
 
 
 def models_of(layers: list[PlannedLayer], gradients: int = 100) -> tuple[CostModel, Footprint]:

@@ -106,6 +106,7 @@ def recipe(**changes: Any) -> Training:
         "clip_norm": 0.5,
         "zero_stage": 0,
         "precision": Precision.FP32,
+        "recompute": False,
         "ranks": 1,
         "distill": Distill.NONE,
         "distill_weight": 0.0,

@@ -35,6 +35,7 @@ RECIPE = Training(
     clip_norm=0.0,
     zero_stage=0,
     precision=Precision.FP32,
+    recompute=False,
     ranks=1,
     distill=Distill.NONE,
     distill_weight=0.0,

@@ -161,6 +161,13 @@ def test_bf16_products_keep_zeros_and_float32_weights(pair: Gang, model: Path, t
     assert 1e-6 < difference < 2e-2, "close to float32, and not float32"
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_activations_that_are_computed_again_change_nothing(stage: int, pair: Gang, model: Path, tmp_path: Path) -> None:
+    """Also where ZeRO gathers the weights of a module for its forward pass, and again for the one within the backward pass."""
+    state, _ = in_pair(pair, tmp_path / "out", model, zero_stage=stage, recompute=True)
+    assert_close(state, plain_training(model, recipe(), stripes()), 2e-6)
+
+
 # --- batches that are not finite
 
 

@@ -42,6 +42,7 @@ class ModelProfile:
     weighted_flops: int  # of a forward pass, for products with weights
     mixed_flops: int  # ... and for products between activations
     activation_bytes: int  # activations that are kept when every weight is trained
+    recomputed_bytes: int | None  # ... if those of blocks are computed again; None for models without such blocks
     largest_bytes: int  # the largest output of a module, as an estimate for temporary memory
 
     @property
@@ -90,6 +91,7 @@ def profile(family: ModelFamily, input_shape: tuple[int, int, int]) -> ModelProf
         weighted_flops=flops.total[0],
         mixed_flops=flops.total[1],
         activation_bytes=kept.everything,
+        recomputed_bytes=kept.recomputed,
         largest_bytes=kept.largest,
     )
 
@@ -179,7 +181,33 @@ class _Kept:
         hooks = [module.register_forward_hook(record) for module in model.modules() if not any(True for _ in module.children())]
         with _removing(hooks), Products(model, layers, enter):
             self._saved = self._forward(model.requires_grad_(False), image_1CHW.clone().requires_grad_(True))
-        self.everything = sum(storage.nbytes() for storage, _ in self._forward(model.requires_grad_(True), image_1CHW).values())
+        self.everything, self.recomputed = self._all_weights(model.requires_grad_(True), image_1CHW)
+
+    def _all_weights(self, model: nn.Module, image_1CHW: Tensor) -> tuple[int, int | None]:
+        """Returns the bytes that are kept for all weights, and those that are left of them if blocks keep their inputs alone: these inputs,
+        what is kept outside of blocks, and all of the block that keeps most."""
+        from workers.models.blocks import find_blocks
+
+        spans: list[tuple[int, int]] = []
+        inputs = 0
+
+        def enter(_: object, arguments: tuple[Any, ...]) -> None:
+            nonlocal inputs
+            inputs += sum(getattr(each, "nbytes", 0) for each in arguments)
+            self._clock += 1
+            spans.append((self._clock, 0))
+
+        def leave(_: object, __: object, ___: object) -> None:
+            spans[-1] = (spans[-1][0], self._clock)
+            self._clock += 1
+
+        blocks = find_blocks(model)
+        hooks = [block.register_forward_pre_hook(enter) for block in blocks] + [block.register_forward_hook(leave) for block in blocks]
+        with _removing(hooks):
+            saved = self._forward(model, image_1CHW).values()
+        everything = sum(storage.nbytes() for storage, _ in saved)
+        by_block = [sum(storage.nbytes() for storage, when in saved if first <= when <= last) for first, last in spans]
+        return everything, everything - sum(by_block) + inputs + max(by_block) if by_block else None
 
     def _forward(self, model: nn.Module, image_1CHW: Tensor) -> dict[int, tuple[Any, int]]:
         """Returns the storages that are kept beside the weights, with the time of each. References to them keep their keys unique."""

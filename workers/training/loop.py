@@ -19,6 +19,7 @@ from workers.errors import ConfigError, SecateurError
 from workers.export import load_family, load_model, load_pruned, save_model
 from workers.files import finish, write_text
 from workers.messages import TrainTask
+from workers.models.blocks import recompute
 from workers.numbers import derived_seed
 from workers.records import MODEL, Record, TrainedModel
 from workers.training.checkpoints import Checkpoints
@@ -53,6 +54,8 @@ def train(task: TrainTask, asked: str | None = None) -> Record[TrainedModel] | N
         torch.manual_seed(derived_seed(task.seed, "train"))
         model, masks = load_model(task.model)
         freeze_unused(model.requires_grad_(True), task.training)
+        if task.training.recompute:
+            recompute(model)
         student = Tapped(model, task.training.precision).to(device)
         teacher = _teacher(task, device)
         hold = ZeroHold(model, masks, device)

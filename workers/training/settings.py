@@ -50,6 +50,7 @@ class Training:
     clip_norm: float  # 0: no clipping
     zero_stage: int
     precision: Precision
+    recompute: bool  # the activations of blocks, in the backward pass
     ranks: int  # processes (GPUs) that train together; part of the result's identity
     distill: Distill
     distill_weight: float  # the label loss gets 1 - distill_weight
