@@ -21,6 +21,7 @@ from workers.collect.statistic import BlockFisher, LayerHessian
 from workers.errors import ConfigError
 from workers.models.base import Layer
 from workers.models.profile import Depth, ModelProfile
+from workers.precision import Precision
 
 
 def chain(sizes: list[int], block_size: int = 16) -> list[PlannedLayer]:
@@ -47,7 +48,7 @@ def models_of(layers: list[PlannedLayer], gradients: int = 100) -> tuple[CostMod
     rates = SimpleNamespace(
         matmul_gflops=1, model_efficiency=1, collect_efficiency=1, score_efficiency=1, solve_efficiency=1, disk_gbs=1, memory_gbs=1
     )
-    return CostModel(profile, cast(Any, rates), cast(Any, None), 1, False, 4, gradients), Footprint(profile, "cpu", 1, 4, 4, 1)
+    return CostModel(profile, cast(Any, rates), cast(Any, None), 1, False, Precision.FP32, 4, gradients), Footprint(profile, "cpu", 1, 4, 4, 1)
 
 
 @dataclass
@@ -267,3 +268,31 @@ def test_evaluating_holds_the_weights_that_are_left_in_the_sparse_runtime() -> N
     half, tenth = evaluating("pruner.target.sparsity=0.5"), evaluating("pruner.target.sparsity=0.9")
     assert half - tenth == pytest.approx(6 * 0.4 * weights, abs=2)
     assert tenth - evaluating("pruner=sosp_h") == pytest.approx(6 * 0.1 * weights, abs=2)
+
+
+def test_passes_in_bfloat16_are_planned_at_their_rate() -> None:
+    """The passes of a collection, a comparison and an evaluation are eight times as fast, and nothing else changes but what waits for them."""
+    rates = ["cluster=local", "cluster.threads=1", "cluster.hardware.bf16_speedup=8", "model.checkpoint=x", "pruner=obc"]
+    exact, rounded = (plan_experiment(experiment_of([*rates, f"precision={precision}"])) for precision in ("fp32", "bf16"))
+    for stage in ("evaluate dense", "compare", "evaluate one-shot"):
+        assert rounded.stages[stage].seconds == pytest.approx(exact.stages[stage].seconds / 8)
+    assert rounded.stages["collect"].seconds < exact.stages["collect"].seconds
+    for stage in ("score", "solve", "recover"):
+        assert rounded.stages[stage].seconds == exact.stages[stage].seconds
+
+
+def test_activations_that_are_computed_again_take_a_third_more_time_and_less_memory() -> None:
+    alone = ["cluster=local", "cluster.threads=1", "recovery.ranks=1", "recovery.distill=none", "recovery.distill_weight=0"]
+    kept, again = (plan_experiment(experiment_of([*alone, f"recovery.recompute={value}"])) for value in ("false", "true"))
+    start = experiment_of(alone).cluster.hardware.gang_seconds
+    assert again.stages["recover"].seconds - start == pytest.approx(4 / 3 * (kept.stages["recover"].seconds - start))
+    profile, recipe = kept.profile, experiment_of(alone).recovery
+    assert recipe is not None and profile.recomputed_bytes is not None
+    bytes_of = Footprint(profile, "cpu", 1, 1, 1, 1)
+    saved = bytes_of.train(recipe) - bytes_of.train(replace(recipe, recompute=True))
+    assert saved == pytest.approx(recipe.batch_size * (profile.activation_bytes - profile.recomputed_bytes), abs=1)
+
+
+def test_a_model_without_blocks_cannot_compute_them_again() -> None:
+    with pytest.raises(ConfigError, match="recovery.recompute: expected false, since the model has no repeated blocks .* got True"):
+        plan_experiment(experiment_of(["+experiment=fashion_resnet", "recovery.recompute=true"]))
