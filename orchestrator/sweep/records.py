@@ -1,6 +1,6 @@
 """What a sweep leaves in its directory: a small file for each point, written by the process that ran the point.
 
-The page of a sweep is made from these files alone. It therefore does not matter which processes ran the points, or whether they still exist.
+The page of a sweep is made from these files alone, so it does not matter which processes ran the points, or whether they still exist.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class State(Enum):
 class Point:
     """One point of a sweep.
 
-    ``overrides`` are all that it was composed with. ``report`` is the directory of its run, as seen from the directory of the sweep; None if
-    it has none. ``status`` is the exit status that it would have had as a single run, ``error`` its error as one line, and ``traceback`` the
-    file with the trace of an error that is none of secateur's own.
+    ``overrides`` are all that it was composed with. ``report`` is the directory of its run, as seen from that of the sweep; None if it has
+    none. ``error`` is its error as one line, ``status`` the exit status that it would have had as a single run, and ``traceback`` the file
+    with the trace of an unexpected error.
     """
 
     number: int
