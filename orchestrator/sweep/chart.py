@@ -53,11 +53,11 @@ def _drawn(compared: Comparison, row: Row, group: int) -> dict[str, Any]:
 
 
 def _groups(compared: Comparison) -> tuple[list[str], list[int]]:
-    """The names of the colours, and the colour of each row: the values of the first axis of words, or else of numbers, that has few."""
+    """The names of the colours, and the colour of each row: the values of the first axis of words that has few, else of one of numbers."""
     columns = list(zip(*(row.place for row in compared.rows), strict=True)) if compared.axes else []
     few = [column for column in columns if 1 < len(set(column)) <= MOST_COLOURS]
     words = [column for column in few if not all(_is_number(text) for text in column)]
-    for column in (words or few)[:1]:
+    for column in (words or (few if len(columns) > 1 else []))[:1]:
         values = list(dict.fromkeys(column))
         return [figures.safe(value) for value in values], [values.index(text) for text in column]
     return [], [0] * len(compared.rows)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
+from pathlib import Path
 from statistics import mean, pstdev
 
 from orchestrator.sweep.columns import Column, columns_of, values_of
@@ -39,12 +40,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Failure:
-    """A point without a result: what it was composed with, and why. ``traceback`` is a file, as seen from the sweep; None without one."""
+    """A point without a result: what it was composed with, and why. ``traceback`` is the file with the trace of an unexpected error."""
 
     number: int | None
     settings: str
     error: str
-    traceback: str | None = None
+    traceback: Path | None = None
 
 
 @dataclass(frozen=True)

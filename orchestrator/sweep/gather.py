@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.sweep.comparison import Comparison, Failure, compare
@@ -27,25 +27,28 @@ def points_of(sweep: Path, overrides: Sequence[str]) -> tuple[list[Run], list[Fa
     runs, failures = [], []
     for point in read_points(sweep):
         if point.state is not State.DONE:
-            failures.append(_failure(point, point.error or UNENDED, overrides))
+            failures.append(_failure(sweep, point, point.error or UNENDED, overrides))
         elif point.report is not None:
             try:
                 file = sweep / point.report / REPORT
                 runs.append(Run(read_report(file), file, point.seconds, point.number, tuple(point.overrides)))
             except ConfigError as error:
-                failures.append(_failure(point, str(error), overrides))
+                failures.append(_failure(sweep, point, str(error), overrides))
     return runs, failures
 
 
-def _failure(point: Point, error: str, overrides: Sequence[str]) -> Failure:
-    return Failure(point.number, " ".join(swept(point.overrides, list(overrides))), error, point.traceback)
+def _failure(sweep: Path, point: Point, error: str, overrides: Sequence[str]) -> Failure:
+    trace = None if point.traceback is None else sweep / point.traceback
+    return Failure(point.number, " ".join(swept(point.overrides, list(overrides))), error, trace)
 
 
-def compared_reports(places: Iterable[Path]) -> tuple[Comparison, list[str]]:
+def compared_reports(places: Sequence[Path]) -> tuple[Comparison, list[str]]:
     """Returns the comparison of reports, directories of runs and directories of sweeps, and a line for each place without a report.
 
     Raises: ConfigError if no place has a report.
     """
+    if len(places) == 1 and is_sweep(places[0]):
+        return compared_points(places[0]), []
     runs: dict[Path, Run] = {}
     failures: list[Failure] = []
     skipped: list[str] = []

@@ -53,6 +53,7 @@ def page(compared: Comparison, folder: Path) -> str:
         notes=notes(compared) + ([f"Rows also differ in {listed([axis_title(axis) for axis in hidden])}."] if hidden else []),
         axes=[axis_title(axis) for axis in shown],
         columns=compared.varying,
+        failures=[(failure, relative(failure.traceback, folder)) for failure in compared.failures],
         lines=[(line_of(compared, row, folder), [run_line(compared, run, folder) for run in row.runs]) for row in compared.rows],
         best=best,
         chart=chart(compared),
@@ -67,7 +68,7 @@ def numbers(compared: Comparison, folder: Path) -> dict[str, Any]:
         "axes": compared.axes,
         "columns": [vars(column) | {"unit": column.unit.value} for column in compared.columns],
         "rows": [_row_numbers(compared, row, folder) for row in compared.rows],
-        "failed": [vars(failure) for failure in compared.failures],
+        "failed": [vars(failure) | {"traceback": relative(failure.traceback, folder)} for failure in compared.failures],
         "notes": notes(compared),
         "fronts": compared.fronts,
     }
@@ -85,21 +86,27 @@ def _row_numbers(compared: Comparison, row: Row, folder: Path) -> dict[str, Any]
 def link_to(run: Run, folder: Path) -> str:
     """Returns the relative address of a run's page; of its numbers if it has no page."""
     report = run.file.with_suffix(".html")
-    return quote(os.path.relpath((report if report.exists() else run.file).resolve(), folder.resolve()))
+    return relative(report if report.exists() else run.file, folder) or ""
+
+
+def relative(file: Path | None, folder: Path) -> str | None:
+    """Returns the address of a file on a page in ``folder``."""
+    return None if file is None else quote(os.path.relpath(file.resolve(), folder.resolve()))
 
 
 def line_of(compared: Comparison, row: Row, folder: Path) -> Line:
     if len(row.runs) == 1:
-        return run_line(compared, row.runs[0], folder)
+        return run_line(compared, row.runs[0], folder, with_seed=False)
     cells = [cell(column, row.values.get(column.key)) for column in compared.varying]
     return Line(count(len(row.runs), "run"), "", row.place[:MOST_AXES], cells)
 
 
-def run_line(compared: Comparison, run: Run, folder: Path) -> Line:
+def run_line(compared: Comparison, run: Run, folder: Path, with_seed: bool = True) -> Line:
     values = values_of(run)
     cells = [column.unit.written(values[column.key]) if column.key in values else "–" for column in compared.varying]
     place = [axis_text(run, axis) for axis in compared.axes[:MOST_AXES]]
-    return Line(run.name if run.number is None else f"point {run.number}", link_to(run, folder), place, cells)
+    name = run.name if run.number is None else f"point {run.number}"
+    return Line(f"{name}, seed {seed_of(run)}" if with_seed else name, link_to(run, folder), place, cells)
 
 
 def headline_of(compared: Comparison) -> str:
