@@ -55,7 +55,8 @@ def compare(places: list[Path], output: Path | None = None, grid: bool = False, 
 def _shared(places: list[Path], files: list[Path]) -> Path:
     """The directory of a sweep that is looked at alone, else the folder that the directories of all reports share."""
     alone = len(places) == 1 and is_sweep(places[0])
-    return places[0] if alone else Path(os.path.commonpath([file.resolve().parent.parent for file in files]))
+    folders = [file.resolve().parent.parent for file in files] or [place.resolve() for place in places]
+    return places[0] if alone else Path(os.path.commonpath(folders))
 
 
 def main() -> None:

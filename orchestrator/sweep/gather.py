@@ -9,7 +9,6 @@ from orchestrator.sweep.comparison import Comparison, Failure, compare
 from orchestrator.sweep.records import Point, State, is_sweep, read_command, read_points, swept
 from orchestrator.sweep.reports import REPORT, Json, is_number, read_report
 from orchestrator.sweep.settings import Run
-from workers.checks import require
 from workers.errors import ConfigError
 
 UNENDED = "it has not ended: it is still running, or its process was killed"
@@ -68,7 +67,8 @@ def compared_reports(places: Sequence[Path]) -> tuple[Comparison, list[str]]:
             skipped.append(str(error))
             continue
         runs.setdefault(file.resolve(), Run(report, file, _seconds(report)))
-    require(bool(runs), "reports", "directories of finished runs, or their report.json", [str(place) for place in places])
+    if not runs and not failures:
+        raise ConfigError(skipped[0] if len(skipped) == 1 else f"none of {len(skipped)} places has the {REPORT} of a run; {skipped[0]}")
     return compare(list(runs.values()), "comparison", "", failures), skipped
 
 

@@ -206,7 +206,7 @@ def test_a_lead_within_two_standard_errors_is_noise(tmp_path: Path) -> None:
 
 
 def test_the_spread_over_seeds_adds_to_the_error(tmp_path: Path) -> None:
-    """Seeds at 0.9 and 0.8 (variance of the mean: 0.005 / 2) against seeds at 0.8 and 0.8; the images alone give 2 * 0.825 * 0.175 / 1000."""
+    """Seeds at 0.9 and 0.8 (variance of their mean: 0.005 / 2) against 0.8 and 0.8. The images alone give 2 * 0.825 * 0.175 / 1000."""
     seeds = [report(seed=seed, accuracy=top1) for seed, top1 in enumerate((0.9, 0.8))]
     others = [report(sparsity=0.75, seed=seed, accuracy=0.8) for seed in (0, 1)]
     compared = compare(runs_of(tmp_path, *seeds, *others), "")

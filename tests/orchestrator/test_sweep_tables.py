@@ -108,7 +108,7 @@ def test_rows_by_settings_of_units() -> None:
 
 
 def test_rows_by_a_setting_that_no_run_has_are_refused() -> None:
-    with pytest.raises(ConfigError, match="--by: expected settings of the runs, such as pruner.target.sparsity, got 'pruner.blok_size'"):
+    with pytest.raises(ConfigError, match=r"--by: expected settings of the runs, such as pruner\.target\.sparsity, got 'pruner.blok_size'"):
         table_by_settings([report("CAP", 0, 0.5, 0.8)], ["pruner.blok_size"])
 
 
