@@ -40,9 +40,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Failure:
-    """A point without a result: what it was composed with, and why. ``traceback`` is the file with the trace of an unexpected error."""
+    """A point without a result, and why. ``overrides`` are all that it was composed with, ``settings`` those that the sweep does not share.
 
-    number: int | None
+    ``traceback`` is the file with the trace of an unexpected error.
+    """
+
+    number: int
+    overrides: tuple[str, ...]
     settings: str
     error: str
     traceback: Path | None = None
@@ -93,10 +97,10 @@ class Comparison:
 
 def compare(runs: Sequence[Run], title: str, command: str = "", failures: Sequence[Failure] = ()) -> Comparison:
     """Returns the comparison of runs, and of the points of their sweep that failed."""
-    axes = axes_of(runs)
+    axes = axes_of(runs, [failure.overrides for failure in failures])
     alike: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        alike[json.dumps([[axis_text(run, axis) for axis in axes], settings_but_seed(run.report)], sort_keys=True)].append(run)
+        alike[json.dumps([[axis_text(run, axis) for axis in axes], settings_but_seed(run.settings)], sort_keys=True)].append(run)
     known = columns_of([run.report for run in runs])
     rows = [_row(members, axes, known) for members in alike.values()]
     rows.sort(key=lambda row: [natural(text) for text in row.place])

@@ -38,7 +38,7 @@ def points_of(sweep: Path, overrides: Sequence[str]) -> tuple[list[Run], list[Fa
 
 def _failure(sweep: Path, point: Point, error: str, overrides: Sequence[str]) -> Failure:
     trace = None if point.traceback is None else sweep / point.traceback
-    return Failure(point.number, " ".join(swept(point.overrides, list(overrides))), error, trace)
+    return Failure(point.number, tuple(point.overrides), " ".join(swept(point.overrides, list(overrides))), error, trace)
 
 
 def compared_reports(places: Sequence[Path]) -> tuple[Comparison, list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,11 @@ class Run:
         """The name of its directory."""
         return self.file.resolve().parent.name
 
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """All settings by their dotted keys."""
+        return flat_settings(self.report["experiment"])
+
 
 def flat_settings(node: Any, prefix: str = "") -> dict[str, Any]:
     """Returns settings by their dotted keys. Lists and empty sections are values."""
@@ -50,9 +56,9 @@ def is_result(key: str) -> bool:
     return not is_seed(key) and key.partition(".")[0] not in MACHINE
 
 
-def settings_but_seed(report: Json) -> dict[str, Any]:
-    """Returns the settings of a run, by dotted keys, without its seeds and its machine. Runs that differ in them are not averaged."""
-    return {key: value for key, value in flat_settings(report["experiment"]).items() if is_result(key)}
+def settings_but_seed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns flat settings without the seeds and the machine. Runs that differ in them are not averaged."""
+    return {key: value for key, value in settings.items() if is_result(key)}
 
 
 def override_values(overrides: Sequence[str]) -> dict[str, str]:
@@ -61,29 +67,31 @@ def override_values(overrides: Sequence[str]) -> dict[str, str]:
     return {key.lstrip("+"): value for key, _, value in pairs}
 
 
-def axes_of(runs: Sequence[Run]) -> list[str]:
-    """Returns the keys of the settings in which runs differ, seeds aside: first those that were swept over.
+def axes_of(runs: Sequence[Run], failed: Sequence[Sequence[str]] = ()) -> list[str]:
+    """Returns the keys of the settings in which runs differ, seeds aside.
 
-    Where all runs are points of a sweep, these are the overrides that differ. A further setting is an axis only if the axes before do not
-    decide it. Other runs are compared by their settings: the settings of a component that is an axis itself, such as the pruner, are axes
-    only if runs with the same component differ in them.
+    Where all runs are points of a sweep, these are the overrides that differ, also from those of points that ``failed``. A further setting
+    is an axis only if runs that agree in these overrides differ in it. Other runs are compared by their settings: those of a component
+    that is an axis itself, such as the pruner, are axes only if runs with the same component differ in them.
     """
-    values = [override_values(run.overrides) for run in runs]
-    axes = []
-    if all(values):
-        keys = dict.fromkeys(key for given in values for key in given)
-        axes = [key for key in keys if not is_seed(key) and len({given.get(key) for given in values}) > 1]
-    settings = [settings_but_seed(run.report) for run in runs]
+    settings = [settings_but_seed(run.settings) for run in runs]
     keys = dict.fromkeys(key for given in settings for key in given)
-    differing = [key for key in keys if len({_text(given.get(key)) for given in settings}) > 1]
-    if all(values):
-        return axes + _undecided(runs, axes, differing)
-    chosen = sorted(differing, key=lambda key: (key != "name", not key.endswith(TARGET)))  # components before their settings
-    for key in chosen:
-        column = [_text(given.get(key)) for given in settings]
-        if not any(_explains(axis, [_text(given.get(axis)) for given in settings], key, column) for axis in axes):
+    columns = {key: [_text(given.get(key)) for given in settings] for key in keys}
+    differing = {key: column for key, column in columns.items() if len(set(column)) > 1}
+    if all(run.overrides for run in runs):
+        swept = _differing_overrides([*(run.overrides for run in runs), *failed])
+        return swept + _undecided(runs, swept, list(differing))
+    axes: list[str] = []
+    for key in sorted(differing, key=lambda key: (key != "name", not key.endswith(TARGET))):  # components before their settings
+        if not any(_explains(axis, differing[axis], key, differing[key]) for axis in axes):
             axes.append(key)
     return axes
+
+
+def _differing_overrides(points: Sequence[Sequence[str]]) -> list[str]:
+    values = [override_values(overrides) for overrides in points if overrides]
+    keys = dict.fromkeys(key for given in values for key in given)
+    return [key for key in keys if not is_seed(key) and len({given.get(key) for given in values}) > 1]
 
 
 def _undecided(runs: Sequence[Run], axes: list[str], candidates: list[str]) -> list[str]:
@@ -111,9 +119,8 @@ def _explains(axis: str, axis_column: list[str], key: str, column: list[str]) ->
 
 def axis_value(run: Run, axis: str) -> Any:
     """Returns the value of a run on an axis: its setting, or the override that chose it; None if it has neither."""
-    settings = flat_settings(run.report["experiment"])
-    if axis in settings:
-        value = settings[axis]
+    if axis in run.settings:
+        value = run.settings[axis]
         return str(value).rpartition(".")[2] if axis.endswith(TARGET) else value
     return override_values(run.overrides).get(axis)
 
@@ -137,7 +144,7 @@ def axis_title(axis: str) -> str:
 
 def seed_of(run: Run) -> str:
     """Returns the seed of a run, or all of them if they differ."""
-    seeds = {key: value for key, value in flat_settings(run.report["experiment"]).items() if is_seed(key)}
+    seeds = {key: value for key, value in run.settings.items() if is_seed(key)}
     main = seeds.get("seed")
     others = [f"{key}={shown(value)}" for key, value in seeds.items() if value != main and key != "seed" and value is not None]
     return ", ".join([shown(main), *others]) if main is not None else ", ".join(others) or "–"

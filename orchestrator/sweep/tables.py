@@ -10,7 +10,7 @@ from statistics import mean, pstdev
 from typing import Any
 
 from orchestrator.sweep.reports import Json, headline, metrics_of, number_at, pruners, setting, target
-from orchestrator.sweep.settings import settings_but_seed, shown
+from orchestrator.sweep.settings import flat_settings, settings_but_seed, shown
 from workers.checks import require
 
 STAGES = {"dense": "dense", "one_shot": "one-shot", "recovered": "recovered"}
@@ -32,7 +32,7 @@ def table(reports: Sequence[Json]) -> str:
     rows: dict[tuple[str, str, str, str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for report in reports:
         metric = headline(report) or ""
-        settings = json.dumps(settings_but_seed(report), sort_keys=True)
+        settings = json.dumps(settings_but_seed(flat_settings(report["experiment"])), sort_keys=True)
         cells = rows[report["name"], metric, target(report), pruners(report), settings]
         for stage in STAGES:
             value = metrics_of(report, stage).get(metric)

@@ -206,7 +206,8 @@ def test_the_page_of_a_killed_sweep_shows_what_was_done_and_what_had_not_ended(t
     start_point(sweep, 3, ["name=case", "pruner.target.sparsity=0.9"])
     (sweep / "points" / ".4.json.host.1").write_text('{"number": 4, "over', encoding="utf-8")  # half a record, under its temporary name
     shown = read(sweep)
-    assert shown.rows[-1][:2] == ["3", "pruner.target.sparsity=0.9"] and "has not ended" in shown.rows[-1][2]
+    assert shown.rows[0][1] == "pruner.target.sparsity" and shown.rows[-1][:2] == ["3", "pruner.target.sparsity=0.9"]
+    assert "has not ended" in shown.rows[-1][2]
     assert len(shown.rows) == 1 + 4 + 2
     (last,) = [point for point in read_points(sweep) if point.has_failed]
     assert last.state is State.STARTED and status_of([last]) == 1
