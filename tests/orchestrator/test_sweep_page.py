@@ -128,7 +128,7 @@ def test_what_users_provide_cannot_become_markup(tmp_path: Path) -> None:
     html = page(compared_points(sweep), sweep)
     shown = Page(html)
     assert '<script>alert("x")' not in html and "</script>&" not in html
-    assert shown.tags.count("script") == 4 and "b" not in [tag for tag in shown.tags if tag == "b" and NASTY in tag]
+    assert shown.tags.count("script") == 4
     assert shown.text.count(NASTY) >= 6
     labels = [row["label"] for row in json.loads(shown.data["chart"])["rows"]]
     assert all("<script>" not in label and "&lt;script&gt;" in label for label in labels), "plotly reads HTML"
