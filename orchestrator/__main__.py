@@ -1,37 +1,67 @@
-"""``python -m orchestrator`` composes the configuration, checks it, and plans or runs. Bad input is one line and exit status 2."""
+"""``python -m orchestrator`` composes the configuration, checks it, and plans or runs. Bad input is one line and exit status 2.
+
+With ``--multirun``, each point of the sweep leaves a record, and a point that fails does not end the others.
+"""
 
 from __future__ import annotations
 
 import os
-import shlex
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from orchestrator.command import command
 from orchestrator.composing import CONF, complaint, find_packages
+from orchestrator.sweep.records import fail_point, finish_point, start_point
 from workers.errors import ConfigError, SecateurError
 
 if TYPE_CHECKING:
     from orchestrator.config import Experiment
+    from orchestrator.report.result import Report
 
 
 @hydra.main(config_path=CONF, config_name="config", version_base="1.3")
 def conduct(composed: DictConfig) -> float | None:
     """Runs a composed configuration and returns the final accuracy, for sweepers."""
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        return conduct_point(composed)
     try:
-        return carry_out(composed)
+        return final_accuracy(carry_out(composed))
     except SecateurError as error:  # printed here, since Hydra would add a line of its own
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
 
 
-def carry_out(composed: DictConfig) -> float | None:
-    """Plans or runs, and prints the outcome."""
+def conduct_point(composed: DictConfig) -> float | None:
+    """Runs one point of a sweep, and leaves its record there. An error ends this point alone; its final accuracy is then None."""
+    here = HydraConfig.get()
+    sweep = Path(here.sweep.dir).resolve()
+    point = start_point(sweep, int(here.job.num), list(here.overrides.task))
+    try:
+        finished = carry_out(composed)
+    except Exception as error:
+        print(f"error: {fail_point(sweep, point, error)}", file=sys.stderr, flush=True)
+        return None
+    finish_point(sweep, point, finished[1] if finished else None)
+    return final_accuracy(finished)
+
+
+def final_accuracy(finished: tuple[Report, Path] | None) -> float | None:
+    """The headline accuracy of the final model; None if it was not measured, or if nothing was run."""
+    report = finished[0] if finished else None
+    return report.metric(report.stages[-1].name, report.headline_metric) if report and report.headline_metric else None
+
+
+def carry_out(composed: DictConfig) -> tuple[Report, Path] | None:
+    """Plans or runs, and prints the outcome. Returns the report of a run and its directory."""
     from orchestrator.config import Mode, as_dict, check_request, load
 
     experiment = load(composed)
@@ -60,7 +90,7 @@ def carry_out(composed: DictConfig) -> float | None:
     report, directory = run_experiment(experiment, as_dict(composed), command())
     console.print(summary_table(report))
     console.print(f"report: {directory / 'report.html'}\nmodel:  {directory / 'model.safetensors'}", soft_wrap=True)
-    return report.metric(report.stages[-1].name, report.headline_metric) if report.headline_metric else None
+    return report, directory
 
 
 def print_latency(experiment: Experiment, console: Console) -> None:
@@ -74,11 +104,6 @@ def print_latency(experiment: Experiment, console: Console) -> None:
     console.print(latency_table(table, timed_with(**conditions)))
     page = write_page(table, timed_with(**conditions), directory)
     console.print(f"picture: {page}\ntable:   {directory / TABLE}", soft_wrap=True)
-
-
-def command() -> str:
-    """Returns the command line, so that it can be repeated."""
-    return shlex.join(["python", "-m", "orchestrator", *sys.argv[1:]])
 
 
 def main() -> None:

@@ -20,7 +20,6 @@ from statistics import mean, pstdev
 from typing import Any
 
 import torch
-from compare_runs import headline
 from plotly import graph_objects as go
 
 from orchestrator.allocation.units import dense_family
@@ -29,6 +28,8 @@ from orchestrator.quantities import count
 from orchestrator.report.figures import PALETTE
 from orchestrator.report.figures import figure as figure_of
 from orchestrator.report.page import figure_page
+from orchestrator.sweep.pareto import front as front_of
+from orchestrator.sweep.reports import headline, read_report
 from workers.export import load_family, load_pruned
 from workers.latency import Latency, Runtime
 from workers.memory import keep_freed_memory
@@ -74,7 +75,7 @@ def read_model(folder: Path, metric: str | None = None) -> Model | None:
         return Model(file, **json.loads((folder / "result.json").read_text(encoding="utf-8")))
     if not (folder / "report.json").exists():
         return None
-    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    report = read_report(folder / "report.json")
     macs = 1 - report["final_size"]["macs"] / report["dense_size"]["macs"]
     target = report["experiment"]["pruner"]["target"]
     asked = f"{target['sparsity' if target['of'] == 'weights' else 'removed']:.0%} of {target['of']}"
@@ -93,16 +94,13 @@ def method(report: dict[str, Any]) -> str:
 
 def accuracy(report: dict[str, Any], stage: str, metric: str | None = None) -> float | None:
     """Returns the accuracy that a report gives for a stage, if any: the headline's, or a ``metric``."""
-    return next((entry["metrics"].get(metric or headline(report)) for entry in report["stages"] if entry["name"] == stage), None)
+    wanted = metric or headline(report)
+    return next((entry["metrics"].get(wanted) for entry in report["stages"] if entry["name"] == stage), None)
 
 
 def front(points: list[tuple[float, float]]) -> list[bool]:
     """Returns which points (time, accuracy) are on the Pareto front: no other point is at least as fast and as accurate."""
-
-    def is_beaten(point: tuple[float, float]) -> bool:
-        return any(other[0] <= point[0] and other[1] >= point[1] and other != point for other in points)
-
-    return [not is_beaten(point) for point in points]
+    return front_of([(-time, accuracy) for time, accuracy in points])
 
 
 def lines_of(models: Iterable[Model], ratios: Iterable[float]) -> list[Line]:

@@ -24,4 +24,4 @@ for case in "${cases[@]}"; do
     "$python" -m orchestrator --multirun "${common[@]}" cluster.threads="${THREADS:-$(nproc)}" "${dividing[@]}" \
         pruner="$pruners" pruner.target.pattern=2:4 pruner.target.sparsity=0.5
 done
-"$python" scripts/compare_runs.py --grid "$output"/*/report.json
+"$python" -m orchestrator.compare "$output"/*/report.json --grid

@@ -30,5 +30,5 @@ for case in "${cases[@]}"; do
         "$python" -m orchestrator --multirun "${common[@]}" cluster.threads=null pruner="$chosen" pruner.target.removed="$RECOVER"
     fi
 done
-"$python" scripts/compare_runs.py --grid "$output"/*/report.json
-[ -z "${RECOVER:-}" ] || "$python" scripts/compare_runs.py "$output"/*/report.json
+"$python" -m orchestrator.compare "$output"/*/report.json --grid
+[ -z "${RECOVER:-}" ] || "$python" -m orchestrator.compare "$output"/*/report.json

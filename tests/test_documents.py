@@ -24,6 +24,7 @@ from PIL import Image
 from tiny import tiny_overrides
 from warm import orchestrate
 
+from orchestrator import compare
 from orchestrator.__main__ import carry_out
 from orchestrator.composing import CONF
 from orchestrator.config import load
@@ -154,6 +155,9 @@ def shell(words: list[str], created: Collection[str] = ()) -> None:
         variables.append(words.pop(0).partition("=")[0])
     if python_words(words) and words[1:3] == ["-m", "orchestrator"]:
         return orchestrator_command(words[3:])
+    if python_words(words) and words[1:3] == ["-m", "orchestrator.compare"]:
+        compare.parser().parse_args(words[3:])
+        return None
     script = next((word for word in words[:4] if word.startswith("scripts/")), None)
     if script and (python_words(words) or words[0] in ("bash", "sh", "sbatch")):
         assert all(name in (ROOT / script).read_text(encoding="utf-8") for name in variables)

@@ -18,11 +18,14 @@ from orchestrator.report.result import Report
 from orchestrator.report.terms import ACCURACY_NAMES, FRACTIONS, METRICS, measured_metrics, model_name, verb_name
 from orchestrator.stages import over_rounds
 
-INK, FAINT, GRID, PALE = "#1f2a37", "#667085", "#e6e8ec", "#c3cad5"
+INK, FAINT, GRID, PALE, PAPER = "#1f2a37", "#667085", "#e6e8ec", "#c3cad5", "#ffffff"
 # Okabe and Ito's colours (distinct for every common kind of colour blindness), darkened where they would be too pale on white.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#b8609a", "#a07a00", "#3f9bd1", "#6b5bb0", "#7a4a2a")
 OTHER = "#98a2b3"
 REMOVED, MASKED = "#7cccb2", "#aab1bc"  # colours that dark numbers can be read on
+# What takes the place of a colour on a page that is read in dark mode. The others are distinct on both.
+DARK = {INK: "#e4e8ee", FAINT: "#9aa5b4", GRID: "#2c3542", PALE: "#4b5768", PAPER: "#171e27", REMOVED: "#22705b", MASKED: "#515c6b"}
+DARK |= {PALETTE[0]: "#3a93d4", PALETTE[4]: "#b98f12", PALETTE[6]: "#8b7bd1", PALETTE[7]: "#b0784f"}
 # Ten or more verbs occur in a run, so four colours are added. Verbs of units have the colours of their counterparts for weights.
 VERB_COLOURS = {"collect": PALETTE[0], "score": PALETTE[1], "solve": PALETTE[2], "train": PALETTE[3], "evaluate": PALETTE[4]}
 VERB_COLOURS |= {"allocate": "#6fd3e0", "join": PALETTE[6], "import": PALETTE[7], "compare": INK}
@@ -51,7 +54,7 @@ LOOK = go.layout.Template(
         "colorway": PALETTE,
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
-        "hoverlabel": {"bgcolor": "white", "bordercolor": GRID, "font": FONT, "align": "left"},
+        "hoverlabel": {"bgcolor": PAPER, "bordercolor": GRID, "font": FONT, "align": "left"},
         "legend": {
             "orientation": "h",
             "xanchor": "left",
@@ -133,7 +136,7 @@ def rounds(report: Report) -> go.Figure | None:
         points = [(x, y, f"{safe(text)}: {percent(y)}") for of, x, y, text in path if of == kind]
         if points:
             x, y, hover = zip(*points, strict=True)
-            marker = {"size": 10, "color": colour, "line": {"color": "white", "width": 1.2}}
+            marker = {"size": 10, "color": colour, "line": {"color": PAPER, "width": 1.2}}
             traces.append(go.Scatter(mode="markers", name=kind, x=x, y=y, hovertext=hover, hoverinfo="text", marker=marker))
     names = {"tickvals": list(range(1, len(report.rounds) + 1)), "ticktext": [safe(part.name) for part in report.rounds]}
     return figure(
@@ -241,7 +244,7 @@ def timeline(report: Report) -> go.Figure | None:
     bars = []
     for verb in dict.fromkeys(verb_name(task.verb) for task in tasks):
         shown = [task for task in tasks if verb_name(task.verb) == verb]
-        edge = {"color": "white", "width": 0.6 if len(tasks) <= 150 else 0}
+        edge = {"color": PAPER, "width": 0.6 if len(tasks) <= 150 else 0}
         bars.append(
             go.Bar(
                 orientation="h",
@@ -272,7 +275,7 @@ def seconds(report: Report) -> go.Figure | None:
         return None
     line = {"mode": "lines", "line": {"color": PALE, "width": 3}, "hoverinfo": "skip", "showlegend": False}
     joints = [go.Scatter(x=[predicted[stage], measured[stage]], y=[safe(stage)] * 2, **line) for stage in predicted]
-    hollow, full = {"size": 11, "color": "white", "line": {"color": PALETTE[0], "width": 2}}, {"size": 11, "color": PALETTE[0]}
+    hollow, full = {"size": 11, "color": PAPER, "line": {"color": PALETTE[0], "width": 2}}, {"size": 11, "color": PALETTE[0]}
     marks = [
         go.Scatter(
             mode="markers",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from plotly import graph_objects as go
 
 from orchestrator.quantities import COSTS, count, number, percent
-from orchestrator.report.figures import FAINT, INK, OTHER, PALETTE, SHARES, TICKS, figure, safe
+from orchestrator.report.figures import FAINT, INK, OTHER, PALETTE, PAPER, SHARES, TICKS, figure, safe
 from orchestrator.report.parts import GroupResult, LayerResult
 from orchestrator.report.result import Report
 from orchestrator.report.terms import UNITS
@@ -126,7 +126,7 @@ def loss_curves(report: Report) -> go.Figure | None:
         y=[layer.predicted_loss_increase for layer in chosen],
         hovertext=[_layer_text(layer) for layer in chosen],
         hoverinfo="text",
-        marker={"size": 6 if thin else 9, "color": colour, "line": {"color": "white", "width": 1.2}},
+        marker={"size": 6 if thin else 9, "color": colour, "line": {"color": PAPER, "width": 1.2}},
     )
     across = {"range": [0, 1.02], "tickformat": ".0%", "title": "sparsity of the layer"}
     powers = {"exponentformat": "power", "tickfont": {"size": TICKS / 1.25}}  # plotly draws powers of ten 1.25 times larger

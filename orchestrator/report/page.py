@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 from plotly import graph_objects as go
 from plotly.offline import get_plotlyjs
 
@@ -25,7 +27,7 @@ def page(report: Report) -> str:
     """The whole document."""
     drawn = drawn_figures(report)
     trainings = [(name, lines, f"training_{index}") for index, (name, lines) in enumerate(figures.curves(report).items())]
-    return _render(
+    return render(
         "report.html",
         drawn=drawn,
         report=report,
@@ -46,14 +48,16 @@ def page(report: Report) -> str:
 
 def figure_page(title: str, figure: go.Figure, paragraphs: Sequence[str] = ()) -> str:
     """A page with one figure in the look of the report."""
-    return _render("figure.html", drawn={"figure": _plain(figure)}, title=title, paragraphs=paragraphs)
+    return render("figure.html", drawn={"figure": drawn_figure(figure)}, title=title, paragraphs=paragraphs)
 
 
-def _render(template: str, **values: Any) -> str:
+def render(template: str, **values: Any) -> str:
+    """A page from a template. Values are escaped; the figures and the data of scripts come as JSON."""
     loader = PackageLoader("orchestrator.report")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["unbroken"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
-    return environment.get_template(template).render(plotly_js=get_plotlyjs(), **values)
+    environment.filters["breakable"] = lambda text: Markup("<wbr>").join([escape(part) for part in re.split(r"(?<=[._])", text)])
+    return environment.get_template(template).render(plotly_js=get_plotlyjs(), dark=figures.DARK, **values)
 
 
 def drawn_figures(report: Report) -> dict[str, dict[str, Any]]:
@@ -69,10 +73,10 @@ def drawn_figures(report: Report) -> dict[str, dict[str, Any]]:
         "seconds": figures.seconds(report),
     }
     drawn |= {f"training_{index}": figures.training(lines) for index, lines in enumerate(figures.curves(report).values())}
-    return {name: _plain(figure) for name, figure in drawn.items() if figure is not None}
+    return {name: drawn_figure(figure) for name, figure in drawn.items() if figure is not None}
 
 
-def _plain(figure: go.Figure) -> dict[str, Any]:
+def drawn_figure(figure: go.Figure) -> dict[str, Any]:
     """The figure as JSON; numbers that JSON lacks become gaps."""
     plain: dict[str, Any] = json.loads(figure.to_json())
     return plain

@@ -209,3 +209,28 @@ def test_the_page_with_one_figure_loads_nothing_either():
     page = Page(figure_page(NASTY, figures.figure(300, [go.Bar(x=[1], y=[2])]), [NASTY]))
     assert page.links == ["data:,"] and page.tags.count("script") == 3 and page.text.count(NASTY) == 3
     assert json.loads(page.scripts[0])["figure"]["data"] == [{"type": "bar", "x": [1], "y": [2]}]
+
+
+# ------------------------------------------------------------------------------------------------------------------- dark mode
+
+
+@pytest.mark.parametrize("name", ["everything", "mixed", "units, 80 groups"])
+def test_every_colour_without_a_hue_has_another_one_in_dark_mode(name):
+    """Greys, white and black are colours of text, lines and grounds: on a dark page they would vanish or glare."""
+    drawn = json.dumps(drawn_figures(MISSING[name]))
+    assert '"white"' not in drawn and '"black"' not in drawn
+    greys = {found for found in re.findall(r'"(#[0-9a-f]{6})"', drawn) if is_grey(found)}
+    assert figures.INK in greys and greys - {figures.OTHER} <= set(figures.DARK)
+    assert not set(figures.DARK) & set(figures.DARK.values())
+
+
+def is_grey(colour):
+    channels = [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
+    return max(channels) - min(channels) < 40
+
+
+def test_the_page_follows_the_readers_colour_scheme(page, tmp_path):
+    html = write_report(example(), tmp_path).read_text(encoding="utf-8")
+    assert "@media screen and (prefers-color-scheme: dark)" in html
+    shades = json.loads(re.search(r"const shades = (\{.*?\});", page.scripts[-1])[1])
+    assert shades == figures.DARK

@@ -1,19 +1,9 @@
 """The tables over many runs agree with their reports."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 
-SCRIPT = Path(__file__).parent.parent / "scripts" / "compare_runs.py"
-
-
-@pytest.fixture(scope="module")
-def compare():
-    spec = importlib.util.spec_from_file_location("compare_runs", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from orchestrator.sweep.tables import grid, table, table_by_settings
+from workers.errors import ConfigError
 
 
 def report(pruner: str, seed: int, sparsity: float, one_shot: float, pattern: str = "unstructured") -> dict:
@@ -28,13 +18,13 @@ def report(pruner: str, seed: int, sparsity: float, one_shot: float, pattern: st
     }
 
 
-def test_a_grid_has_means_over_seeds_one_dense_model_per_seed_and_the_best_in_bold(compare) -> None:
+def test_a_grid_has_means_over_seeds_one_dense_model_per_seed_and_the_best_in_bold() -> None:
     reports = [
         *[report("A", seed, 0.5, value) for seed, value in enumerate((0.8, 0.84))],
         *[report("B", seed, 0.5, value) for seed, value in enumerate((0.7, 0.7))],
         report("B", 0, 0.5, 0.6, "2:4"),
     ]
-    assert compare.grid(reports).splitlines() == [
+    assert grid(reports).splitlines() == [
         "| case (top1) | 50% | 2:4 |",
         "|---|---|---|",
         "| dense | 90.5 ± 0.5 (2) | 90.0 |",
@@ -43,7 +33,7 @@ def test_a_grid_has_means_over_seeds_one_dense_model_per_seed_and_the_best_in_bo
     ]
 
 
-def test_rows_by_settings_average_over_seeds_and_show_measured_and_predicted_losses(compare) -> None:
+def test_rows_by_settings_average_over_seeds_and_show_measured_and_predicted_losses() -> None:
     runs = []
     for size, seed, accuracy in ((16, 0, 0.8), (16, 1, 0.9), (64, 0, 0.85)):
         run = report("CAP", seed, 0.5, accuracy) | {
@@ -51,7 +41,7 @@ def test_rows_by_settings_average_over_seeds_and_show_measured_and_predicted_los
         }
         run["experiment"]["pruner"] |= {"block_size": size, "dampening": 1e-3}
         runs.append(run)
-    assert compare.table_by_settings(runs, ["pruner.block_size", "pruner.dampening"]).splitlines() == [
+    assert table_by_settings(runs, ["pruner.block_size", "pruner.dampening"]).splitlines() == [
         "| pruner.block_size | pruner.dampening | dense | one-shot | loss increase | predicted |",
         "|---|---|---|---|---|---|",
         "| 16 | 0.001 | 90.5 ± 0.5 (2) | 85.0 ± 5.0 (2) | 0.15 | 0.5 |",
@@ -71,7 +61,7 @@ def in_rounds(*asked: tuple[str, str | None, float], one_shot: float) -> dict:
     return report("Magnitude", 0, 0.1, one_shot) | {"rounds": rounds, "asked": {"sparsity": asked[-1][2]}}
 
 
-def test_a_grid_has_a_column_for_each_target_of_units_in_numeric_order(compare) -> None:
+def test_a_grid_has_a_column_for_each_target_of_units_in_numeric_order() -> None:
     reports = [
         removing_units("SOSP", 0, 0.25, 0.8),
         removing_units("SOSP", 1, 0.25, 0.82),
@@ -80,7 +70,7 @@ def test_a_grid_has_a_column_for_each_target_of_units_in_numeric_order(compare) 
         removing_units("Uniform", 0, 0.25, 0.7),
         removing_units("SOSP", 0, 0.25, 0.6, "parameters"),
     ]
-    assert compare.grid(reports).splitlines() == [
+    assert grid(reports).splitlines() == [
         "| case (top1) | 5% of macs | 12.5% of macs | 25% of macs | 25% of parameters |",
         "|---|---|---|---|---|",
         "| dense | 90.0 | 90.0 | 90.5 ± 0.5 (2) | 90.0 |",
@@ -89,14 +79,14 @@ def test_a_grid_has_a_column_for_each_target_of_units_in_numeric_order(compare) 
     ]
 
 
-def test_a_table_names_every_kind_of_target_and_reads_older_reports_of_weights(compare) -> None:
+def test_a_table_names_every_kind_of_target_and_reads_older_reports_of_weights() -> None:
     reports = [
         report("CAP", 0, 0.75, 0.8),
         removing_units("SOSP", 0, 0.5, 0.7),
         in_rounds(("SOSP", "macs", 0.25), ("SOSP", "macs", 0.5), ("CAP", "weights", 0.75), one_shot=0.6),
         in_rounds(("CAP", None, 0.5), ("CAP", None, 0.9), one_shot=0.5),
     ]
-    assert compare.table(reports).splitlines() == [
+    assert table(reports).splitlines() == [
         "| experiment | metric | target | pruner | dense | one-shot | recovered |",
         "|---|---|---|---|---|---|---|",
         "| case | top1 | 75% | CAP | 90.0 | 80.0 |  |",
@@ -106,12 +96,32 @@ def test_a_table_names_every_kind_of_target_and_reads_older_reports_of_weights(c
     ]
 
 
-def test_rows_by_settings_of_units(compare) -> None:
+def test_rows_by_settings_of_units() -> None:
     runs = [
         removing_units("SOSP", 0, removed, value) | {"loss_increase": {"measured": 0.1, "predicted": None}}
         for removed, value in ((0.25, 0.8), (0.5, 0.7))
     ]
-    assert [line.split(" | ")[:3] for line in compare.table_by_settings(runs, ["pruner.target.removed"]).splitlines()[2:]] == [
+    assert [line.split(" | ")[:3] for line in table_by_settings(runs, ["pruner.target.removed"]).splitlines()[2:]] == [
         ["| 0.25", "90.0", "80.0"],
         ["| 0.5", "90.0", "70.0"],
     ]
+
+
+def test_rows_by_a_setting_that_no_run_has_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--by: expected settings of the runs, such as pruner\.target\.sparsity, got 'pruner.blok_size'"):
+        table_by_settings([report("CAP", 0, 0.5, 0.8)], ["pruner.blok_size"])
+
+
+def test_runs_that_differ_in_the_seeds_of_all_their_parts_are_averaged() -> None:
+    """A pruner with a seed of its own, which repeats that of the run."""
+    runs = [report("Random", seed, 0.5, value) for seed, value in enumerate((0.8, 0.84))]
+    for run in runs:
+        run["experiment"]["pruner"]["seed"] = run["experiment"]["seed"]
+    assert table(runs).splitlines()[2:] == ["| case | top1 | 50% | Random | 90.5 ± 0.5 (2) | 82.0 ± 2.0 (2) |  |"]
+
+
+def test_tables_of_reports_without_metrics_are_empty_where_nothing_was_measured() -> None:
+    bare = report("CAP", 0, 0.5, 0.8) | {"stages": []}
+    assert table([bare]).splitlines()[2:] == ["| case |  | 50% | CAP |  |  |  |"]
+    assert grid([bare]) == ""
+    assert table_by_settings([bare], ["pruner.target.sparsity"]).splitlines()[2:] == ["| 0.5 |  |  |  |  |"]
