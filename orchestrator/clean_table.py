@@ -16,19 +16,16 @@ from orchestrator.quantities import count, size
 def clean_table(found: Survey, to_free: Sequence[Stored], clean: Clean) -> RenderableType:
     """Returns the results by verb, the runs, and a sentence on what would be freed."""
     freed = sum(result.bytes for result in to_free)
-    if not to_free:
-        sentence = "There is nothing to free."
-    elif clean.free:
-        sentence = f"Freeing {count(len(to_free), 'result')}, {size(freed)}."
-    else:
-        sentence = f"clean.free=true frees {count(len(to_free), 'result')}, {size(freed)}."
-    return Group(_results(found, to_free), _runs(found), sentence, *_shortfall(found.bytes - freed, clean))
+    sentences = [] if to_free else ["There is nothing to free."]
+    if to_free and not clean.free:
+        sentences = [f"clean.free=true frees {count(len(to_free), 'result')}, {size(freed)}."]
+    return Group(_results(found, to_free), _runs(found), *sentences, *_shortfall(found.bytes - freed, clean))
 
 
 def _results(found: Survey, to_free: Sequence[Stored]) -> Table:
     table = Table(title="The store", title_justify="left")
-    for column in ("results", "number", "size", "to free", "size", "longest unused since", "last used"):
-        table.add_column(column, justify="left" if column == "results" else "right")
+    for column in ("results", "number", "size", "to free", "size", "oldest use", "last use"):
+        table.add_column(column, justify="left" if column == "results" else "right", no_wrap=True)
     chosen = by_verb(to_free)
     for verb, results in by_verb(found.results).items():
         used = [result.used for result in results]
@@ -42,7 +39,7 @@ def _results(found: Survey, to_free: Sequence[Stored]) -> Table:
 
 def _runs(found: Survey) -> Table:
     table = Table(title="Runs", title_justify="left")
-    for column in ("run", "state", "results", "size", "last used", "kept"):
+    for column in ("run", "state", "results", "size", "last use", "kept"):
         table.add_column(column, justify="left" if column in ("run", "state", "kept") else "right", overflow="fold")
     bytes_of = {result.key: result.bytes for result in found.results}
     for run in found.runs:
@@ -58,7 +55,8 @@ def _state(run: RunDirectory) -> str:
 def _shortfall(left: int, clean: Clean) -> list[str]:
     if clean.size_gb is None or left <= clean.size_gb * 1e9:
         return []
-    return [f"{size(left)} remain, more than clean.size_gb={clean.size_gb:g}, because kept runs need them; name fewer runs in clean.keep."]
+    remedy = "name fewer runs in clean.keep" if clean.keep else "name the runs to keep in clean.keep"
+    return [f"{size(left)} remain, more than clean.size_gb={clean.size_gb:g}, because runs need them; {remedy}."]
 
 
 def _amount(results: Sequence[Stored]) -> tuple[str, str]:
@@ -66,4 +64,4 @@ def _amount(results: Sequence[Stored]) -> tuple[str, str]:
 
 
 def _day(when: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(when))
+    return time.strftime("%Y-%m-%d", time.localtime(when))

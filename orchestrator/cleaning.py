@@ -19,7 +19,7 @@ from workers.errors import DamagedResult
 from workers.files import RECORD, delete_result, free, read_record
 from workers.records import KINDS
 
-TASKS = "tasks.jsonl"
+TASKS, LATENCY_TABLE = "tasks.jsonl", "latency.parquet"
 KEY = 18  # digits of a fingerprint in the path of a result
 
 
@@ -136,13 +136,13 @@ def _noted(run: Path) -> dict[str, str]:
 
 
 def _run(path: Path, store: Store, clean: Clean) -> RunDirectory:
-    tasks, report = path / TASKS, path / REPORT_FILES[-1]
-    used, running = tasks.stat().st_mtime, store.claims.has_driver(path.name)
+    used, running = (path / TASKS).stat().st_mtime, store.claims.has_driver(path.name)
+    ends = [end.stat().st_mtime for end in (path / REPORT_FILES[-1], path / LATENCY_TABLE) if end.exists()]
     return RunDirectory(
         name=path.name,
         needs=frozenset(_noted(path)),
         used=used,
-        is_finished=report.exists() and report.stat().st_mtime >= used,
+        is_finished=max(ends, default=0.0) >= used,
         is_running=running,
         is_kept=running or not clean.keep or any(_matches(path.name, pattern) for pattern in clean.keep),
     )

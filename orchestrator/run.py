@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from orchestrator.allocation.units import dense_family
+from orchestrator.cleaning import TASKS
 from orchestrator.config import Experiment
 from orchestrator.identity.sources import classes_of
 from orchestrator.planning.plan import Plan
@@ -277,7 +278,7 @@ class Run:
         task = TaskRun(record.verb, what, record.worker, record.started, record.seconds, record.computed)
         self.log.timeline.append(task)
         line = {"stage": stage, "fingerprint": record.fingerprint, "time": time.time(), "layer": layer} | vars(task)
-        with (self.directory / "tasks.jsonl").open("a", encoding="utf-8") as file:
+        with (self.directory / TASKS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     @contextmanager

@@ -6,7 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -45,6 +48,33 @@ def run(folder: Path, *overrides: str) -> str:
     return ended.stdout + ended.stderr
 
 
+def run_at_once(folder: Path, *runs: tuple[str, ...]) -> list[str]:
+    """What several runs that are started together in one folder print."""
+    arguments(folder)  # writes the checkpoint
+    with ThreadPoolExecutor(len(runs)) as threads:
+        return list(threads.map(lambda overrides: run(folder, *overrides), runs))
+
+
+def stop_when(ready: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Stop a driver, without ending it, as soon as ``ready`` holds."""
+    while not ready():
+        assert process.poll() is None, f"it has ended:\n{process.communicate()[0]}"
+        time.sleep(0.002)
+    process.send_signal(signal.SIGSTOP)
+
+
+def stop_at(stage: str, process: subprocess.Popen[str]) -> None:
+    """Stop a driver, without ending it, as soon as it says that ``stage`` has started."""
+    assert process.stdout is not None
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if line.startswith(f"{stage}: started"):
+            process.send_signal(signal.SIGSTOP)
+            return
+    pytest.fail(f"{stage} never started:\n{''.join(said)}")
+
+
 def kill_at(stage: str, folder: Path, *overrides: str) -> None:
     """Start a run and kill its driver as soon as it says that ``stage`` has started."""
     process = start(folder, *overrides)
@@ -69,8 +99,12 @@ def model_bytes(folder: Path) -> bytes:
 
 def computed(folder: Path) -> Counter[str]:
     """How often each result was computed, over all starts of a run."""
-    lines = [json.loads(line) for line in (directory(folder) / "tasks.jsonl").read_text().splitlines()]
-    return Counter(line["fingerprint"] for line in lines if line["computed"])
+    return Counter(line["fingerprint"] for line in tasks(directory(folder)) if line["computed"])
+
+
+def tasks(run_directory: Path) -> list[dict]:
+    """What a run has computed or read, over all of its starts."""
+    return [json.loads(line) for line in (run_directory / "tasks.jsonl").read_text().splitlines()]
 
 
 def report_of(folder: Path) -> dict:

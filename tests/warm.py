@@ -5,6 +5,7 @@ import os
 import sys
 import tempfile
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 IMPORTED = ["orchestrator.__main__", "orchestrator.launch", "orchestrator.report.page", "workers.worker", "torchvision", "sklearn.datasets"]
@@ -20,13 +21,18 @@ class Ended:
     stderr: str
 
 
-def orchestrate(*arguments: str, cwd: Path) -> Ended:
-    """The command with ``arguments``, forked from a server that only imports."""
+def server() -> ForkServerContext:
+    """Starts processes that are forked from one that only imports."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
+    return context
+
+
+def orchestrate(*arguments: str, cwd: Path) -> Ended:
+    """The command with ``arguments``, forked from a server that only imports."""
     with tempfile.TemporaryDirectory() as folder:
         said = [Path(folder) / name for name in ("stdout", "stderr")]
-        process = context.Process(target=_carry_out, args=(list(arguments), cwd, said))
+        process = server().Process(target=_carry_out, args=(list(arguments), cwd, said))
         process.start()
         process.join(SECONDS)
         if process.exitcode is None:
