@@ -19,7 +19,8 @@ from workers.errors import DamagedResult
 from workers.files import RECORD, delete_result, free, read_record
 from workers.records import KINDS
 
-TASKS, LATENCY_TABLE = "tasks.jsonl", "latency.parquet"
+TASKS = "tasks.jsonl"
+LATENCY_TABLE = "latency.parquet"  # as in allocation.latency_table, which imports torch
 KEY = 18  # digits of a fingerprint in the path of a result
 
 
