@@ -6,9 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +14,7 @@ import pytest
 import torch
 from tiny import tiny_overrides
 from torch.utils.flop_counter import FlopCounterMode
-from warm import orchestrate
+from warm import Running, orchestrate
 
 ON_RAY = ("cluster=ray", "cluster.cpus_per_worker=0.5")
 SHAPE = (1, 16, 16)
@@ -55,24 +53,15 @@ def run_at_once(folder: Path, *runs: tuple[str, ...]) -> list[str]:
         return list(threads.map(lambda overrides: run(folder, *overrides), runs))
 
 
-def stop_when(ready: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    """Stop a driver, without ending it, as soon as ``ready`` holds."""
-    while not ready():
-        assert process.poll() is None, f"it has ended:\n{process.communicate()[0]}"
-        time.sleep(0.002)
-    process.send_signal(signal.SIGSTOP)
+def begin(folder: Path, *overrides: str) -> Running:
+    return Running(*arguments(folder, *overrides), cwd=folder)
 
 
-def stop_at(stage: str, process: subprocess.Popen[str]) -> None:
-    """Stop a driver, without ending it, as soon as it says that ``stage`` has started."""
-    assert process.stdout is not None
-    said = []
-    for line in process.stdout:
-        said.append(line)
-        if line.startswith(f"{stage}: started"):
-            process.send_signal(signal.SIGSTOP)
-            return
-    pytest.fail(f"{stage} never started:\n{''.join(said)}")
+def stopped_at(stage: str, folder: Path, *overrides: str) -> Running:
+    """A run that is stopped, without being ended, as soon as it says that ``stage`` has started."""
+    process = begin(folder, *overrides)
+    process.stop_when(lambda: f"\n{stage}: started" in process.text())
+    return process
 
 
 def kill_at(stage: str, folder: Path, *overrides: str) -> None:

@@ -2,13 +2,12 @@
 
 import os
 import shutil
-import signal
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from run_cases import arguments, computed, directory, model_bytes, report_of, run, start, stop_at, stored, tasks
+from run_cases import computed, directory, model_bytes, report_of, run, stopped_at, stored, tasks
 from warm import orchestrate
 
 from orchestrator import cleaning
@@ -131,14 +130,12 @@ def test_what_cannot_be_cleaned_is_refused_in_one_line(folder: Path, settings: t
 def test_results_of_a_running_driver_stay_whatever_is_kept(folder: Path) -> None:
     """It has read what the two runs share, and is stopped before it solves."""
     shutil.rmtree(half(folder))
-    process = start(folder, HALF, "name=half")
-    stop_at("join", process)
+    process = stopped_at("join", folder, HALF, "name=half")
     there = needs(half(folder))
     said = clean(folder, "clean.keep=[tiny]", "clean.free=true")
     assert "running" in said and there <= results(folder)
-    process.send_signal(signal.SIGCONT)
-    output, _ = process.communicate(timeout=3600)
-    assert process.returncode == 0, output
+    output = process.end()
+    assert process.process.exitcode == 0, output
     assert "damaged" not in output
 
 
@@ -213,13 +210,10 @@ def test_a_ranking_that_was_freed_is_computed_again_for_another_target(tmp_path:
 
 
 def test_intermediate_files_stay_as_long_as_another_driver_that_runs_has_read_them(two_runs: Path, tmp_path: Path) -> None:
-    arguments(tmp_path)  # writes the checkpoint
-    process = start(tmp_path, HALF, "name=half")
-    stop_at("allocate", process)
+    process = stopped_at("allocate", tmp_path, HALF, "name=half")
     run(tmp_path, "store.keep=records")
-    process.send_signal(signal.SIGCONT)
-    output, _ = process.communicate(timeout=3600)
-    assert process.returncode == 0, output
+    output = process.end()
+    assert process.process.exitcode == 0, output
     assert not any(line["computed"] for line in tasks(directory(tmp_path)) if line["verb"] in ("collect", "score"))
     assert Counter(line["verb"] for line in tasks(half(tmp_path)))["collect"] == 16, "the pipeline was not repeated"
     assert (half(tmp_path) / "model.safetensors").read_bytes() == (half(two_runs) / "model.safetensors").read_bytes()

@@ -1,25 +1,13 @@
 """Runs that use one store at once, and runs whose store is deleted."""
 
+import os
 import shutil
-import signal
-import subprocess
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from run_cases import (
-    computed,
-    directory,
-    model_bytes,
-    report_of,
-    run,
-    run_at_once,
-    start,
-    stop_at,
-    stop_when,
-    stored,
-    tasks,
-)
+from run_cases import begin, computed, directory, model_bytes, report_of, run, run_at_once, stopped_at, stored, tasks
+from warm import Running
 
 TRAINING = [
     "model.checkpoint=null",
@@ -70,27 +58,18 @@ def test_one_run_started_three_times_at_once_computes_every_result_once(tmp_path
 
 
 def test_a_run_waits_for_a_stopped_one_that_trains_and_takes_over_when_that_is_killed(trained: Path, tmp_path: Path) -> None:
-    first = start(tmp_path, *TRAINING)
-    stop_when(lambda: trains(tmp_path), first)
+    first = begin(tmp_path, *TRAINING)
+    first.stop_when(lambda: trains(tmp_path))
     assert not stored(tmp_path, "train"), "it was stopped too late"
-    second = start(tmp_path, *TRAINING)
-    said = until(second, "waiting for")
-    assert f"train dense: waiting for 1 result that process {first.pid} on " in said and directory(tmp_path).name in said
-    first.kill()
-    output, _ = second.communicate(timeout=3600)
-    first.communicate()
-    assert second.returncode == 0, output
+    second = begin(tmp_path, *TRAINING)
+    second.wait_until(lambda: "waiting for" in second.text())
+    said = f"train dense: waiting for 1 result that process {first.pid} on {os.uname().nodename} (run {directory(tmp_path).name}, since "
+    assert said in second.text()
+    first.process.kill()
+    output = second.end()
+    assert second.process.exitcode == 0, output
     assert model_bytes(tmp_path) == model_bytes(trained)
     assert set(computed(tmp_path).values()) == {1} and len(stored(tmp_path, "train")) == 1
-
-
-def until(process: subprocess.Popen[str], words: str) -> str:
-    """The first line with ``words`` that a run prints."""
-    assert process.stdout is not None
-    for line in process.stdout:
-        if words in line:
-            return line
-    raise AssertionError(f"it never said {words!r}")
 
 
 # --- deleted under a run
@@ -101,8 +80,7 @@ def until(process: subprocess.Popen[str], words: str) -> str:
 def test_a_store_that_is_deleted_under_a_run_ends_it_in_one_line_and_the_same_command_is_right(
     stage: str, what: str, trained: Path, tmp_path: Path
 ) -> None:
-    process = start(tmp_path, *TRAINING)
-    stop_at(stage, process)
+    process = stopped_at(stage, tmp_path, *TRAINING)
     shutil.rmtree(tmp_path / what)
     ended_in_one_line(process, tmp_path)
     run(tmp_path, *TRAINING)
@@ -110,8 +88,8 @@ def test_a_store_that_is_deleted_under_a_run_ends_it_in_one_line_and_the_same_co
 
 
 def test_a_store_that_is_deleted_under_a_training_ends_the_run_in_one_line(trained: Path, tmp_path: Path) -> None:
-    process = start(tmp_path, *TRAINING)
-    stop_when(lambda: trains(tmp_path), process)
+    process = begin(tmp_path, *TRAINING)
+    process.stop_when(lambda: trains(tmp_path))
     shutil.rmtree(tmp_path / "runs" / "store")
     ended_in_one_line(process, tmp_path)
     run(tmp_path, *TRAINING)
@@ -119,28 +97,24 @@ def test_a_store_that_is_deleted_under_a_training_ends_the_run_in_one_line(train
 
 
 def test_a_store_that_is_deleted_and_made_again_by_another_run_is_not_used_by_the_first(trained: Path, tmp_path: Path) -> None:
-    process = start(tmp_path, *TRAINING)
-    stop_at("collect", process)
+    process = stopped_at("collect", tmp_path, *TRAINING)
     shutil.rmtree(tmp_path / "runs" / "store")
     run(tmp_path, *TRAINING)
     ended_in_one_line(process, tmp_path)
     assert model_bytes(tmp_path) == model_bytes(trained)
 
 
-def ended_in_one_line(process: subprocess.Popen[str], folder: Path) -> None:
-    process.send_signal(signal.SIGCONT)
-    output, _ = process.communicate(timeout=3600)
-    assert process.returncode == 1, output
+def ended_in_one_line(process: Running, folder: Path) -> None:
+    output = process.end()
+    assert process.process.exitcode == 1, output
     assert "Traceback" not in output, output
     last = output.splitlines()[-1]
     assert last.startswith(f"error: {folder / 'runs' / 'store'}: the store was deleted") and "run the same command again" in last, output
 
 
 def test_a_part_of_a_store_that_is_deleted_under_a_run_is_computed_again(trained: Path, tmp_path: Path) -> None:
-    process = start(tmp_path, *TRAINING)
-    stop_at("score", process)
+    process = stopped_at("score", tmp_path, *TRAINING)
     shutil.rmtree(tmp_path / "runs" / "store" / "collect")
-    process.send_signal(signal.SIGCONT)
-    output, _ = process.communicate(timeout=3600)
-    assert process.returncode == 0, output
+    output = process.end()
+    assert process.process.exitcode == 0, output
     assert model_bytes(tmp_path) == model_bytes(trained)
