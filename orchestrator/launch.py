@@ -97,7 +97,8 @@ def run_experiment(experiment: Experiment, config: dict[str, Any], command: str)
                 page = write_report(report, directory)
             if experiment.store.keep is Keep.RECORDS:
                 freed = free_intermediate(store, directory)
-                progress.note(f"deleted {size(freed)} of intermediate results from the store (store.keep=records)")
+                if freed:
+                    progress.note(f"deleted {size(freed)} of intermediate results from the store (store.keep=records)")
         except BaseException:
             tracker.finish(None, [], "failed")
             raise
