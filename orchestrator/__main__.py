@@ -21,6 +21,7 @@ from rich.console import Console
 from orchestrator.command import command
 from orchestrator.composing import CONF, complaint, find_packages
 from orchestrator.sweep.records import fail_point, finish_point, start_point
+from workers.checks import require
 from workers.errors import ConfigError, SecateurError
 
 if TYPE_CHECKING:
@@ -67,9 +68,12 @@ def carry_out(composed: DictConfig) -> tuple[Report, Path] | None:
     experiment = load(composed)
     if experiment.mode is Mode.RUN:
         check_request(experiment)  # before anything heavy is imported
+    console = Console()
+    if experiment.mode is Mode.CLEAN:
+        clean(experiment, console)
+        return None
     from orchestrator.launch import missing, plan_experiment, run_experiment
 
-    console = Console()
     if experiment.mode is Mode.PLAN:
         from orchestrator.planning.plan_table import plan_table
 
@@ -104,6 +108,26 @@ def print_latency(experiment: Experiment, console: Console) -> None:
     console.print(latency_table(table, timed_with(**conditions)))
     page = write_page(table, timed_with(**conditions), directory)
     console.print(f"picture: {page}\ntable:   {directory / TABLE}", soft_wrap=True)
+
+
+def clean(experiment: Experiment, console: Console) -> None:
+    """Shows what the store holds and which runs need it, and frees the rest if that is asked for."""
+    from orchestrator.clean_table import clean_table
+    from orchestrator.cleaning import free_results, survey
+    from orchestrator.quantities import count, size
+    from orchestrator.store import Store
+
+    root = Path(experiment.output) / "store"
+    require(root.is_dir(), "output", "a folder with a store", experiment.output)
+    store = Store(root)
+    found = survey(store, experiment.clean)
+    to_free = found.to_free(experiment.clean)
+    console.print(clean_table(found, to_free, experiment.clean))
+    if experiment.clean.free and to_free:
+        freed = free_results(store, to_free)
+        held = len(to_free) - len(freed)
+        kept = f"; {count(held, 'result')} of them stay, because a driver has used them meanwhile" if held else ""
+        console.print(f"Freed {count(len(freed), 'result')}, {size(sum(result.bytes for result in freed))}{kept}.", soft_wrap=True)
 
 
 def main() -> None:

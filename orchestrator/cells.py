@@ -37,15 +37,17 @@ def compute_cells(
     """
     shards = run.experiment.data.shards
     grid = {(planned.layer.name, shard): destination(planned.layer, shard) for planned in layers for shard in range(shards)}
-    stored = {cell: record for cell, to in grid.items() if (record := run.find(to)) is not None}
-    tasks: list[tuple[float, Any]] = []
-    for shard in range(shards):
-        missing = [planned for planned in layers if (planned.layer.name, shard) not in stored]
-        for portion in cut(missing):
-            names = tuple(planned.layer for planned in portion)
-            to = tuple(grid[layer.name, shard] for layer in names)
-            tasks.append((cost(portion), make_task(names, shard, to)))
-    tasks.sort(key=lambda task: -task[0])
-    computed = run.compute(stage, verb, [task for _, task in tasks], list(stored.values()))
-    cells = stored | {(record.numbers.layer, record.numbers.shard): record for records in computed for record in records}
+
+    def make_tasks(wanted: Sequence[Destination]) -> list[Any]:
+        fingerprints, tasks = {to.fingerprint for to in wanted}, []
+        for shard in range(shards):
+            missing = [planned for planned in layers if grid[planned.layer.name, shard].fingerprint in fingerprints]
+            for portion in cut(missing):
+                names = tuple(planned.layer for planned in portion)
+                to = tuple(grid[layer.name, shard] for layer in names)
+                tasks.append((cost(portion), make_task(names, shard, to)))
+        tasks.sort(key=lambda task: -task[0])
+        return [task for _, task in tasks]
+
+    cells = dict(zip(grid, run.results(stage, verb, list(grid.values()), make_tasks), strict=True))
     return {planned.layer.name: [cells[planned.layer.name, shard] for shard in range(shards)] for planned in layers}

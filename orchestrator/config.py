@@ -33,6 +33,31 @@ class Mode(Enum):
     PLAN = "plan"  # say what a run would take, and stop
     STRUCTURE = "structure"  # list the units that can be removed from the model, and stop
     LATENCY = "latency"  # time the model and its operations at all their widths, and stop
+    CLEAN = "clean"  # show what the store holds and which runs need it, or free the rest, and stop
+
+
+class Keep(Enum):
+    ALL = "all"
+    RECORDS = "records"  # without the files of intermediate results
+
+
+@dataclass
+class Storage:
+    """What a run leaves in the store."""
+
+    keep: Keep
+
+
+@dataclass
+class Clean:
+    """What ``mode=clean`` frees: results that no kept run needs, the longest unused first."""
+
+    keep: list[str]  # names of run directories, their first or last part, or patterns; empty: all
+    size_gb: float | None  # of the store, below which nothing more is freed; None: free all that may be freed
+    free: bool  # or only show
+
+    def __post_init__(self) -> None:
+        require(self.size_gb is None or self.size_gb >= 0, "clean.size_gb", "0 or more, or null", self.size_gb)
 
 
 @dataclass
@@ -64,6 +89,8 @@ class Experiment:
     onnx: bool
     int8: bool
     latency: Latency  # how time is measured, for targets of latency and mode=latency
+    store: Storage
+    clean: Clean
     rounds: dict[str, Round]  # in order; empty: one round of the pruner, steps and recovery above
     cluster: Cluster
     tracking: Tracking

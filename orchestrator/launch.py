@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.checks import check_together, class_count
-from orchestrator.config import Experiment, check_request
+from orchestrator.cleaning import free_intermediate
+from orchestrator.config import Experiment, Keep, check_request
 from orchestrator.identity.fingerprints import latency_fingerprint, run_fingerprint
 from orchestrator.planning.plan import Plan
 from orchestrator.quantities import size
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from workers.models.profile import ModelProfile
 
 ONNX = "model.onnx"
+MISSING = ("No such file or directory", "does not exist")  # how errors of Python, torch and safetensors say so
 DAMAGED_RESULTS = 20  # a run with more of them ends: the disk is damaged
 
 
@@ -79,17 +82,23 @@ def run_experiment(experiment: Experiment, config: dict[str, Any], command: str)
     directory = Path(experiment.output).resolve() / f"{experiment.name}-{identity[:8]}"
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
-    with Progress() as progress:
+    store = Store(Path(experiment.output) / "store")
+    with Progress() as progress, shared(store, directory, progress):
         warn_of_full_disk(plan, directory, progress)
         experiment = settle_data(experiment, plan.profile, progress)
         tracker = experiment.tracking.start(experiment.name, identity[:8], config, directory, progress.warn)
-        run = Run(experiment, plan, Store(Path(experiment.output) / "store"), directory, progress, tracker, plan.profile)
+        run = Run(experiment, plan, store, directory, progress, tracker, plan.profile)
         try:
             outcome = _carry_out(run)
-            with run.timed("export"):
-                exported = export(outcome, directory, experiment)
-            report = make_report(experiment, plan, run.log, outcome, config, command, identity, exported)
-            page = write_report(report, directory)
+            with run.alone_in_directory():
+                with run.timed("export"):
+                    exported = export(outcome, directory, experiment)
+                report = make_report(experiment, plan, run.log, outcome, config, command, identity, exported)
+                page = write_report(report, directory)
+            if experiment.store.keep is Keep.RECORDS:
+                freed = free_intermediate(store, directory)
+                if freed:
+                    progress.note(f"deleted {size(freed)} of intermediate results from the store (store.keep=records)")
         except BaseException:
             tracker.finish(None, [], "failed")
             raise
@@ -116,15 +125,36 @@ def measure_latency(experiment: Experiment) -> tuple[LatencyTable, dict[str, Any
     here = conditions(experiment.latency, plan.resources)
     name = f"{experiment.name}-latency-{latency_fingerprint(experiment, streams, plan.resources)[:8]}"
     directory = Path(experiment.output).resolve() / name
-    with Progress() as progress:
+    store = Store(Path(experiment.output) / "store")
+    with Progress() as progress, shared(store, directory, progress):
         tracker = FileTracker(experiment.name, name, directory)
-        run = Run(experiment, plan, Store(Path(experiment.output) / "store"), directory, progress, tracker, plan.profile)
+        run = Run(experiment, plan, store, directory, progress, tracker, plan.profile)
         try:
             experiment.cluster.start(1)
             model_ms = time_model(run, experiment.model).numbers.ms
             return time_operations(run, experiment.model, streams, model_ms), here, directory
         finally:
             experiment.cluster.stop()
+
+
+@contextmanager
+def shared(store: Store, directory: Path, progress: Progress) -> Iterator[None]:
+    """A context in which a run uses a store, perhaps beside other runs.
+
+    Raises: SecateurError if the store, or a file of the run, was deleted meanwhile.
+    """
+    with store.claims.opened(directory.name):
+        if not store.claims.supported:
+            progress.warn(f"the file system of {store.root} has no locks, so run only one command at a time with this output")
+        try:
+            yield
+        except Exception as error:
+            store.check()
+            missing = any(words in str(error) for words in MISSING) and any(str(place) in str(error) for place in (store.root, directory))
+            if missing and not isinstance(error, ConfigError):
+                where = f"{directory.parent}: files were deleted while this run used them"
+                raise SecateurError(f"{where}; run the same command again, which computes what is missing") from error
+            raise
 
 
 def settle_data(experiment: Experiment, profile: ModelProfile, progress: Progress) -> Experiment:
@@ -147,6 +177,7 @@ def warn_of_full_disk(plan: Plan, directory: Path, progress: Progress) -> None:
 def _carry_out(run: Run) -> Outcome:
     """Import the model, start the cluster, and repeat the pipeline until none of the stored results that it reads is damaged."""
     from orchestrator.pipeline import import_model, prune
+    from orchestrator.run import FilesFreed
 
     experiment = run.experiment
     imported = import_model(run)
@@ -157,11 +188,15 @@ def _carry_out(run: Run) -> Outcome:
     try:
         with run.timed("start workers"):
             experiment.cluster.start(max((recipe.ranks for recipe in recipes if recipe is not None), default=1))
-        for _ in range(DAMAGED_RESULTS):
+        discarded = 0
+        while discarded < DAMAGED_RESULTS:
             try:
                 return prune(run, imported)
+            except FilesFreed:
+                continue
             except DamagedResult as damaged:
                 run.discard(damaged)
+                discarded += 1
         raise SecateurError(f"{run.store.root}: {DAMAGED_RESULTS} stored results were damaged in one run; check the disk")
     finally:
         experiment.cluster.stop()
@@ -170,10 +205,10 @@ def _carry_out(run: Run) -> Outcome:
 def export(outcome: Outcome, directory: Path, experiment: Experiment) -> dict[str, Any]:
     """Copy the final model and its spec into the run's directory, and write the model as ONNX if the experiment asks for it."""
     from workers.export import read_spec
-    from workers.files import write_text
+    from workers.files import copy_file, write_text
 
     model = directory / MODEL
-    shutil.copyfile(outcome.model.file, model)
+    copy_file(outcome.model.file, model)
     write_text(directory / "model.json", json.dumps(read_spec(model), indent=1))
     for stale in (*directory.glob(f"{ONNX}*"), *directory.glob(Int8Model.file)):
         stale.unlink()

@@ -149,8 +149,8 @@ def import_model(run: Run) -> Record[ImportedModel]:
     source = run.experiment.seed if fresh else family.weights_fingerprint()
     to = run.store.destination("import", family=settings_of(family, without=(*family.selects, "checkpoint")), source=source)
     with run.timed("import"):
-        worker = Worker("cpu", run.plan.resources.threads)
-        record = run.find(to) or worker.import_model(ImportTask(family, fresh, run.experiment.seed, to))
+        worker, task = Worker("cpu", run.plan.resources.threads), ImportTask(family, fresh, run.experiment.seed, to)
+        record = run.once("import", to, lambda: worker.import_model(task))
     for note in record.numbers.notes:
         run.warn(note)
     run.note("import", record)
@@ -272,10 +272,11 @@ def allocate_layers(
     def histograms(high_bin: int | None) -> list[Tensor]:
         return run.compute("allocate", Worker.count, [CountTask(scores[layer.name], high_bin) for layer in pruned])
 
-    record = run.find(to)
-    if record is None:
+    def make() -> Record[LayerCounts]:
         started = time.time()
-        record = finish(to, LayerCounts(allocate(target, pruned, tiles, histograms)), started)
+        return finish(to, LayerCounts(allocate(target, pruned, tiles, histograms)), started)
+
+    record = run.once("allocate", to, make)
     run.note("allocate", record)
     return record.numbers.tiles
 

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from orchestrator.allocation.units import dense_family
+from orchestrator.cleaning import TASKS
 from orchestrator.config import Experiment
 from orchestrator.identity.sources import classes_of
 from orchestrator.planning.plan import Plan
 from orchestrator.progress import Progress, Stage
+from orchestrator.quantities import count
 from orchestrator.report.parts import TaskRun
 from orchestrator.rounds import one_by_one
 from orchestrator.stages import prefix
-from orchestrator.store import Store
+from orchestrator.store import Store, fingerprint
 from orchestrator.track import Tracker
 from workers.errors import DamagedResult
 from workers.export import load_family
@@ -34,6 +36,10 @@ if TYPE_CHECKING:
 
 Kind = TypeVar("Kind", bound=Numbers)
 Result = TypeVar("Result")
+
+
+class FilesFreed(Exception):
+    """A task has to read files that were freed. Repeating the pipeline computes them again."""
 
 
 class WithDestination(Protocol):
@@ -112,50 +118,122 @@ class Run:
         alone: bool = False,
     ) -> list[Record[Kind]]:
         """Records of ``verb`` on ``tasks``, in order. What is in the store is read; the rest is computed, longest (``costs``) first."""
-        records: list[Record[Kind] | None] = [self.find(task.to) for task in tasks]
-        missing = [index for index, record in enumerate(records) if record is None]
-        if costs:
-            missing.sort(key=lambda index: -costs[index])
-        stored = [record for record in records if record is not None]
-        for index, record in zip(missing, self.compute(stage, verb, [tasks[index] for index in missing], stored, alone), strict=True):
-            records[index] = record
-        return [record for record in records if record is not None]
+        order = sorted(range(len(tasks)), key=lambda index: -costs[index]) if costs else range(len(tasks))
+
+        def of(missing: Sequence[Destination]) -> list[Task]:
+            fingerprints = {to.fingerprint for to in missing}
+            return [tasks[index] for index in order if tasks[index].to.fingerprint in fingerprints]
+
+        return self.results(stage, verb, [task.to for task in tasks], of, alone)
+
+    def results(
+        self,
+        stage: str,
+        verb: Callable[[Worker, Any], Record[Kind] | list[Record[Kind]]],
+        wanted: Sequence[Destination],
+        make_tasks: Callable[[Sequence[Destination]], Sequence[Any]],
+        alone: bool = False,
+    ) -> list[Record[Kind]]:
+        """The results at ``wanted``, in order. What is in the store is read; ``make_tasks`` makes the tasks that compute the rest.
+
+        What another driver is computing is waited for, and computed here if that driver ends without a result. No claim is held meanwhile.
+        """
+        found: dict[str, Record[Kind]] = {}
+        missing, shown = self._read(stage, wanted, found), 0
+        while missing:
+            self.store.check()
+            self._start_workers()  # before anything is claimed, since another driver may hold the devices and wait
+            with self.store.claims.taken(missing) as mine:
+                left = self._read(stage, mine, found)  # without what another driver has finished
+                for to in mine:
+                    if to.fingerprint in found:
+                        self.store.claims.release(to.fingerprint)
+                if left:
+                    results = self.compute(stage, verb, make_tasks(left), len(found) - shown, alone)
+                    found |= {record.fingerprint: record for result in results for record in _listed(result)}
+                    shown = len(found)
+            missing = [to for to in missing if to.fingerprint not in found]
+            if missing:
+                with self.timed(self.prefix + stage):
+                    self.wait(stage, missing)
+        if len(found) > shown:
+            self.compute(stage, verb, [], len(found) - shown)
+        return [found[to.fingerprint] for to in wanted]
+
+    def _read(self, stage: str, wanted: Sequence[Destination], found: dict[str, Record[Kind]]) -> list[Destination]:
+        """Add what is in the store to ``found``; returns the others of ``wanted``."""
+        for to in wanted:
+            record = self.find(to)
+            if record is not None and to.fingerprint not in found:
+                found[to.fingerprint] = record
+                self.note(stage, record)
+        return [to for to in wanted if to.fingerprint not in found]
 
     def compute(
         self,
         stage: str,
         verb: Callable[[Worker, Any], Result],
         tasks: Sequence[Any],
-        stored: Sequence[Record[Numbers]] = (),
+        stored: int = 0,
         alone: bool = False,
     ) -> list[Result]:
-        """Results of ``verb`` on tasks whose results are not stored; ``stored`` are the results of the stage that are."""
+        """Results of ``verb`` on tasks whose results are not stored; so many results of the stage are ``stored``."""
+        self.need(record for task in tasks for record in records_of(task))
         if tasks:
-            with self.timed("start workers"):
-                self.experiment.cluster.ready()
-        with self.timed(self.prefix + stage), self._stage(stage, len(tasks) + len(stored), len(tasks)) as bar:
-            for record in stored:
-                self.note(stage, record)
+            self._start_workers()
+        with self.timed(self.prefix + stage), self._stage(stage, len(tasks) + stored, len(tasks)) as bar:
             if stored:
-                bar.advance(len(stored), "from the store")
+                bar.advance(stored, "from the store")
 
             def done(index: int, result: Any) -> None:
-                for record in result if isinstance(result, list) else [result]:
+                for record in _listed(result):
                     if isinstance(record, Record):
                         self.note(stage, record)
+                        self.store.claims.release(record.fingerprint)
                 bar.advance(1)
 
             return self.experiment.cluster.map(verb, tasks, done, alone) if tasks else []
 
+    def once(self, stage: str, to: Destination, make: Callable[[], Record[Kind]]) -> Record[Kind]:
+        """The result at ``to``: read, or made by ``make``, by one driver at a time. The caller notes it.
+
+        ``make`` may wait for other claims while this one is held: only for those of results that its own depends on, so never in a circle.
+        """
+        while (record := self.find(to)) is None:
+            self.store.check()
+            with self.store.claims.taken([to]) as mine:
+                if mine:
+                    return self.find(to) or make()
+            self.wait(stage, [to])
+        return record
+
     def train(self, stage: str, task: TrainTask) -> Record[TrainedModel]:
-        """Train with a gang, unless the result is in the store."""
+        """Train with a gang, unless the result is in the store. Shows how the training proceeds, also if another driver does it."""
         record = self.find(task.to)
         with self.timed(self.prefix + stage), self._stage(stage, None, int(record is None)) as bar:
             if record is None:
+                self.experiment.cluster.release()  # the gang needs the devices, also one of another driver
                 with bar.follow(task.progress):
-                    record = replace(self.experiment.cluster.gang(task), computed=True)
+                    record = self.once(stage, task.to, lambda: replace(self.experiment.cluster.gang(task), computed=True))
             self.note(stage, record)
         return record
+
+    def wait(self, stage: str, missing: Sequence[Destination]) -> None:
+        """Return when one of ``missing``, all of which others have claimed, can be claimed. Says from time to time who holds it."""
+        for holder in self.store.claims.waiting(missing):
+            who, what = holder or "another process", count(len(missing), "result")
+            self.progress.note(f"{self.prefix}{stage}: waiting for {what} that {who} computes; end that process to compute it here")
+
+    def need(self, records: Iterable[Record[Any]]) -> None:
+        """Raises: FilesFreed if files of ``records`` were freed. They are then computed again when the pipeline is repeated."""
+        freed = [record for record in records if record.freed]
+        if freed:
+            self.store.need(freed)
+            raise FilesFreed
+
+    def _start_workers(self) -> None:
+        with self.timed("start workers"):
+            self.experiment.cluster.ready()
 
     def _stage(self, stage: str, total: int | None, missing: int) -> Stage:
         """A stage on the display, with the time that the plan predicts for it if ``missing`` results have to be computed."""
@@ -171,8 +249,21 @@ class Run:
             return None
 
     def discard(self, damaged: DamagedResult) -> None:
-        self.warn(f"a stored result is damaged and will be computed again: {damaged}")
-        self.store.discard(damaged)
+        """Discard a damaged result, with a warning, unless another driver does so."""
+        self.store.check()
+        if self.store.discard(damaged):
+            self.warn(f"a stored result is damaged and will be computed again: {damaged}")
+
+    @contextmanager
+    def alone_in_directory(self) -> Iterator[None]:
+        """A context in which no other driver that works for the same run writes the files of its directory."""
+        files = Destination(fingerprint("files", self.directory.name), self.directory)
+        while True:
+            with self.store.claims.taken([files]) as mine:
+                if mine:
+                    yield
+                    return
+            self.wait("report", [files])
 
     def warn(self, text: str) -> None:
         """Show a warning and keep it for the report. A text that was shown before is left out."""
@@ -187,7 +278,7 @@ class Run:
         task = TaskRun(record.verb, what, record.worker, record.started, record.seconds, record.computed)
         self.log.timeline.append(task)
         line = {"stage": stage, "fingerprint": record.fingerprint, "time": time.time(), "layer": layer} | vars(task)
-        with (self.directory / "tasks.jsonl").open("a", encoding="utf-8") as file:
+        with (self.directory / TASKS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     @contextmanager
@@ -195,6 +286,24 @@ class Run:
         start = time.perf_counter()
         yield
         self.log.stage_seconds[stage] = self.log.stage_seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+def _listed(result: Any) -> list[Any]:
+    return result if isinstance(result, list) else [result]
+
+
+def records_of(task: Any) -> Iterator[Record[Any]]:
+    """The results whose files a task reads, except models."""
+
+    def within(value: Any) -> Iterator[Record[Any]]:
+        if isinstance(value, Record):
+            yield value
+        elif isinstance(value, tuple | dict):
+            for entry in value.values() if isinstance(value, dict) else value:
+                yield from within(entry)
+
+    for value in vars(task).values():
+        yield from within(value)
 
 
 def classes(experiment: Experiment) -> Iterator[str]:

@@ -173,9 +173,10 @@ def choose_units(
         timed = [times.dense_ms, times.table.model_ms, *times.table.measured]
         reads |= {"times": timed, "widths": experiment.latency.widths, "correction": correction}
     to = run.store.destination("choose", **reads)
-    record = run.find(to)
-    if record is None:
+
+    def make() -> Record[ChosenUnits]:
         started = time.time()
+        run.need([ranking])
         ranked = read_result(ranking)
         order_S, score_S = ranked["order_S"].tolist(), ranked["score_S"].tolist()
 
@@ -196,7 +197,9 @@ def choose_units(
             predicted=None if times is None else sum(part.value(widths) for part in times.table.parts()),
             table=None if times is None else times.table.summary(),
         )
-        record = finish(to, numbers, started, write_tensors(to.directory / ChosenUnits.file, kept))
+        return finish(to, numbers, started, write_tensors(to.directory / ChosenUnits.file, kept))
+
+    record = run.once("choose", to, make)
     run.note("choose", record)
     return record
 

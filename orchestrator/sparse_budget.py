@@ -45,8 +45,8 @@ def fit_to_budget(
     as_it_is = time_sparse(run, pruner, model, dense)
     here = identity(run.experiment.latency, run.plan.resources)
     to = run.store.destination("fit", budget=budget, within=within, scores=list(scores.values()), times=[times, as_it_is], **here)
-    record = run.find(to)
-    if record is None:
+
+    def make() -> Record[FittedCounts]:
         started = time.time()
         options = Options(offered_ms(times.numbers.ms), predicted_losses(run, layers, scores), as_it_is.numbers.beside_ms)
         tried: dict[float, tuple[dict[str, int], float]] = {}  # by the factor of the budget: the choice and its measured share
@@ -83,7 +83,9 @@ def fit_to_budget(
                 "table_sizes": len(TIMED) * len(alone),
             },
         )
-        record = finish(to, numbers, started)
+        return finish(to, numbers, started)
+
+    record = run.once("fit", to, make)
     run.note("fit", record)
     return record
 

@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from tiny import tiny_overrides
 from torch.utils.flop_counter import FlopCounterMode
-from warm import orchestrate
+from warm import Running, orchestrate
 
 ON_RAY = ("cluster=ray", "cluster.cpus_per_worker=0.5")
 SHAPE = (1, 16, 16)
@@ -45,6 +46,24 @@ def run(folder: Path, *overrides: str) -> str:
     return ended.stdout + ended.stderr
 
 
+def run_at_once(folder: Path, *runs: tuple[str, ...]) -> list[str]:
+    """What several runs that are started together in one folder print."""
+    arguments(folder)  # writes the checkpoint
+    with ThreadPoolExecutor(len(runs)) as threads:
+        return list(threads.map(lambda overrides: run(folder, *overrides), runs))
+
+
+def begin(folder: Path, *overrides: str) -> Running:
+    return Running(*arguments(folder, *overrides), cwd=folder)
+
+
+def stopped_at(stage: str, folder: Path, *overrides: str) -> Running:
+    """A run that is stopped, without being ended, as soon as it says that ``stage`` has started."""
+    process = begin(folder, *overrides)
+    process.stop_when(lambda: f"\n{stage}: started" in process.text())
+    return process
+
+
 def kill_at(stage: str, folder: Path, *overrides: str) -> None:
     """Start a run and kill its driver as soon as it says that ``stage`` has started."""
     process = start(folder, *overrides)
@@ -69,8 +88,12 @@ def model_bytes(folder: Path) -> bytes:
 
 def computed(folder: Path) -> Counter[str]:
     """How often each result was computed, over all starts of a run."""
-    lines = [json.loads(line) for line in (directory(folder) / "tasks.jsonl").read_text().splitlines()]
-    return Counter(line["fingerprint"] for line in lines if line["computed"])
+    return Counter(line["fingerprint"] for line in tasks(directory(folder)) if line["computed"])
+
+
+def tasks(run_directory: Path) -> list[dict]:
+    """What a run has computed or read, over all of its starts."""
+    return [json.loads(line) for line in (run_directory / "tasks.jsonl").read_text().splitlines()]
 
 
 def report_of(folder: Path) -> dict:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -48,6 +49,13 @@ def write_text(path: Path, text: str) -> None:
     """Write a whole text file or nothing."""
     temporary = _temporary(path)
     temporary.write_text(text, encoding="utf-8")
+    _move_into_place(temporary, path)
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """Copy a whole file or nothing."""
+    temporary = _temporary(path)
+    shutil.copyfile(source, temporary)
     _move_into_place(temporary, path)
 
 
@@ -150,9 +158,30 @@ def finish(to: Destination, numbers: Kind, started: float, written: str | None =
         seconds=time.time() - started,
         peak_bytes=peak_so_far(),
     )
-    entries = {key: value for key, value in asdict(record).items() if key not in ("directory", "computed")}
-    write_text(to.directory / RECORD, json.dumps({"verb": record.verb} | entries, indent=1, default=str))
+    _write_record(record)
     return record
+
+
+def _write_record(record: Record[Any]) -> None:
+    entries = {key: value for key, value in asdict(record).items() if key not in ("directory", "computed")}
+    write_text(record.directory / RECORD, json.dumps({"verb": record.verb} | entries, indent=1, default=str))
+
+
+def free(record: Record[Any]) -> int:
+    """Delete the files of a result and keep its record, which says so first; returns how many bytes they were."""
+    _write_record(replace(record, freed=True))
+    freed = 0
+    for name in record.files:
+        path = record.directory / name
+        freed += path.stat().st_size if path.exists() else 0
+        path.unlink(missing_ok=True)
+    return freed
+
+
+def delete_result(directory: Path) -> None:
+    """Delete a result, its record first: what is left if this is interrupted is no result."""
+    (directory / RECORD).unlink(missing_ok=True)
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def read_record(directory: Path) -> Record[Any] | None:
@@ -166,7 +195,7 @@ def read_record(directory: Path) -> Record[Any] | None:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DamagedResult(directory, f"{RECORD} is unreadable ({error})") from error
     missing = [name for name in record.files if not (directory / name).exists()]
-    if missing:
+    if missing and not record.freed:
         raise DamagedResult(directory, f"{', '.join(missing)} missing")
     return record
 

@@ -13,10 +13,14 @@ MODEL = "model.safetensors"
 
 @dataclass(frozen=True)
 class Numbers:
-    """What a verb tells the driver. ``file`` is the name of its result's file, "" if it leaves none."""
+    """What a verb tells the driver. ``file`` is the name of its result's file, "" if it leaves none.
+
+    ``intermediate`` says that the file is only read on the way to a model: ``store.keep=records`` deletes it when a run has ended.
+    """
 
     verb: ClassVar[str]
     file: ClassVar[str] = ""
+    intermediate: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class PartialMoment(Numbers):
 
     verb = "collect"
     file = "statistic.safetensors"
+    intermediate = True
     layer: str
     shard: int
     count: int
@@ -91,6 +96,7 @@ class LayerScores(Numbers):
 
     verb = "score"
     file = "scores.safetensors"
+    intermediate = True
     layer: str
     zeros: int
     tiles: int
@@ -113,6 +119,7 @@ class LayerSolution(Numbers):
 
     verb = "solve"
     file = "solution.safetensors"
+    intermediate = True
     layer: str
     zeros: int
     predicted_loss: float | None
@@ -131,6 +138,7 @@ class PartialSums(Numbers):
 
     verb = "collect_units"
     file = "sums.safetensors"
+    intermediate = True
     shard: int
     samples: int
     batches: int
@@ -143,6 +151,7 @@ class UnitRanking(Numbers):
 
     verb = "rank"
     file = "ranking.safetensors"
+    intermediate = True
     units: int
     notes: dict[str, float]
 
@@ -315,7 +324,8 @@ class Record(Generic[Kind_co]):
     """A finished result. Its files lie beside ``record.json`` in ``directory``; ``files`` maps their names to SHA-256 digests.
 
     ``started`` is in seconds since the epoch; ``seconds`` is wall time; ``numbers`` is what the driver needs of the result; ``peak_bytes``
-    is the most memory that its worker held (see ``workers.memory``), None if that was not watched.
+    is the most memory that its worker held (see ``workers.memory``), None if that was not watched. ``freed``: its files were deleted on
+    purpose, and only the record was kept (see ``workers.files.free``).
     """
 
     fingerprint: str
@@ -327,6 +337,7 @@ class Record(Generic[Kind_co]):
     seconds: float
     peak_bytes: int | None = None
     computed: bool = True  # False when it was read from the store instead
+    freed: bool = False
 
     @property
     def verb(self) -> str:

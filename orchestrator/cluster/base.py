@@ -97,6 +97,10 @@ class Cluster(ABC):
         """Starts the workers if they are not running: at first, and after a gang used their devices."""
 
     @abstractmethod
+    def release(self) -> None:
+        """Ends the workers, whose devices a gang needs. ``ready`` starts new ones."""
+
+    @abstractmethod
     def stop(self) -> None:
         """Releases everything that ``start`` acquired."""
 

@@ -51,6 +51,9 @@ class Local(Cluster):
     def ready(self) -> None:
         pass
 
+    def release(self) -> None:
+        pass
+
     def map(
         self, verb: Callable[[Any, Task], Result], tasks: Sequence[Task], done: Callable[[int, Result], None], alone: bool = False
     ) -> list[Result]:

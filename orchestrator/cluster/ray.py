@@ -161,6 +161,10 @@ class Ray(Cluster):
         assert self._crew is not None
         self._crew.ready()
 
+    def release(self) -> None:
+        assert self._crew is not None
+        self._crew.release()
+
     def map(
         self, verb: Callable[[Any, Task], Result], tasks: Sequence[Task], done: Callable[[int, Result], None], alone: bool = False
     ) -> list[Result]:
@@ -198,8 +202,7 @@ class Ray(Cluster):
         from ray.train.v2.api.config import FailureConfig
         from ray.train.v2.api.exceptions import ControllerError
 
-        assert self._crew is not None
-        self._crew.release()  # the gang needs their devices, and workers keep nothing but caches
+        self.release()  # workers keep nothing but caches
         request, device = self._rank_request(), self.resources().device
         # Ray Train waits for room ``retries + 1`` times, each time this long.
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(self.wait_seconds / (self.retries + 1))

@@ -20,6 +20,8 @@ NO_RESULT = {
     "tracking": "It says where numbers are sent.",
     "onnx": "It writes the same model to one more file.",
     "latency": "It counts only where something is timed.",
+    "store": "It says what of a finished run stays in the store.",
+    "clean": "It says what mode=clean frees.",
     "rounds": "The schedule that they describe counts instead.",
     "pruner": "It counts as part of the schedule.",
     "steps": "They count as part of the schedule.",

@@ -62,6 +62,8 @@ CANNOT_MATTER = {
     "workers/models/permitted.py": "It finds the code of the user, which counts itself.",
     "workers/memory.py": "It measures how much memory a worker holds, not what is in it.",
     "orchestrator/run.py": "It looks up stored results and has the others computed.",
+    "orchestrator/claims.py": "It says which driver computes a result.",
+    "orchestrator/cleaning.py": "It deletes results.",
     "orchestrator/store.py": "It names results. A result with another name is another result.",
     "orchestrator/identity/names.py": "It contributes to the names of results, as the store does.",
     "orchestrator/identity/sources.py": "It contributes to the names of results, as the store does.",

@@ -98,7 +98,7 @@ def test_the_numbers_of_every_verb_survive_their_record(tmp_path: Path) -> None:
         "list[str]": ["text"],
         "list[tuple[float, float]]": [[0.5, 0.5]],
     }
-    values |= {"list[dict[str, Any]]": [{"a": 3}]}
+    values |= {"list[dict[str, Any]]": [{"a": 3}], "dict[str, Any]": {"a": 3}}
     for verb, kind in KINDS.items():
         numbers = kind(**{field.name: values[str(field.type)] for field in fields(kind)})
         written = finish(Destination(verb, tmp_path / verb), numbers, 0.0)
