@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hydra
@@ -34,6 +35,11 @@ def carry_out(composed: DictConfig) -> float | None:
     """Plans or runs, and prints the outcome."""
     from orchestrator.config import Mode, as_dict, check_request, load
 
+    if composed.mode == Mode.STATUS.value:  # before anything is checked that only a run needs
+        from orchestrator.status.table import show_status
+
+        show_status(Path(composed.output), Console())
+        return None
     experiment = load(composed)
     if experiment.mode is Mode.RUN:
         check_request(experiment)  # before anything heavy is imported
@@ -90,6 +96,9 @@ def main() -> None:
     except (HydraException, OmegaConfBaseException) as error:
         print(f"error: {complaint(error)}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues the run", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ class Mode(Enum):
     PLAN = "plan"  # say what a run would take, and stop
     STRUCTURE = "structure"  # list the units that can be removed from the model, and stop
     LATENCY = "latency"  # time the model and its operations at all their widths, and stop
+    STATUS = "status"  # list the runs in the output directory, and stop
 
 
 @dataclass

@@ -14,7 +14,7 @@ from orchestrator.checks import check_together, class_count
 from orchestrator.config import Experiment, check_request
 from orchestrator.identity.fingerprints import latency_fingerprint, run_fingerprint
 from orchestrator.planning.plan import Plan
-from orchestrator.quantities import size
+from orchestrator.quantities import COSTS, number, size
 from orchestrator.report.result import Report, round_lines
 from orchestrator.report.write import write_report
 from orchestrator.results import make_report
@@ -66,6 +66,7 @@ def run_experiment(experiment: Experiment, config: dict[str, Any], command: str)
     """Carry out a run; returns its report and its directory. Raises: SecateurError, ConfigError before any worker starts."""
     from orchestrator.progress import Progress
     from orchestrator.run import Run
+    from orchestrator.status.live import LiveState
 
     for check in prerequisites(experiment):
         check()
@@ -79,7 +80,8 @@ def run_experiment(experiment: Experiment, config: dict[str, Any], command: str)
     directory = Path(experiment.output).resolve() / f"{experiment.name}-{identity[:8]}"
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
-    with Progress() as progress:
+    planned = {name: stage.seconds for name, stage in plan.stages.items()}
+    with LiveState(directory, experiment.name, prunes(experiment, plan), planned) as live, Progress(watcher=live) as progress:
         warn_of_full_disk(plan, directory, progress)
         experiment = settle_data(experiment, plan.profile, progress)
         tracker = experiment.tracking.start(experiment.name, identity[:8], config, directory, progress.warn)
@@ -88,6 +90,7 @@ def run_experiment(experiment: Experiment, config: dict[str, Any], command: str)
             outcome = _carry_out(run)
             with run.timed("export"):
                 exported = export(outcome, directory, experiment)
+            progress.entered("report")
             report = make_report(experiment, plan, run.log, outcome, config, command, identity, exported)
             page = write_report(report, directory)
         except BaseException:
@@ -96,6 +99,7 @@ def run_experiment(experiment: Experiment, config: dict[str, Any], command: str)
         for name, lines in (report.curves | {"rounds": round_lines(report)}).items():
             tracker.curve(name, lines)
         tracker.layers(report.layers)
+        live.achieved(report)
         tracker.finish(report, [page, page.with_suffix(".json"), directory / MODEL], "finished")
     return report, directory
 
@@ -108,6 +112,7 @@ def measure_latency(experiment: Experiment) -> tuple[LatencyTable, dict[str, Any
     """
     from orchestrator.progress import Progress
     from orchestrator.run import Run
+    from orchestrator.status.live import LiveState
     from orchestrator.times import conditions, time_model, time_operations
     from orchestrator.track import FileTracker
 
@@ -116,7 +121,8 @@ def measure_latency(experiment: Experiment) -> tuple[LatencyTable, dict[str, Any
     here = conditions(experiment.latency, plan.resources)
     name = f"{experiment.name}-latency-{latency_fingerprint(experiment, streams, plan.resources)[:8]}"
     directory = Path(experiment.output).resolve() / name
-    with Progress() as progress:
+    directory.mkdir(parents=True, exist_ok=True)
+    with LiveState(directory, experiment.name, "mode=latency") as live, Progress(watcher=live) as progress:
         tracker = FileTracker(experiment.name, name, directory)
         run = Run(experiment, plan, Store(Path(experiment.output) / "store"), directory, progress, tracker, plan.profile)
         try:
@@ -125,6 +131,15 @@ def measure_latency(experiment: Experiment) -> tuple[LatencyTable, dict[str, Any
             return time_operations(run, experiment.model, streams, model_ms), here, directory
         finally:
             experiment.cluster.stop()
+
+
+def prunes(experiment: Experiment, plan: Plan) -> str:
+    """What a run prunes, in a few words, to tell it from others."""
+    rounds = list(experiment.schedule.values())
+    goal = rounds[-1].pruner.goal(plan.profile.layers)
+    methods = ", then ".join(dict.fromkeys(type(part.pruner).__name__ for part in rounds))
+    many = f" in {len(rounds)} rounds" if len(rounds) > 1 else ""
+    return f"{methods}, {number(100 * goal.fraction)} % of the {COSTS[goal.of]}{many}, seed {experiment.seed}"
 
 
 def settle_data(experiment: Experiment, profile: ModelProfile, progress: Progress) -> Experiment:

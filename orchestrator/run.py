@@ -193,6 +193,7 @@ class Run:
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
+        self.progress.entered(stage)
         yield
         self.log.stage_seconds[stage] = self.log.stage_seconds.get(stage, 0.0) + time.perf_counter() - start
 
