@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
@@ -63,7 +65,7 @@ def carry_out(composed: DictConfig) -> float | None:
         return None
     from orchestrator.report.console import summary_table
 
-    report, directory = run_experiment(experiment, as_dict(composed), command())
+    report, directory = run_experiment(experiment, as_dict(composed), command(), sweep())
     console.print(summary_table(report))
     console.print(f"report: {directory / 'report.html'}\nmodel:  {directory / 'model.safetensors'}", soft_wrap=True)
     return report.metric(report.stages[-1].name, report.headline_metric) if report.headline_metric else None
@@ -80,6 +82,13 @@ def print_latency(experiment: Experiment, console: Console) -> None:
     console.print(latency_table(table, timed_with(**conditions)))
     page = write_page(table, timed_with(**conditions), directory)
     console.print(f"picture: {page}\ntable:   {directory / TABLE}", soft_wrap=True)
+
+
+def sweep() -> str | None:
+    """Returns the start of the sweep that the run is a point of; None if it is by itself."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode is not RunMode.MULTIRUN:
+        return None
+    return Path(HydraConfig.get().sweep.dir).name
 
 
 def command() -> str:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from orchestrator.cluster.base import Cluster
-from orchestrator.track import Tracking
+from orchestrator.tracking.base import Tracking
 from workers.checks import require, require_numbers
 from workers.data.base import Dataset
 from workers.errors import ConfigError

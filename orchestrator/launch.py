@@ -20,6 +20,7 @@ from orchestrator.report.write import write_report
 from orchestrator.results import make_report
 from orchestrator.rounds import check_targets, plan_rounds
 from orchestrator.store import Store
+from orchestrator.tracking.base import Result, TrackedRun
 from workers.checks import require
 from workers.errors import ConfigError, DamagedResult, SecateurError
 from workers.onnx_export import ONE_FILE_BYTES, check_packages, export_onnx, first_images
@@ -48,7 +49,7 @@ def plan_experiment(experiment: Experiment) -> Plan:
 
 def prerequisites(experiment: Experiment) -> tuple[Callable[[], None], ...]:
     """Checks of what a run needs and a plan does not: a checkpoint or a recipe, and files. Each raises ConfigError."""
-    return partial(check_request, experiment), experiment.model.check, experiment.data.check
+    return partial(check_request, experiment), experiment.model.check, experiment.data.check, experiment.tracking.check
 
 
 def missing(experiment: Experiment) -> list[str]:
@@ -62,8 +63,11 @@ def missing(experiment: Experiment) -> list[str]:
     return refusals
 
 
-def run_experiment(experiment: Experiment, config: dict[str, Any], command: str) -> tuple[Report, Path]:
-    """Carry out a run; returns its report and its directory. Raises: SecateurError, ConfigError before any worker starts."""
+def run_experiment(experiment: Experiment, config: dict[str, Any], command: str, sweep: str | None = None) -> tuple[Report, Path]:
+    """Carry out a run, a point of ``sweep``; returns its report and its directory.
+
+    Raises: SecateurError, ConfigError before any worker starts.
+    """
     from orchestrator.progress import Progress
     from orchestrator.run import Run
     from orchestrator.status.live import LiveState
@@ -84,7 +88,7 @@ def run_experiment(experiment: Experiment, config: dict[str, Any], command: str)
     with LiveState(directory, experiment.name, prunes(experiment, plan), planned) as live, Progress(watcher=live) as progress:
         warn_of_full_disk(plan, directory, progress)
         experiment = settle_data(experiment, plan.profile, progress)
-        tracker = experiment.tracking.start(experiment.name, identity[:8], config, directory, progress.warn)
+        tracker = experiment.tracking.start(tracked(experiment, identity, config, directory, sweep), progress.warn)
         run = Run(experiment, plan, Store(Path(experiment.output) / "store"), directory, progress, tracker, plan.profile)
         try:
             outcome = _carry_out(run)
@@ -94,13 +98,14 @@ def run_experiment(experiment: Experiment, config: dict[str, Any], command: str)
             report = make_report(experiment, plan, run.log, outcome, config, command, identity, exported)
             page = write_report(report, directory)
         except BaseException:
-            tracker.finish(None, [], "failed")
+            tracker.finish(None)
             raise
         for name, lines in (report.curves | {"rounds": round_lines(report)}).items():
             tracker.curve(name, lines)
         tracker.layers(report.layers)
         live.achieved(report)
-        tracker.finish(report, [page, page.with_suffix(".json"), directory / MODEL], "finished")
+        files, dense = (page, page.with_suffix(".json")), outcome.dense
+        tracker.finish(Result(report, files, directory / MODEL, dense.file, dense.files[MODEL]))
     return report, directory
 
 
@@ -114,7 +119,7 @@ def measure_latency(experiment: Experiment) -> tuple[LatencyTable, dict[str, Any
     from orchestrator.run import Run
     from orchestrator.status.live import LiveState
     from orchestrator.times import conditions, time_model, time_operations
-    from orchestrator.track import FileTracker
+    from orchestrator.tracking.files import FileTracker
 
     experiment.model.check()
     plan, streams = plan_experiment(experiment), experiment.pruner.removes_streams
@@ -131,6 +136,13 @@ def measure_latency(experiment: Experiment) -> tuple[LatencyTable, dict[str, Any
             return time_operations(run, experiment.model, streams, model_ms), here, directory
         finally:
             experiment.cluster.stop()
+
+
+def tracked(experiment: Experiment, identity: str, config: dict[str, Any], directory: Path, sweep: str | None) -> TrackedRun:
+    """What a tracker is told about a run at its start. The points of a sweep are a group."""
+    methods = [type(part.pruner).__name__.lower() for part in experiment.schedule.values()]
+    group = None if sweep is None else f"{experiment.name} {sweep}"
+    return TrackedRun(experiment.name, identity[:8], config, directory, group, tuple(dict.fromkeys([*methods, experiment.name])))
 
 
 def prunes(experiment: Experiment, plan: Plan) -> str:

@@ -19,7 +19,7 @@ from orchestrator.report.parts import TaskRun
 from orchestrator.rounds import one_by_one
 from orchestrator.stages import prefix
 from orchestrator.store import Store
-from orchestrator.track import Tracker
+from orchestrator.tracking.base import Tracker
 from workers.errors import DamagedResult
 from workers.export import load_family
 from workers.messages import TrainTask

@@ -1,6 +1,5 @@
 """The numbers of a run are always in metrics.jsonl, on request in W&B too, and a failure of W&B does not affect the run."""
 
-import hashlib
 import json
 import socket
 from pathlib import Path
@@ -10,14 +9,15 @@ import pytest
 import wandb
 import yaml
 from example_report import DENSE, SMALL, example, metrics, stages, structured
+from tracked_cases import CONFIG, a_result, a_run, digest, log_everything
 
-from orchestrator import track
-from orchestrator.report.write import write_report
-from orchestrator.track import Files, Mode, WandB, has_credentials
+from orchestrator.tracking import wandb as tracking_wandb
+from orchestrator.tracking.base import Result
+from orchestrator.tracking.files import Files
+from orchestrator.tracking.wandb import Mode, WandB, has_credentials
 from workers.errors import ConfigError
 
 CONF = Path(__file__).parents[2] / "conf" / "tracking"
-CONFIG = {"pruner": {"target": {"sparsity": 0.75}}, "seed": 0}
 
 
 def lines(directory: Path) -> list[dict]:
@@ -46,27 +46,16 @@ def no_account(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def artifacts(tmp_path) -> list[Path]:
-    page = write_report(example(), tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(b"weights")
-    return [page, page.with_suffix(".json"), tmp_path / "model.safetensors"]
-
-
-def log_everything(tracker, artifacts: list[Path]) -> None:
-    report = example()
-    for stage in report.stages:
-        tracker.log(stage.name, stage.metrics)
-    tracker.curve("recovery", report.curves["recovery"])
-    tracker.layers(report.layers)
-    tracker.finish(report, artifacts, "finished")
+def result(tmp_path) -> Result:
+    return a_result(tmp_path)
 
 
 # -------------------------------------------------------------------------------------------------------------------- files
 
 
-def test_every_number_is_a_line_with_time_stage_and_metrics(tmp_path, artifacts):
-    tracker = Files().start("digits", "abc", CONFIG, tmp_path)
-    log_everything(tracker, artifacts)
+def test_every_number_is_a_line_with_time_stage_and_metrics(tmp_path, result):
+    tracker = Files().start(a_run(tmp_path))
+    log_everything(tracker, result)
     entries = lines(tmp_path)
     assert all(set(line) == {"time", "stage", "metrics"} for line in entries)
     assert [line["stage"] for line in entries] == ["start", "dense", "one_shot", "recovered", *["recovery"] * 40, "layers", "end"]
@@ -77,29 +66,29 @@ def test_every_number_is_a_line_with_time_stage_and_metrics(tmp_path, artifacts)
 
 def test_a_rerun_appends(tmp_path):
     for top1 in (0.1, 0.2):
-        Files().start("digits", "abc", CONFIG, tmp_path).log("dense", {"top1": top1})
+        Files().start(a_run(tmp_path)).log("dense", {"top1": top1})
     assert [line["metrics"]["top1"] for line in lines(tmp_path) if line["stage"] == "dense"] == [0.1, 0.2]
 
 
 def test_half_a_line_of_a_killed_run_does_not_affect_later_lines(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"time": 1, "stage": "de', encoding="utf-8")
-    Files().start("digits", "abc", CONFIG, tmp_path).log("dense", {"top1": 0.5})
+    Files().start(a_run(tmp_path)).log("dense", {"top1": 0.5})
     complete = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[1:]
     assert [json.loads(line)["stage"] for line in complete] == ["start", "dense"]
 
 
 def test_numbers_that_json_cannot_represent_are_written_as_text(tmp_path):
-    Files().start("digits", "abc", CONFIG, tmp_path).log("dense", {"loss": float("nan"), "top1": None})
+    Files().start(a_run(tmp_path)).log("dense", {"loss": float("nan"), "top1": None})
     assert lines(tmp_path)[-1]["metrics"] == {"loss": "nan", "top1": None}
 
 
 # -------------------------------------------------------------------------------------------------------------------- W&B
 
 
-def test_an_offline_run_holds_config_metrics_curves_table_and_artifacts(tmp_path, artifacts):
+def test_an_offline_run_holds_config_metrics_curves_table_and_artifacts(tmp_path, result):
     warnings: list[str] = []
-    tracker = wandb_settings().start("digits", "abc", CONFIG, tmp_path, warnings.append)
-    log_everything(tracker, artifacts)
+    tracker = wandb_settings().start(a_run(tmp_path), warnings.append)
+    log_everything(tracker, result)
     assert warnings == []
     assert "wandb sync" in tracker.where
 
@@ -134,19 +123,15 @@ def test_an_offline_run_holds_config_metrics_curves_table_and_artifacts(tmp_path
     assert [name for name, _, _ in kept["report"]] == ["report.html", "report.json"]
     ((name, path, size),) = kept["model"]
     assert (name, path, size) == ("model.safetensors", str(tmp_path / "model.safetensors"), 7)  # not copied
-    assert digest(kept["report"][0][1]) == digest(artifacts[0])
+    assert digest(kept["report"][0][1]) == digest(result.files[0])
     assert [record.exit.exit_code for record in records if record.HasField("exit")] == [0]
     assert [line["stage"] for line in lines(tmp_path)][-1] == "end"
-
-
-def digest(path: str | Path) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize("has_sizes", [True, False])
 def test_the_summary_has_the_size_and_speed_of_the_model_before_and_after(has_sizes, tmp_path):
     sizes = {} if has_sizes else {"dense_size": None, "final_size": None}
-    wandb_settings().start("digits", "abc", CONFIG, tmp_path).finish(structured(**sizes), [], "finished")
+    wandb_settings().start(a_run(tmp_path)).finish(a_result(tmp_path, structured(**sizes)))
     summary = offline_wandb.summary(recorded(tmp_path))
     logged = {key: value for key, value in summary.items() if key.startswith(("size/dense_", "size/final_", "speed/"))}
     speed = {"speed/dense_images_per_second": 900.0, "speed/final_images_per_second": 1260.0}
@@ -157,42 +142,42 @@ def test_the_summary_has_the_size_and_speed_of_the_model_before_and_after(has_si
 
 def test_the_summary_has_the_speed_of_a_masked_model_in_the_sparse_runtime(tmp_path):
     report = example(stages=stages(metrics(0.97), metrics(0.9, sparse_images_per_second=2000.0)))
-    wandb_settings().start("digits", "abc", CONFIG, tmp_path).finish(report, [], "finished")
+    wandb_settings().start(a_run(tmp_path)).finish(a_result(tmp_path, report))
     assert offline_wandb.summary(recorded(tmp_path))["speed/sparse_images_per_second"] == 2000.0
 
 
 def test_a_failed_run_without_report_ends_as_failed(tmp_path):
-    tracker = wandb_settings().start("digits", "abc", CONFIG, tmp_path)
-    tracker.finish(None, [], "failed")
+    tracker = wandb_settings().start(a_run(tmp_path))
+    tracker.finish(None)
     records = recorded(tmp_path)
     assert [record.exit.exit_code for record in records if record.HasField("exit")] == [1]
 
 
 def test_a_rerun_has_the_same_id(tmp_path):
     for attempt in ("first", "second"):
-        tracker = wandb_settings().start("digits", "run/1", CONFIG, tmp_path / attempt)
-        tracker.finish(None, [], "failed")
+        tracker = wandb_settings().start(a_run(tmp_path / attempt, id="run/1"))
+        tracker.finish(None)
     attempts = [recorded(tmp_path / attempt) for attempt in ("first", "second")]
     ids = [next(record.run.run_id for record in records if record.HasField("run")) for records in attempts]
     assert ids == ["run-1", "run-1"]  # W&B allows no slash
 
 
-def test_the_model_is_not_uploaded_unless_log_model_is_set(tmp_path, artifacts):
-    tracker = wandb_settings(log_model=False).start("digits", "abc", CONFIG, tmp_path)
-    log_everything(tracker, artifacts)
+def test_the_model_is_not_uploaded_unless_log_model_is_set(tmp_path, result):
+    tracker = wandb_settings(log_model=False).start(a_run(tmp_path))
+    log_everything(tracker, result)
     assert set(offline_wandb.artifacts(recorded(tmp_path))) == {"run_table", "report"}
 
 
-def test_a_failure_of_wandb_gives_one_warning_and_loses_nothing(tmp_path, artifacts, monkeypatch):
+def test_a_failure_of_wandb_gives_one_warning_and_loses_nothing(tmp_path, result, monkeypatch):
     warnings: list[str] = []
-    tracker = wandb_settings().start("digits", "abc", CONFIG, tmp_path, warnings.append)
-    remote = tracker.remote
+    tracker = wandb_settings().start(a_run(tmp_path), warnings.append)
+    remote = tracker.service.remote
 
     def broken(*_args, **_kwargs):
         raise RuntimeError("the connection is lost\ndetails")
 
     monkeypatch.setattr(remote, "log", broken)
-    log_everything(tracker, artifacts)
+    log_everything(tracker, result)
     monkeypatch.undo()
     remote.finish()
     assert len(warnings) == 1 and "the connection is lost" in warnings[0] and "details" not in warnings[0]
@@ -205,11 +190,11 @@ def test_a_server_that_cannot_be_reached_gives_an_offline_run(tmp_path, monkeypa
         port = free.getsockname()[1]
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setattr(track, "START_SECONDS", 1)
+    monkeypatch.setattr(tracking_wandb, "START_SECONDS", 1)
     warnings: list[str] = []
-    tracker = wandb_settings(mode=Mode.AUTO).start("digits", "abc", CONFIG, tmp_path, warnings.append)
+    tracker = wandb_settings(mode=Mode.AUTO).start(a_run(tmp_path), warnings.append)
     tracker.log("dense", {"top1": 0.5})
-    tracker.finish(None, [], "finished")
+    tracker.finish(None)
     assert len(warnings) == 1 and "(online)" in warnings[0]
     assert {"top1": 0.5} in [line["metrics"] for line in lines(tmp_path)]
     assert any(row.get("dense/top1") == 0.5 for row in offline_wandb.history(recorded(tmp_path)))
@@ -217,14 +202,14 @@ def test_a_server_that_cannot_be_reached_gives_an_offline_run(tmp_path, monkeypa
 
 def test_online_without_an_account_is_offline_with_a_warning_and_no_prompt(tmp_path):
     warnings: list[str] = []
-    tracker = wandb_settings(mode=Mode.ONLINE).start("digits", "abc", CONFIG, tmp_path, warnings.append)
-    tracker.finish(None, [], "finished")
+    tracker = wandb_settings(mode=Mode.ONLINE).start(a_run(tmp_path), warnings.append)
+    tracker.finish(None)
     assert len(warnings) == 1 and "WANDB_API_KEY" in warnings[0]
     assert offline_wandb.the_file(tmp_path).exists()
 
 
 def test_disabled_starts_nothing(tmp_path):
-    wandb_settings(mode=Mode.DISABLED).start("digits", "abc", CONFIG, tmp_path).log("dense", {"top1": 0.5})
+    wandb_settings(mode=Mode.DISABLED).start(a_run(tmp_path)).log("dense", {"top1": 0.5})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl"]
 
 
@@ -262,7 +247,7 @@ def test_bad_settings_name_the_key():
 @pytest.mark.parametrize(("name", "kind"), [("files", Files), ("wandb", WandB)])
 def test_each_yaml_lists_every_field(name, kind):
     read = yaml.safe_load((CONF / f"{name}.yaml").read_text())
-    assert read.pop("_target_") == f"orchestrator.track.{kind.__name__}"
+    assert read.pop("_target_") == f"orchestrator.tracking.{name}.{kind.__name__}"
     assert set(read) == set(kind.__dataclass_fields__)
     kind(**read)
     assert Mode(read.get("mode", "auto")) is Mode.AUTO
