@@ -60,7 +60,8 @@ class WandB(Tracking):
             return files
         tags = [tag[:LONGEST_TAG] for tag in dict.fromkeys((*self.tags, *run.tags)) if tag]
         settings = {"project": self.project, "entity": self.entity, "group": self.group or run.group, "tags": tags}
-        identity = {"name": run.name, "config": as_json(run.config), "dir": str(run.directory)} | run_id(run)
+        # So a run that was interrupted continues. In a sweep of W&B, its agent has chosen another id, and W&B takes that one.
+        identity = {"name": run.name, "id": re.sub(NO_SIGN, "-", run.id), "config": as_json(run.config), "dir": str(run.directory)}
         for attempt in dict.fromkeys((mode, Mode.OFFLINE)):
             try:
                 remote = _open_remote(attempt, self.upload_seconds, **settings, **identity)
@@ -91,11 +92,6 @@ def has_credentials() -> bool:
         except (OSError, netrc.NetrcParseError):
             continue
     return False
-
-
-def run_id(run: TrackedRun) -> dict[str, str]:
-    """The id of a run, so that a run that was interrupted continues. In a sweep of W&B, its agent has chosen one."""
-    return {} if os.environ.get("WANDB_SWEEP_ID") else {"id": re.sub(NO_SIGN, "-", run.id)}
 
 
 def _open_remote(mode: Mode, upload_seconds: float, **identity: Any) -> wandb.Run:

@@ -1,5 +1,7 @@
 """The numbers of a run are always in metrics.jsonl, on request in W&B too, and a failure of W&B does not affect the run."""
 
+import base64
+import hashlib
 import json
 import socket
 from pathlib import Path
@@ -95,8 +97,8 @@ def test_an_offline_run_holds_config_metrics_curves_table_and_artifacts(tmp_path
     records = recorded(tmp_path)
     identity = next(record.run for record in records if record.HasField("run"))
     assert (identity.run_id, identity.display_name, identity.project) == ("abc", "digits", "secateur")
-    assert (identity.run_group, list(identity.tags)) == ("sweep", ["test"])
-    assert {key: value for key, value in offline_wandb.config(records).items() if key != "_wandb"} == CONFIG
+    assert (identity.run_group, list(identity.tags)) == ("sweep", ["test", "cap", "digits"])
+    assert {key: value for key, value in offline_wandb.config(records).items() if not key.startswith("_wandb")} == CONFIG
 
     history = offline_wandb.history(records)
     for stage in example().stages:
@@ -120,10 +122,10 @@ def test_an_offline_run_holds_config_metrics_curves_table_and_artifacts(tmp_path
     assert [row[read["columns"].index("sparsity")] for row in read["data"]] == [0.75] * 8
 
     kept = offline_wandb.artifacts(records)
-    assert [name for name, _, _ in kept["report"]] == ["report.html", "report.json"]
-    ((name, path, size),) = kept["model"]
-    assert (name, path, size) == ("model.safetensors", str(tmp_path / "model.safetensors"), 7)  # not copied
-    assert digest(kept["report"][0][1]) == digest(result.files[0])
+    report, (model,) = kept["abc-report"].manifest.contents, kept["digits-model"].manifest.contents
+    assert [file.path for file in report] == ["report.html", "report.json"]
+    assert (model.path, model.local_path, model.size) == ("model.safetensors", str(result.model), 7)  # not copied
+    assert digest(report[0].local_path) == digest(result.files[0])
     assert [record.exit.exit_code for record in records if record.HasField("exit")] == [0]
     assert [line["stage"] for line in lines(tmp_path)][-1] == "end"
 
@@ -162,10 +164,83 @@ def test_a_rerun_has_the_same_id(tmp_path):
     assert ids == ["run-1", "run-1"]  # W&B allows no slash
 
 
+def test_a_run_without_a_group_of_its_own_is_in_that_of_its_sweep_and_tags_fit(tmp_path):
+    run = a_run(tmp_path, group="digits 2026-11-30", tags=("cap", "test", "n" * 80, ""))
+    wandb_settings(group=None).start(run).finish(None)
+    identity = next(record.run for record in recorded(tmp_path) if record.HasField("run"))
+    assert (identity.run_group, list(identity.tags)) == ("digits 2026-11-30", ["test", "cap", "n" * 64])
+
+
+def test_the_model_is_an_artifact_under_three_names_that_knows_its_dense_model_by_checksum(tmp_path, result):
+    log_everything(wandb_settings().start(a_run(tmp_path)), result)
+    kept = offline_wandb.artifacts(recorded(tmp_path))
+    assert set(kept["digits-model"].aliases) == {"latest", "digits", "01234567"}
+    facts = json.loads(kept["digits-model"].metadata)
+    assert (facts["accuracy"], facts["sparsity"], facts["dense_sha256"]) == (0.965, 0.75, digest(result.dense))
+    dense = kept[f"dense-{digest(result.dense)[:8]}"]
+    (file,) = dense.manifest.contents
+    md5 = base64.b64encode(hashlib.md5(result.dense.read_bytes()).digest()).decode()
+    assert (file.path, file.digest, file.ref) == ("model.safetensors", md5, result.dense.as_uri())
+    assert json.loads(dense.metadata) == {"sha256": digest(result.dense)}
+
+
+class Online:
+    """Stands in for a run that is online."""
+
+    id, offline, url = "abc", False, "https://wandb.example.org/abc"
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, object]] = []
+        self.summary: dict = {}
+
+    def __getattr__(self, name: str):
+        return lambda *arguments, **named: self.seen.append((name, arguments[0] if arguments else named))
+
+
+def test_online_the_dense_model_is_an_input_and_the_model_an_output(tmp_path, result, monkeypatch):
+    remote, asked = Online(), []
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setattr(wandb, "init", lambda **given: asked.append(given) or remote)
+    log_everything(wandb_settings(mode=Mode.AUTO).start(a_run(tmp_path)), result)
+    sent = [(verb, what.name) for verb, what in remote.seen if verb in ("use_artifact", "log_artifact")]
+    dense = f"dense-{digest(result.dense)[:8]}"
+    assert sent == [("log_artifact", "abc-report"), ("use_artifact", dense), ("log_artifact", "digits-model")]
+    assert (asked[0]["mode"], asked[0]["id"], asked[0]["resume"]) == ("online", "abc", "allow"), "so an interrupted run continues"
+    assert remote.seen[-1] == ("finish", {"exit_code": 0})
+
+
+def test_in_a_sweep_of_wandb_its_agent_names_the_run(tmp_path, monkeypatch):
+    wandb.teardown()  # it reads the environment once
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
+    monkeypatch.setenv("WANDB_RUN_ID", "chosen-by-the-agent")
+    wandb_settings().start(a_run(tmp_path)).finish(None)
+    identity = next(record.run for record in recorded(tmp_path) if record.HasField("run"))
+    assert (identity.run_id, identity.sweep_id) == ("chosen-by-the-agent", "sweep1")
+
+
+def test_tables_of_workers_and_of_models_are_logged_with_charts(tmp_path, result):
+    """Worker 0 computes for 2 + 9 of 12 seconds, worker 1 for 1.5."""
+    log_everything(wandb_settings().start(a_run(tmp_path)), result)
+    found = recorded(tmp_path)
+
+    def read(name: str) -> list[dict]:
+        (path,) = tmp_path.glob(f"wandb/offline-run-*/files/media/table/{name}_[0-9]*.json")
+        table = json.loads(path.read_text())
+        return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+
+    assert [(row["process"], row["busy"]) for row in read("workers")] == [
+        ("worker-0", pytest.approx(11 / 12)),
+        ("worker-1", pytest.approx(1.5 / 12)),
+    ]
+    assert [(row["model"], row["accuracy"]) for row in read("pareto")] == [("dense", 0.97), ("one_shot", 0.9), ("recovered", 0.965)]
+    drawn = [key for record in found for item in record.config.update for key in item.nested_key]
+    assert "worker_utilisation" in drawn and "accuracy_against_size" in drawn
+
+
 def test_the_model_is_not_uploaded_unless_log_model_is_set(tmp_path, result):
     tracker = wandb_settings(log_model=False).start(a_run(tmp_path))
     log_everything(tracker, result)
-    assert set(offline_wandb.artifacts(recorded(tmp_path))) == {"run_table", "report"}
+    assert {found.type for found in offline_wandb.artifacts(recorded(tmp_path)).values()} == {"run_table", "report"}
 
 
 def test_a_failure_of_wandb_gives_one_warning_and_loses_nothing(tmp_path, result, monkeypatch):
