@@ -105,7 +105,7 @@ def run_experiment(experiment: Experiment, config: dict[str, Any], command: str,
         tracker.layers(report.layers)
         live.achieved(report)
         files, dense = (page, page.with_suffix(".json")), outcome.dense
-        tracker.finish(Result(report, files, directory / MODEL, dense.file, dense.files[MODEL]))
+        tracker.finish(Result(report, files, directory / MODEL, dense.file, dense.files[MODEL], run.log.times))
     return report, directory
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from orchestrator.allocation.latency_table import LatencyTable
 from orchestrator.allocation.units import dense_family
 from orchestrator.config import Experiment
 from orchestrator.identity.sources import classes_of
@@ -53,6 +54,7 @@ class Log:
     timeline: list[TaskRun] = field(default_factory=list)
     stage_seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    times: LatencyTable | None = None  # of the operations of the model that was narrowed last, if they were timed
 
 
 @dataclass

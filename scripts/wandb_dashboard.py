@@ -53,7 +53,7 @@ def dashboard(entity: str, project: str, name: str) -> Any:
             bars("Images per second", "speed/dense_images_per_second", "speed/final_images_per_second", "speed/sparse_images_per_second"),
             bars("Milliseconds of a forward pass", "latency/dense_ms", "latency/final_ms"),
             points("Accuracy against milliseconds", "latency/final_ms"),
-            panels.WeavePanelSummaryTable(table_name="staircases"),
+            chart("lineseries", "staircase_lines_table", step="step", lineKey="lineKey", lineVal="lineVal"),
             bars("Seconds of the stages", *(f"seconds/{stage}" for stage in ("collect", "score", "solve", "recover"))),
         ],
         "Workers": [

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from orchestrator.allocation.latency_table import LatencyTable
 from orchestrator.report.parts import LayerResult
 from orchestrator.report.result import Report
 from workers.errors import ConfigError
@@ -31,13 +32,17 @@ class TrackedRun:
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished run leaves: its report with its files, the exported model, and the dense model with the digest of its file."""
+    """What a finished run leaves: its report with its files, the exported model, and the dense model with the digest of its file.
+
+    ``times`` are those of the operations of the model at all widths, if the run measured them.
+    """
 
     report: Report
     files: tuple[Path, ...]
     model: Path
     dense: Path
     dense_sha256: str
+    times: LatencyTable | None = None
 
 
 class Tracker(ABC):

@@ -88,7 +88,7 @@ class MLflowRun(Service):
 
     def result(self, result: Result) -> None:
         self.log("summary", summary(result.report))
-        for name, table in result_tables(result.report, self.run.directory).items():
+        for name, table in result_tables(result).items():
             self._log_table(name, table.columns, table.rows)
         self.client.set_tag(self.id, "dense_sha256", result.dense_sha256)
         for path in (*result.files, *([result.model] if self.log_model else [])):

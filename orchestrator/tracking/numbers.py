@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from orchestrator.allocation.latency_table import TABLE
+from orchestrator.allocation.latency_table import LatencyTable
 from orchestrator.report.parts import LayerResult, ModelSize, StageResult
 from orchestrator.report.result import Report
+from orchestrator.report.staircases import name_of, shown
 from orchestrator.report.write import as_json
+from orchestrator.tracking.base import Result
 
 
 @dataclass(frozen=True)
@@ -96,18 +97,22 @@ def pareto_rows(report: Report) -> Rows:
     return Rows(PARETO, rows)
 
 
-def staircase_rows(directory: Path) -> Rows:
-    """The measured milliseconds of operations and sizes, if the run timed any: the rows of its ``latency.parquet``."""
-    columns = ("operation", "ms", "spread", "repeats", "device")
-    if not (directory / TABLE).exists():
-        return Rows(columns, [])
-    import pyarrow.parquet
-
-    table = pyarrow.parquet.read_table(directory / TABLE, columns=list(columns)).to_pydict()
-    return Rows(columns, [list(values) for values in zip(*(table[column] for column in columns), strict=True)])
+STAIRCASES = ("operation", "layers_like_it", "units", "other_units", "ms")
 
 
-def result_tables(report: Report, directory: Path) -> dict[str, Rows]:
+def staircase_rows(times: LatencyTable | None) -> Rows:
+    """The milliseconds of the slowest operations at the numbers of units of their first axis, and of the second if they have one."""
+    rows = [
+        [name_of(operation), layers, units[0], units[1] if len(units) > 1 else None, operation.ms[cell]]
+        for operation, layers in ([] if times is None else shown(times))
+        for cell in sorted(operation.ms)
+        for units in [[levels[position] for levels, position in zip(operation.levels, cell, strict=True)]]
+    ]
+    return Rows(STAIRCASES, rows)
+
+
+def result_tables(result: Result) -> dict[str, Rows]:
     """The tables of a finished run by name, without those that have no rows."""
-    tables = {"workers": worker_rows(report), "pareto": pareto_rows(report), "staircases": staircase_rows(directory)}
+    report = result.report
+    tables = {"workers": worker_rows(report), "pareto": pareto_rows(report), "staircases": staircase_rows(result.times)}
     return {name: table for name, table in tables.items() if table.rows}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.report.parts import LayerResult
 from orchestrator.report.write import as_json
 from orchestrator.tracking.base import Result, TrackedRun, Tracker, Tracking, Warn, require_package
-from orchestrator.tracking.numbers import Rows, layer_rows, result_tables, summary
+from orchestrator.tracking.numbers import Rows, layer_rows, result_tables, summary, worker_rows
 from orchestrator.tracking.service import Service, started
 
 if TYPE_CHECKING:
@@ -64,10 +64,9 @@ class EventFiles(Service):
 
     def result(self, result: Result) -> None:
         self._scalars("summary", summary(result.report), 0)
-        for name, rows in result_tables(result.report, self.run.directory).items():
+        for name, rows in result_tables(result).items():
             self.writer.add_text(name, markdown(rows), 0)
-        for process, _, _, busy in result_tables(result.report, self.run.directory).get("workers", Rows((), [])).rows:
-            self._scalars("busy", {process: busy}, 0)
+        self._scalars("busy", {process: busy for process, _, _, busy in worker_rows(result.report).rows}, 0)
 
     def end(self, finished: bool) -> None:
         self.writer.close()

@@ -138,9 +138,9 @@ class WandBService(Service):
 
     def result(self, result: Result) -> None:
         """Sends the key numbers as the summary, the tables with charts of them, the report, and the model with its dense one."""
-        tables = {name: table(rows) for name, rows in result_tables(result.report, self.run.directory).items()}
-        if tables:
-            self.remote.log(tables | charts(tables))
+        rows = result_tables(result)
+        if rows:
+            self.remote.log({name: table(part) for name, part in rows.items()} | charts(rows))
         self.remote.summary.update(summary(result.report))
         self._send_report(result)
         if self.log_model:
@@ -184,14 +184,20 @@ def table(rows: Rows) -> wandb.Table:
     return wandb.Table(columns=list(rows.columns), data=rows.rows)
 
 
-def charts(tables: Mapping[str, wandb.Table]) -> dict[str, Any]:
-    """How busy each worker was, and accuracy against size."""
+def charts(tables: Mapping[str, Rows]) -> dict[str, Any]:
+    """How busy each worker was, accuracy against size, and the staircases of operations."""
     import wandb
 
     drawn: dict[str, Any] = {}
     if "workers" in tables:
-        drawn["worker_utilisation"] = wandb.plot.bar(tables["workers"], "process", "busy", title="Busy fraction of each worker")
+        drawn["worker_utilisation"] = wandb.plot.bar(table(tables["workers"]), "process", "busy", title="Busy fraction of each worker")
     if "pareto" in tables:
-        x, y = "nonzero_parameters", "accuracy"
-        drawn["accuracy_against_size"] = wandb.plot.scatter(tables["pareto"], x, y, title="Accuracy against parameters that are not zero")
+        title = "Accuracy against parameters that are not zero"
+        drawn["accuracy_against_size"] = wandb.plot.scatter(table(tables["pareto"]), "nonzero_parameters", "accuracy", title=title)
+    if "staircases" in tables:
+        lines: dict[str, list[tuple[int, float]]] = {}
+        for operation, _, units, others, ms in tables["staircases"].rows:
+            lines.setdefault(operation if others is None else f"{operation}, {others} on the other axis", []).append((units, ms))
+        xs, ys = ([[point[axis] for point in line] for line in lines.values()] for axis in (0, 1))
+        drawn["staircase_lines"] = wandb.plot.line_series(xs, ys, keys=list(lines), title="Milliseconds against units", xname="units")
     return drawn

@@ -213,7 +213,12 @@ def test_in_a_sweep_of_wandb_its_agent_names_the_run(tmp_path, monkeypatch):
     wandb.teardown()  # it reads the environment once
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
     monkeypatch.setenv("WANDB_RUN_ID", "chosen-by-the-agent")
-    wandb_settings().start(a_run(tmp_path)).finish(None)
+    chosen = tmp_path / "config.yaml"
+    chosen.write_text("wandb_version: 1\npruner: {value: cap}\npruner.target.sparsity: {value: 0.75}\n")
+    monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(chosen))
+    warnings: list[str] = []
+    wandb_settings().start(a_run(tmp_path), warnings.append).finish(None)
+    assert not warnings
     identity = next(record.run for record in recorded(tmp_path) if record.HasField("run"))
     assert (identity.run_id, identity.sweep_id) == ("chosen-by-the-agent", "sweep1")
 

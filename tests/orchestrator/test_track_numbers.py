@@ -2,15 +2,17 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 from example_report import DENSE, SMALL, example, mixed, part, structured
 
+from orchestrator.allocation.latency_table import LatencyTable, OperationTable
 from orchestrator.report.parts import LatencyResult, ModelSize, TaskRun
 from orchestrator.report.result import Report
+from orchestrator.tracking.base import Result
 from orchestrator.tracking.numbers import pareto_rows, result_tables, staircase_rows, summary, worker_rows
+from orchestrator.tracking.wandb import charts
 
 TIMED = LatencyResult("eager", 1, 1, "cpu", 20.0, 14.0, 13.5, 14.2, 0.006, 2, 1.13, 30, 120)
 
@@ -81,9 +83,29 @@ def test_the_summary_has_the_accuracy_that_a_sweep_optimises_and_times_if_there_
     assert all(value is not None for value in (numbers | timed).values())
 
 
-def test_staircases_are_the_rows_of_the_table_of_times(tmp_path: Path):
-    assert staircase_rows(tmp_path).rows == [] and "staircases" not in result_tables(example(), tmp_path)
-    columns = {"operation": ["a", "b"], "ms": [1.0, 2.0], "spread": [0.1, 0.2], "repeats": [3, 4], "device": ["cpu"] * 2, "host": ["x"] * 2}
-    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "latency.parquet")
-    assert staircase_rows(tmp_path).rows == [["a", 1.0, 0.1, 3, "cpu"], ["b", 2.0, 0.2, 4, "cpu"]]
-    assert set(result_tables(example(), tmp_path)) == {"workers", "pareto", "staircases"}
+def test_staircases_are_the_times_at_all_widths_of_operations_that_can_be_narrowed():
+    """One operation with an axis of 2 and 4 units, one with axes of 8 and of 3 or 6, one that stays as it is."""
+
+    def operation(name: str, levels: tuple, ms: dict) -> OperationTable:
+        return OperationTable(SimpleNamespace(name=name), levels, ms)
+
+    narrow = operation("0:fc1", ((2, 4),), {(0,): 1.0, (1,): 2.0})
+    both = operation("1:fc2", ((8,), (3, 6)), {(0, 0): 5.0, (0, 1): 6.0})
+    fixed = operation("2:norm", (), {(): 9.0})
+    times = LatencyTable((narrow, both, fixed), 20.0, (), 4)
+    assert staircase_rows(times).rows == [["fc2", 1, 8, 3, 5.0], ["fc2", 1, 8, 6, 6.0], ["fc1", 1, 2, None, 1.0], ["fc1", 1, 4, None, 2.0]]
+    assert staircase_rows(None).rows == []
+    drawn = charts({"staircases": staircase_rows(times)})["staircase_lines"].table
+    assert {tuple(row) for row in drawn.data} == {
+        (8, "fc2, 3 on the other axis", 5.0),
+        (8, "fc2, 6 on the other axis", 6.0),
+        (2, "fc1", 1.0),
+        (4, "fc1", 2.0),
+    }
+    assert drawn.columns == ["step", "lineKey", "lineVal"]
+
+
+def test_a_result_has_the_tables_that_have_rows():
+    here = Path("here")
+    assert set(result_tables(Result(example(), (), here, here, ""))) == {"workers", "pareto"}
+    assert result_tables(Result(example(stages=[], timeline=[]), (), here, here, "")) == {}
