@@ -61,7 +61,6 @@ class LiveState:
     def __enter__(self) -> Self:
         self._previous = _catch_termination()
         self._write()
-        self._write_page()
         self._thread = threading.Thread(target=self._keep, name="state of the run", daemon=True)
         self._thread.start()
         return self
@@ -112,6 +111,7 @@ class LiveState:
         self._write()
 
     def _keep(self) -> None:
+        self._write_page()  # here, since the reports of many runs of old may take a while to read
         drawn = time.monotonic()
         while not self._stop.wait(STATE_SECONDS):
             self._write()
