@@ -106,7 +106,7 @@ def main() -> None:
         print(f"error: {complaint(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; the same command continues the run", file=sys.stderr)
+        print("interrupted; what was computed is kept", file=sys.stderr)
         sys.exit(130)
 
 
