@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -37,7 +36,8 @@ def in_precision(model: nn.Module, precision: Precision) -> nn.Module:
         return model
     device = next(model.parameters()).device
     _check(device)
-    other = copy.copy(model)
+    other = model.__class__.__new__(model.__class__)  # not copy.copy, which calls what a module defines for pickle
+    other.__dict__.update(model.__dict__)
     for name in ENTRIES:
         if callable(method := getattr(model, name, None)):
             setattr(other, name, _within(precision, device, method))

@@ -48,7 +48,8 @@ def models_of(layers: list[PlannedLayer], gradients: int = 100) -> tuple[CostMod
     rates = SimpleNamespace(
         matmul_gflops=1, model_efficiency=1, collect_efficiency=1, score_efficiency=1, solve_efficiency=1, disk_gbs=1, memory_gbs=1
     )
-    return CostModel(profile, cast(Any, rates), cast(Any, None), 1, False, Precision.FP32, 4, gradients), Footprint(profile, "cpu", 1, 4, 4, 1)
+    costs = CostModel(profile, cast(Any, rates), cast(Any, None), 1, False, Precision.FP32, 4, gradients)
+    return costs, Footprint(profile, "cpu", 1, 4, 4, 1)
 
 
 @dataclass
@@ -271,7 +272,7 @@ def test_evaluating_holds_the_weights_that_are_left_in_the_sparse_runtime() -> N
 
 
 def test_passes_in_bfloat16_are_planned_at_their_rate() -> None:
-    """The passes of a collection, a comparison and an evaluation are eight times as fast, and nothing else changes but what waits for them."""
+    """The passes of a collection, a comparison and an evaluation are eight times as fast, and nothing else changes."""
     rates = ["cluster=local", "cluster.threads=1", "cluster.hardware.bf16_speedup=8", "model.checkpoint=x", "pruner=obc"]
     exact, rounded = (plan_experiment(experiment_of([*rates, f"precision={precision}"])) for precision in ("fp32", "bf16"))
     for stage in ("evaluate dense", "compare", "evaluate one-shot"):
@@ -294,5 +295,5 @@ def test_activations_that_are_computed_again_take_a_third_more_time_and_less_mem
 
 
 def test_a_model_without_blocks_cannot_compute_them_again() -> None:
-    with pytest.raises(ConfigError, match="recovery.recompute: expected false, since the model has no repeated blocks .* got True"):
+    with pytest.raises(ConfigError, match=r"recovery\.recompute: expected false, since the model has no repeated blocks .* got True"):
         plan_experiment(experiment_of(["+experiment=fashion_resnet", "recovery.recompute=true"]))

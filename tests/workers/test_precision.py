@@ -38,6 +38,15 @@ def test_products_are_bfloat16_and_outputs_and_parameters_float32() -> None:
     assert all(mine is its for mine, its in zip(low.parameters(), model.parameters(), strict=True))
 
 
+def test_a_module_that_cannot_be_pickled_can_be_run_in_bfloat16() -> None:
+    class Unpicklable(torch.nn.Linear):
+        def __reduce_ex__(self, protocol: object) -> str:
+            raise TypeError("no")
+
+    model = Unpicklable(3, 2)
+    assert in_precision(model, Precision.BF16)(torch.ones(1, 3)).dtype == torch.float32
+
+
 def test_float32_is_the_model_itself() -> None:
     model = VIT.build()
     assert in_precision(model, Precision.FP32) is model
