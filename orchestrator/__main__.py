@@ -65,6 +65,11 @@ def carry_out(composed: DictConfig) -> tuple[Report, Path] | None:
     """Plans or runs, and prints the outcome. Returns the report of a run and its directory."""
     from orchestrator.config import Mode, as_dict, check_request, load
 
+    if composed.mode == Mode.STATUS.value:  # before anything is checked that only a run needs
+        from orchestrator.status.table import show_status
+
+        show_status(Path(composed.output), Console())
+        return None
     experiment = load(composed)
     if experiment.mode is Mode.RUN:
         check_request(experiment)  # before anything heavy is imported
@@ -91,7 +96,7 @@ def carry_out(composed: DictConfig) -> tuple[Report, Path] | None:
         return None
     from orchestrator.report.console import summary_table
 
-    report, directory = run_experiment(experiment, as_dict(composed), command())
+    report, directory = run_experiment(experiment, as_dict(composed), command(), sweep())
     console.print(summary_table(report))
     console.print(f"report: {directory / 'report.html'}\nmodel:  {directory / 'model.safetensors'}", soft_wrap=True)
     return report, directory
@@ -130,6 +135,13 @@ def clean(experiment: Experiment, console: Console) -> None:
         console.print(f"Freed {count(len(freed), 'result')}, {size(sum(result.bytes for result in freed))}{kept}.", soft_wrap=True)
 
 
+def sweep() -> str | None:
+    """Returns the start of the sweep that the run is a point of; None if it is by itself."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode is not RunMode.MULTIRUN:
+        return None
+    return Path(HydraConfig.get().sweep.dir).name
+
+
 def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises its errors; they are printed below
     os.environ["SECATEUR_WORKER"] = "driver"  # the name of this process in records
@@ -139,6 +151,9 @@ def main() -> None:
     except (HydraException, OmegaConfBaseException) as error:
         print(f"error: {complaint(error)}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; what was computed is kept", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from orchestrator.cluster.base import Cluster
-from orchestrator.track import Tracking
+from orchestrator.tracking.base import Tracking
 from workers.checks import require, require_numbers
 from workers.data.base import Dataset
 from workers.errors import ConfigError
@@ -33,6 +33,7 @@ class Mode(Enum):
     PLAN = "plan"  # say what a run would take, and stop
     STRUCTURE = "structure"  # list the units that can be removed from the model, and stop
     LATENCY = "latency"  # time the model and its operations at all their widths, and stop
+    STATUS = "status"  # list the runs in the output directory, and stop
     CLEAN = "clean"  # show what the store holds and which runs need it, or free the rest, and stop
 
 

@@ -16,12 +16,13 @@ from orchestrator.cleaning import free_intermediate
 from orchestrator.config import Experiment, Keep, check_request
 from orchestrator.identity.fingerprints import latency_fingerprint, run_fingerprint
 from orchestrator.planning.plan import Plan
-from orchestrator.quantities import size
+from orchestrator.quantities import COSTS, number, size
 from orchestrator.report.result import Report, round_lines
 from orchestrator.report.write import write_report
 from orchestrator.results import make_report
 from orchestrator.rounds import check_targets, plan_rounds
 from orchestrator.store import Store
+from orchestrator.tracking.base import Result, TrackedRun
 from workers.checks import require
 from workers.errors import ConfigError, DamagedResult, SecateurError
 from workers.onnx_export import ONE_FILE_BYTES, check_packages, export_onnx, first_images
@@ -51,7 +52,7 @@ def plan_experiment(experiment: Experiment) -> Plan:
 
 def prerequisites(experiment: Experiment) -> tuple[Callable[[], None], ...]:
     """Checks of what a run needs and a plan does not: a checkpoint or a recipe, and files. Each raises ConfigError."""
-    return partial(check_request, experiment), experiment.model.check, experiment.data.check
+    return partial(check_request, experiment), experiment.model.check, experiment.data.check, experiment.tracking.check
 
 
 def missing(experiment: Experiment) -> list[str]:
@@ -65,10 +66,14 @@ def missing(experiment: Experiment) -> list[str]:
     return refusals
 
 
-def run_experiment(experiment: Experiment, config: dict[str, Any], command: str) -> tuple[Report, Path]:
-    """Carry out a run; returns its report and its directory. Raises: SecateurError, ConfigError before any worker starts."""
+def run_experiment(experiment: Experiment, config: dict[str, Any], command: str, sweep: str | None = None) -> tuple[Report, Path]:
+    """Carry out a run, a point of ``sweep``; returns its report and its directory.
+
+    Raises: SecateurError, ConfigError before any worker starts.
+    """
     from orchestrator.progress import Progress
     from orchestrator.run import Run
+    from orchestrator.status.live import LiveState
 
     for check in prerequisites(experiment):
         check()
@@ -83,16 +88,19 @@ def run_experiment(experiment: Experiment, config: dict[str, Any], command: str)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     store = Store(Path(experiment.output) / "store")
-    with Progress() as progress, shared(store, directory, progress):
+    planned = {name: stage.seconds for name, stage in plan.stages.items()}
+    live = LiveState(directory, experiment.name, prunes(experiment, plan), planned)
+    with live, Progress(watcher=live) as progress, shared(store, directory, progress):
         warn_of_full_disk(plan, directory, progress)
         experiment = settle_data(experiment, plan.profile, progress)
-        tracker = experiment.tracking.start(experiment.name, identity[:8], config, directory, progress.warn)
+        tracker = experiment.tracking.start(tracked(experiment, identity, config, directory, sweep), progress.warn)
         run = Run(experiment, plan, store, directory, progress, tracker, plan.profile)
         try:
             outcome = _carry_out(run)
             with run.alone_in_directory():
                 with run.timed("export"):
                     exported = export(outcome, directory, experiment)
+                progress.entered("report")
                 report = make_report(experiment, plan, run.log, outcome, config, command, identity, exported)
                 page = write_report(report, directory)
             if experiment.store.keep is Keep.RECORDS:
@@ -100,12 +108,14 @@ def run_experiment(experiment: Experiment, config: dict[str, Any], command: str)
                 if freed:
                     progress.note(f"deleted {size(freed)} of intermediate results from the store (store.keep=records)")
         except BaseException:
-            tracker.finish(None, [], "failed")
+            tracker.finish(None)
             raise
         for name, lines in (report.curves | {"rounds": round_lines(report)}).items():
             tracker.curve(name, lines)
         tracker.layers(report.layers)
-        tracker.finish(report, [page, page.with_suffix(".json"), directory / MODEL], "finished")
+        live.achieved(report)
+        files, dense = (page, page.with_suffix(".json")), outcome.dense
+        tracker.finish(Result(report, files, directory / MODEL, dense.file, dense.files[MODEL], run.log.times))
     return report, directory
 
 
@@ -117,8 +127,9 @@ def measure_latency(experiment: Experiment) -> tuple[LatencyTable, dict[str, Any
     """
     from orchestrator.progress import Progress
     from orchestrator.run import Run
+    from orchestrator.status.live import LiveState
     from orchestrator.times import conditions, time_model, time_operations
-    from orchestrator.track import FileTracker
+    from orchestrator.tracking.files import FileTracker
 
     experiment.model.check()
     plan, streams = plan_experiment(experiment), experiment.pruner.removes_streams
@@ -126,7 +137,9 @@ def measure_latency(experiment: Experiment) -> tuple[LatencyTable, dict[str, Any
     name = f"{experiment.name}-latency-{latency_fingerprint(experiment, streams, plan.resources)[:8]}"
     directory = Path(experiment.output).resolve() / name
     store = Store(Path(experiment.output) / "store")
-    with Progress() as progress, shared(store, directory, progress):
+    directory.mkdir(parents=True, exist_ok=True)
+    live = LiveState(directory, experiment.name, "mode=latency")
+    with live, Progress(watcher=live) as progress, shared(store, directory, progress):
         tracker = FileTracker(experiment.name, name, directory)
         run = Run(experiment, plan, store, directory, progress, tracker, plan.profile)
         try:
@@ -155,6 +168,22 @@ def shared(store: Store, directory: Path, progress: Progress) -> Iterator[None]:
                 where = f"{directory.parent}: files were deleted while this run used them"
                 raise SecateurError(f"{where}; run the same command again, which computes what is missing") from error
             raise
+
+
+def tracked(experiment: Experiment, identity: str, config: dict[str, Any], directory: Path, sweep: str | None) -> TrackedRun:
+    """What a tracker is told about a run at its start. The points of a sweep are a group."""
+    methods = [type(part.pruner).__name__.lower() for part in experiment.schedule.values()]
+    group = None if sweep is None else f"{experiment.name} {sweep}"
+    return TrackedRun(experiment.name, identity[:8], config, directory, group, tuple(dict.fromkeys([*methods, experiment.name])))
+
+
+def prunes(experiment: Experiment, plan: Plan) -> str:
+    """What a run prunes, in a few words, to tell it from others."""
+    rounds = list(experiment.schedule.values())
+    goal = rounds[-1].pruner.goal(plan.profile.layers)
+    methods = ", then ".join(dict.fromkeys(type(part.pruner).__name__ for part in rounds))
+    many = f" in {len(rounds)} rounds" if len(rounds) > 1 else ""
+    return f"{methods}, {number(100 * goal.fraction)} % of the {COSTS[goal.of]}{many}, seed {experiment.seed}"
 
 
 def settle_data(experiment: Experiment, profile: ModelProfile, progress: Progress) -> Experiment:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Self, TextIO
+from typing import Any, ClassVar, Protocol, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TaskID, TextColumn
@@ -29,6 +29,14 @@ LEAST_SHARE = 0.25
 AT_ONCE_SECONDS = 0.1  # steps that end so soon after the start of the stage were read from the store
 
 
+class Watcher(Protocol):
+    """Learns of the stages of a run, beside the display."""
+
+    def entered(self, stage: str, done: int = 0, total: int | None = None) -> None: ...
+
+    def moved(self, stage: str, done: int, total: int | None) -> None: ...
+
+
 class Stage:
     """One row of the display, used as a context manager. Entering a stage again continues it: totals add up.
 
@@ -36,7 +44,7 @@ class Stage:
     propagates.
     """
 
-    def __init__(self, name: str, display: Display, clock: Callable[[], float]) -> None:
+    def __init__(self, name: str, display: Display, clock: Callable[[], float], watcher: Watcher | None = None) -> None:
         self.name = name
         self.total: int | None = None
         self.planned_seconds: float | None = None
@@ -45,6 +53,7 @@ class Stage:
         self.state = "waiting"  # waiting, running, done, failed
         self._display = display
         self._clock = clock
+        self._watcher = watcher
         self._started = 0.0
         self._before = 0.0
         self._first: tuple[float, int] | None = None  # when the first step that took time had ended, and how many were done then
@@ -74,6 +83,8 @@ class Stage:
 
     def __enter__(self) -> Self:
         self.state, self._started = "running", self._clock()
+        if self._watcher is not None:
+            self._watcher.entered(self.name, self.done, self.total)
         self._display.started(self)
         return self
 
@@ -93,6 +104,8 @@ class Stage:
             self.done, self.total, self.note = done, total, note
             if self._first is None and self.seconds > AT_ONCE_SECONDS:
                 self._first = (self.seconds, done)
+            if self._watcher is not None:
+                self._watcher.moved(self.name, done, total)
             self._display.moved(self)
 
     @contextmanager
@@ -135,12 +148,19 @@ def training_note(line: dict[str, Any]) -> str:
 class Progress:
     """The display of a run: ``with Progress() as progress: with progress.stage("collect", 12) as stage: stage.advance(1, "blocks.0")``."""
 
-    def __init__(self, stream: TextIO | None = None, live: bool | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        live: bool | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        watcher: Watcher | None = None,
+    ) -> None:
         """Shows bars if ``live``, else lines. By default, bars if ``stream`` (standard output) is a terminal."""
         stream = stream or sys.stdout
         live = stream.isatty() if live is None else live
         self._display: Display = Bars(stream) if live else Lines(stream, clock)
         self._clock = clock
+        self._watcher = watcher
         self._stages: dict[str, Stage] = {}
 
     def __enter__(self) -> Self:
@@ -155,9 +175,14 @@ class Progress:
 
         ``planned_seconds``, the time that the plan predicts, is shown until the stage itself allows an estimate.
         """
-        stage = self._stages.setdefault(name, Stage(name, self._display, self._clock))
+        stage = self._stages.setdefault(name, Stage(name, self._display, self._clock, self._watcher))
         stage.expect(total, planned_seconds)
         return stage
+
+    def entered(self, stage: str) -> None:
+        """Says to the watcher that work begins which has no row of its own."""
+        if self._watcher is not None:
+            self._watcher.entered(stage)
 
     def note(self, text: str) -> None:
         self._display.say(text, warning=False)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from orchestrator.allocation.latency_table import LatencyTable
 from orchestrator.allocation.units import dense_family
 from orchestrator.cleaning import TASKS
 from orchestrator.config import Experiment
@@ -21,7 +22,7 @@ from orchestrator.report.parts import TaskRun
 from orchestrator.rounds import one_by_one
 from orchestrator.stages import prefix
 from orchestrator.store import Store, fingerprint
-from orchestrator.track import Tracker
+from orchestrator.tracking.base import Tracker
 from workers.errors import DamagedResult
 from workers.export import load_family
 from workers.messages import TrainTask
@@ -59,6 +60,7 @@ class Log:
     timeline: list[TaskRun] = field(default_factory=list)
     stage_seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    times: LatencyTable | None = None  # of the operations of the model that was narrowed last, if they were timed
 
 
 @dataclass
@@ -284,6 +286,7 @@ class Run:
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
+        self.progress.entered(stage)
         yield
         self.log.stage_seconds[stage] = self.log.stage_seconds.get(stage, 0.0) + time.perf_counter() - start
 

@@ -62,6 +62,7 @@ def time_operations(run: Run, family: ModelFamily, streams: bool, model_ms: floa
 
     table = build_table(operations, latency.widths, model_ms, time_cells)
     table.write(run.directory / TABLE)
+    run.log.times = table
     return table
 
 

@@ -60,10 +60,6 @@ def metrics(found: list[pb.Record]) -> dict[str, str]:
     return {metric.name or metric.glob_name: metric.step_metric for metric in defined}
 
 
-def artifacts(found: list[pb.Record]) -> dict[str, list[tuple[str, str, int]]]:
-    """Type of each artifact -> (path in it, local path, bytes) of its files."""
-    return {
-        record.artifact.type: [(entry.path, entry.local_path, entry.size) for entry in record.artifact.manifest.contents]
-        for record in found
-        if record.HasField("artifact")
-    }
+def artifacts(found: list[pb.Record]) -> dict[str, pb.ArtifactRecord]:
+    """Each artifact by its name."""
+    return {record.artifact.name: record.artifact for record in found if record.HasField("artifact")}
