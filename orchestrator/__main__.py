@@ -8,21 +8,27 @@ import sys
 from typing import TYPE_CHECKING
 
 import hydra
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from orchestrator.composing import CONF, complaint, find_packages
+from orchestrator.quantities import count, listed
+from orchestrator.sweeps.launcher import RayShared
+from orchestrator.sweeps.points import failures
+from orchestrator.sweeps.search import Search
 from workers.errors import ConfigError, SecateurError
 
 if TYPE_CHECKING:
     from orchestrator.config import Experiment
+    from orchestrator.objectives import Values
 
 
 @hydra.main(config_path=CONF, config_name="config", version_base="1.3")
-def conduct(composed: DictConfig) -> float | None:
-    """Runs a composed configuration and returns the final accuracy, for sweepers."""
+def conduct(composed: DictConfig) -> Values:
+    """Runs a composed configuration and returns its objectives, for sweepers."""
     try:
         return carry_out(composed)
     except SecateurError as error:  # printed here, since Hydra would add a line of its own
@@ -30,7 +36,7 @@ def conduct(composed: DictConfig) -> float | None:
         sys.exit(2 if isinstance(error, ConfigError) else 1)
 
 
-def carry_out(composed: DictConfig) -> float | None:
+def carry_out(composed: DictConfig) -> Values:
     """Plans or runs, and prints the outcome."""
     from orchestrator.config import Mode, as_dict, check_request, load
 
@@ -55,12 +61,13 @@ def carry_out(composed: DictConfig) -> float | None:
     if experiment.mode is Mode.LATENCY:
         print_latency(experiment, console)
         return None
+    from orchestrator.objectives import values
     from orchestrator.report.console import summary_table
 
     report, directory = run_experiment(experiment, as_dict(composed), command())
     console.print(summary_table(report))
     console.print(f"report: {directory / 'report.html'}\nmodel:  {directory / 'model.safetensors'}", soft_wrap=True)
-    return report.metric(report.stages[-1].name, report.headline_metric) if report.headline_metric else None
+    return values(report, experiment.objectives)
 
 
 def print_latency(experiment: Experiment, console: Console) -> None:
@@ -85,11 +92,27 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises its errors; they are printed below
     os.environ["SECATEUR_WORKER"] = "driver"  # the name of this process in records
     find_packages()
+    register_plugins()
     try:
         conduct()
+    except SecateurError as error:  # of a sweep; that of a run is printed above
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except KeyboardInterrupt:
+        print("error: interrupted; run the same command again to continue: finished work is kept", file=sys.stderr)
+        sys.exit(130)
     except (HydraException, OmegaConfBaseException) as error:
         print(f"error: {complaint(error)}", file=sys.stderr)
         sys.exit(2)
+    if failures:
+        print(f"error: {count(len(failures), 'point')} failed: {listed([str(number) for number in failures])}", file=sys.stderr)
+        sys.exit(1)
+
+
+def register_plugins() -> None:
+    """Makes the launcher and the sweeper of this project known to Hydra."""
+    for plugin in (RayShared, Search):
+        Plugins.instance().register(plugin)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Sweeps: points side by side, and searches. Hydra plugins."""
