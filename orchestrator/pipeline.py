@@ -110,7 +110,6 @@ def prune_and_recover(
     return RoundOutcome(run.round, settings, pruned, run.family_of(smaller), increase, one_shot, trained, recovered, stopped)
 
 
-
 def mask_weights(run: Run, pruner: WeightPruner, model: Record[ModelNumbers]) -> Masking:
     """Mask weights to the target of a round, in steps."""
     layers, unfit = plan_layers(pruner, run.profile), tuple(pruner.unfit(run.profile.layers))

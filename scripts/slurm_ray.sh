@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Run an experiment on the nodes of a Slurm job. Submit from the environment that secateur is installed in:
 #   sbatch --nodes=2 --gpus-per-node=8 scripts/slurm_ray.sh +experiment=dino_vitg_50pct output=/shared/runs …
+#   sbatch --nodes=2 --gpus-per-node=8 scripts/slurm_ray.sh --multirun hydra/launcher=ray_shared seed=0,1 output=/shared/runs …
 # Everything after the script's name goes to `python -m orchestrator`. `output` must be a folder that all nodes see.
 # Nodes are taken whole and should be alike; --time, --partition and --account are your site's.
 #SBATCH --job-name=secateur

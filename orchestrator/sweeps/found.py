@@ -33,7 +33,7 @@ def report_of(composed: DictConfig) -> dict[str, Any]:
         report = json.loads((directory / REPORT_FILES[1]).read_text(encoding="utf-8"))
     except (ConfigError, OSError):
         return {}
-    metrics = next((stage["metrics"] for stage in report["stages"] if stage["name"] == "one_shot"), {})
+    metrics: dict[str, float | None] = next((stage["metrics"] for stage in report["stages"] if stage["name"] == "one_shot"), {})
     accuracy = next((metrics[key] for key in ACCURACIES if metrics.get(key) is not None), None)
     known = {} if accuracy is None else {"one_shot_accuracy": accuracy}
     return {"directory": str(directory), "stopped": report["stopped_below"] is not None} | known

@@ -62,15 +62,15 @@ class RayShared(Launcher):
         return config
 
     def _shared(self, clusters: Sequence[Cluster]) -> tuple[int, dict[str, Any]]:
-        """Starts what the points share, once for all batches of a sweep, and returns how many run at once and their settings of the cluster.
+        """Starts what the points share, once for all batches of a sweep, and returns how many run at once and what they set.
 
         Raises: ConfigError if the points do not have equal settings.
         """
         first = clusters[0] if self._cluster is None else self._cluster[0]
         same = all(type(cluster) is type(first) and _settings(cluster) == _settings(first) for cluster in clusters)
-        require(same, "hydra/launcher=ray_shared", "points with equal settings of the cluster", "different ones", "sweep over other settings")
+        require(same, "hydra/launcher=ray_shared", "points with equal settings of the cluster", "different ones")
         if self._cluster is None:
-            jobs, stack = self.n_jobs or first.runs_at_once, ExitStack()
+            jobs, stack = min(self.n_jobs or first.runs_at_once, len(clusters)), ExitStack()
             self._cluster = first, jobs, stack.enter_context(first.shared_by(jobs))
             atexit.register(stack.close)
         return self._cluster[1:]

@@ -19,7 +19,6 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
 from hydra.core.utils import run_job, setup_globals
 from hydra.types import HydraContext
-from omegaconf import OmegaConf
 
 from orchestrator.__main__ import conduct
 from orchestrator.composing import CONF, find_packages
@@ -32,9 +31,9 @@ def main(result: Path) -> None:
     setup_globals()
     find_packages()
     os.environ["SECATEUR_WORKER"] = "driver"
-    sys.argv = ["orchestrator", *OmegaConf.to_container(config.hydra.overrides.task)]  # the command in the report
+    sys.argv = ["orchestrator", *(str(override) for override in config.hydra.overrides.task)]  # the command in the report
     context = HydraContext(config_loader=ConfigLoaderImpl(create_config_search_path(CONF)), callbacks=Callbacks(config))
-    task: Any = conduct.__wrapped__  # type: ignore[attr-defined]  # without Hydra's command line
+    task: Any = conduct.__wrapped__  # without Hydra's command line
     ended = run_job(task, config, "hydra.sweep.dir", "hydra.sweep.subdir", context)
     result.write_text(json.dumps(ended.return_value), encoding="utf-8")  # raises the error of a point that failed
 

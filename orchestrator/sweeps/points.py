@@ -11,7 +11,8 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -79,11 +80,9 @@ class Running:
 
     def _give(self, config: bytes) -> None:
         assert self.process.stdin is not None
-        try:
+        with suppress(BrokenPipeError):  # it died already, which its exit status tells
             self.process.stdin.write(config)
             self.process.stdin.flush()
-        except BrokenPipeError:  # it died already, which its exit status tells
-            pass
 
     def _read(self, events: SimpleQueue[tuple[Running, str | None]]) -> None:
         output: IO[bytes] | None = self.process.stdout
@@ -96,13 +95,15 @@ class Running:
                 events.put((self, text.rstrip()))
         events.put((self, None))
 
+    def release(self) -> None:
+        """Lets the process end itself, if it runs."""
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
+
     def end(self) -> None:
         """Ends the process, if it runs."""
-        assert self.process.stdin is not None
-        try:
-            self.process.stdin.close()
-        except BrokenPipeError:
-            pass
+        self.release()
         try:
             self.process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
@@ -148,7 +149,10 @@ def run_side_by_side(points: Sequence[Point], jobs: int) -> list[JobReturn]:
                 returned[process.point.number] = outcome = process.outcome()
                 screen.ended(process.point.number, _told(process, outcome))
         finally:
-            _end(running)
+            for process in running:
+                process.release()
+            for process in running:
+                process.end()
     return [returned[point.number] for point in points]
 
 
@@ -163,11 +167,3 @@ def _told(process: Running, outcome: JobReturn) -> str:
     if isinstance(value, Failed):
         return f"failed after {took} ({process.point.words}): {value.reason}; output: {where}"
     return f"done in {took} ({process.point.words})"
-
-
-def _end(running: Iterable[Running]) -> None:
-    for process in running:
-        assert process.process.stdin is not None
-        process.process.stdin.close()
-    for process in running:
-        process.end()

@@ -84,7 +84,8 @@ class Search(Sweeper):
 
     def _stop(self, study: Study) -> list[str]:
         """The override by which a point ends before its recovery if it is far below the best one."""
-        known = [trial.user_attrs["one_shot_accuracy"] for trial in study.get_trials(deepcopy=False) if "one_shot_accuracy" in trial.user_attrs]
+        facts = [trial.user_attrs for trial in study.get_trials(deepcopy=False)]
+        known = [fact["one_shot_accuracy"] for fact in facts if "one_shot_accuracy" in fact]
         return [] if self.margin is None or not known else [f"stop_below={max(0.0, max(known) - self.margin):.6g}"]
 
 
@@ -150,7 +151,7 @@ def _distribution(name: str, override: Override) -> BaseDistribution:
         assert value.start is not None and value.end is not None
         whole = isinstance(value.start, int) and isinstance(value.end, int)
         kind = IntDistribution if whole else FloatDistribution
-        return kind(value.start, value.end, log="log" in value.tags)  # type: ignore[arg-type]
+        return kind(value.start, value.end, log="log" in value.tags)
     if isinstance(value, ChoiceSweep | RangeSweep):
         return CategoricalDistribution(list(override.sweep_string_iterator()))
     raise ConfigError(f"{name}: expected an interval, a choice or a range, got {override.input_line}")
