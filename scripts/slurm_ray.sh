@@ -35,7 +35,10 @@ if ((others > 0)); then
         ray start --address="$address" --num-cpus="$SLURM_CPUS_ON_NODE" --block &
 fi
 
+sweep=()
+[[ ${1:-} != --multirun ]] || { sweep=(--multirun) && shift; } # goes before all settings
+
 # A worker for each GPU of the job, unless the command line says otherwise. Ray is given cluster.wait_seconds to have them all.
 workers=$((SLURM_JOB_NUM_NODES * ${SLURM_GPUS_ON_NODE:-0}))
 ((workers == 0)) || set -- "cluster.workers=$workers" "$@"
-"${on_head[@]}" env RAY_ADDRESS="$address" python -m orchestrator "$@" cluster.address=auto
+"${on_head[@]}" env RAY_ADDRESS="$address" python -m orchestrator "${sweep[@]}" "$@" cluster.address=auto

@@ -134,7 +134,8 @@ def test_a_sweep_that_is_ended_leaves_no_process_behind_and_continues(how: signa
 def test_points_with_different_clusters_are_refused_in_one_line(tmp_path: Path) -> None:
     ended = sweep(tmp_path, *SIDE_BY_SIDE, "cluster=local", "cluster.threads=1,2")
     assert ended.returncode == 2
-    assert ended.stderr.splitlines() == ["error: hydra/launcher=ray_shared: expected points with equal settings of the cluster, got different ones"]
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("error: hydra/launcher=ray_shared: the points share one cluster, but their settings of it differ")
 
 
 def test_a_hopeless_run_ends_before_its_recovery_and_says_so(tmp_path: Path) -> None:
@@ -188,10 +189,18 @@ def test_a_killed_search_continues_with_the_point_that_was_running(tmp_path: Pat
 
 
 @needs_optuna
-def test_a_search_side_by_side_stops_hopeless_points_and_counts_failed_ones(tmp_path: Path) -> None:
-    """A sparsity of 1.5 fails; one of 0.999 leaves a model whose one-shot accuracy is far below that of 0.05."""
-    options = ("hydra/launcher=ray_shared", "hydra.sweeper.trials=4", "hydra.sweeper.margin=0.001", "recovery=adamw", "recovery.epochs=1")
-    ended = sweep(tmp_path, *SEARCH, *options, "pruner.target.sparsity=choice(1.5,0.05,0.999)", "hydra.sweeper.at_once=2")
-    assert ended.returncode in (0, 1)
+def test_a_search_side_by_side_does_not_recover_points_that_are_worse_than_the_best_and_goes_on_when_one_fails(tmp_path: Path) -> None:
+    """Of four points, drawn among a dampening that is refused and sparsities, each that is stopped is worse than the best by the margin."""
+    options = ("hydra/launcher=ray_shared", "hydra.sweeper.trials=4", "hydra.sweeper.margin=0.01", "recovery=adamw", "recovery.epochs=1")
+    space = ("pruner.target.sparsity=interval(0.1,0.95)", "pruner.dampening=choice(-1,1e-3,1e-2)", "hydra.sweeper.at_once=2")
+    ended = sweep(tmp_path, *SEARCH, *options, *space)
+    failed = [line for line in ended.stdout.splitlines() if "] failed after" in line]
     found = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("tiny-*/report.json")]
-    assert found and "best of" in ended.stdout
+    assert len(found) + len(failed) == 4 and ended.returncode == int(bool(failed)), ended.stdout + ended.stderr
+    assert all("pruner.dampening: expected a positive number" in line for line in failed)
+    one_shot = {report["fingerprint"]: report["stages"][1]["metrics"]["top1"] for report in found}
+    for report in found:
+        below = report["experiment"]["stop_below"]
+        assert (report["stopped_below"] is not None) == (below is not None and one_shot[report["fingerprint"]] < below)
+        assert below is None or any(accuracy == pytest.approx(below + 0.01, abs=1e-5) for accuracy in one_shot.values())
+    assert f"best of {len(found)} points" in ended.stdout

@@ -68,7 +68,8 @@ class RayShared(Launcher):
         """
         first = clusters[0] if self._cluster is None else self._cluster[0]
         same = all(type(cluster) is type(first) and _settings(cluster) == _settings(first) for cluster in clusters)
-        require(same, "hydra/launcher=ray_shared", "points with equal settings of the cluster", "different ones")
+        if not same:
+            raise ConfigError("hydra/launcher=ray_shared: the points share one cluster, but their settings of it differ; sweep over others")
         if self._cluster is None:
             jobs, stack = min(self.n_jobs or first.runs_at_once, len(clusters)), ExitStack()
             self._cluster = first, jobs, stack.enter_context(first.shared_by(jobs))

@@ -161,5 +161,5 @@ def _optuna() -> Any:
     try:
         import optuna
     except ImportError as error:
-        raise ConfigError("hydra/sweeper=search needs optuna, which is not installed; run: pip install 'secateur[search]'") from error
+        raise ConfigError("hydra/sweeper=search needs optuna, which is not installed; run: pip install optuna") from error
     return optuna
