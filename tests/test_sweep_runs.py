@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import psutil
@@ -151,8 +150,8 @@ def test_a_hopeless_run_ends_before_its_recovery_and_says_so(tmp_path: Path) -> 
 
 
 def test_the_rounds_after_a_hopeless_one_are_left_out(tmp_path: Path) -> None:
-    rounds = "rounds={a:{pruner:{target:{sparsity:0.3}}},b:{pruner:{target:{sparsity:0.6}}}}"
-    run(tmp_path, "recovery=adamw", "recovery.epochs=1", rounds, "stop_below=1")
+    rounds = ("+rounds.a.pruner.target.sparsity=0.3", "+rounds.b.pruner.target.sparsity=0.6")
+    run(tmp_path, "recovery=adamw", "recovery.epochs=1", *rounds, "stop_below=1")
     report = json.loads((directory(tmp_path) / "report.json").read_text())
     assert [(part["name"], part["epochs"]) for part in report["rounds"]] == [("a", 0)]
     assert report["stopped_below"] == 1
