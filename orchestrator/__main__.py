@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -20,63 +21,59 @@ from rich.console import Console
 
 from orchestrator.command import command
 from orchestrator.composing import CONF, complaint, find_packages
+from orchestrator.sweep.launcher import RayShared
 from orchestrator.sweep.records import fail_point, finish_point, start_point
+from orchestrator.sweep.search import Search
 from workers.checks import require
 from workers.errors import ConfigError, SecateurError
 
 if TYPE_CHECKING:
     from orchestrator.config import Experiment
-    from orchestrator.report.result import Report
+    from orchestrator.objectives import Values
 
 
 @hydra.main(config_path=CONF, config_name="config", version_base="1.3")
-def conduct(composed: DictConfig) -> float | None:
-    """Runs a composed configuration and returns the final accuracy, for sweepers."""
+def conduct(composed: DictConfig) -> Values:
+    """Runs a composed configuration and returns its objectives, for sweepers."""
     if HydraConfig.get().mode is RunMode.MULTIRUN:
         return conduct_point(composed)
     try:
-        return final_accuracy(carry_out(composed))
+        return carry_out(composed)[0]
     except SecateurError as error:  # printed here, since Hydra would add a line of its own
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
 
 
-def conduct_point(composed: DictConfig) -> float | None:
-    """Runs one point of a sweep, and leaves its record there. An error ends this point alone; its final accuracy is then None."""
+def conduct_point(composed: DictConfig) -> Values:
+    """Runs one point of a sweep, and leaves its record there. An error ends this point alone; it has no objectives then."""
     here = HydraConfig.get()
     sweep = Path(here.sweep.dir).resolve()
     point = start_point(sweep, int(here.job.num), list(here.overrides.task))
     try:
-        finished = carry_out(composed)
+        values, directory = carry_out(composed)
     except Exception as error:
         print(f"error: {fail_point(sweep, point, error)}", file=sys.stderr, flush=True)
         return None
-    finish_point(sweep, point, finished[1] if finished else None)
-    return final_accuracy(finished)
+    finish_point(sweep, point, directory)
+    return values
 
 
-def final_accuracy(finished: tuple[Report, Path] | None) -> float | None:
-    """The headline accuracy of the final model; None if it was not measured, or if nothing was run."""
-    report = finished[0] if finished else None
-    return report.metric(report.stages[-1].name, report.headline_metric) if report and report.headline_metric else None
-
-
-def carry_out(composed: DictConfig) -> tuple[Report, Path] | None:
-    """Plans or runs, and prints the outcome. Returns the report of a run and its directory."""
+def carry_out(composed: DictConfig) -> tuple[Values, Path | None]:
+    """Plans or runs, and prints the outcome. Returns the objectives of a run and its directory, if it was carried out."""
     from orchestrator.config import Mode, as_dict, check_request, load
 
     if composed.mode == Mode.STATUS.value:  # before anything is checked that only a run needs
         from orchestrator.status.table import show_status
 
         show_status(Path(composed.output), Console())
-        return None
+        return None, None
     experiment = load(composed)
     if experiment.mode is Mode.RUN:
         check_request(experiment)  # before anything heavy is imported
     console = Console()
     if experiment.mode is Mode.CLEAN:
         clean(experiment, console)
-        return None
+        return None, None
     from orchestrator.launch import missing, plan_experiment, run_experiment
 
     if experiment.mode is Mode.PLAN:
@@ -85,21 +82,22 @@ def carry_out(composed: DictConfig) -> tuple[Report, Path] | None:
         console.print(plan_table(plan_experiment(experiment)))
         for refusal in missing(experiment):
             console.print(f"The run would end here with an error: {refusal}", soft_wrap=True, markup=False)
-        return None
+        return None, None
     if experiment.mode is Mode.STRUCTURE:
         from orchestrator.structure_table import structure_table
 
         console.print(structure_table(experiment.model, experiment.data.input_shape))
-        return None
+        return None, None
     if experiment.mode is Mode.LATENCY:
         print_latency(experiment, console)
-        return None
+        return None, None
+    from orchestrator.objectives import values
     from orchestrator.report.console import summary_table
 
     report, directory = run_experiment(experiment, as_dict(composed), command(), sweep())
     console.print(summary_table(report))
     console.print(f"report: {directory / 'report.html'}\nmodel:  {directory / 'model.safetensors'}", soft_wrap=True)
-    return report, directory
+    return values(report, experiment.objectives), directory
 
 
 def print_latency(experiment: Experiment, console: Console) -> None:
@@ -146,14 +144,24 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises its errors; they are printed below
     os.environ["SECATEUR_WORKER"] = "driver"  # the name of this process in records
     find_packages()
+    register_plugins()
     try:
         conduct()
+    except SecateurError as error:  # of a sweep; that of a run is printed above
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except KeyboardInterrupt:
+        print("error: interrupted; run the same command again to continue: finished work is kept", file=sys.stderr)
+        sys.exit(130)
     except (HydraException, OmegaConfBaseException) as error:
         print(f"error: {complaint(error)}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; what was computed is kept", file=sys.stderr)
-        sys.exit(130)
+
+
+def register_plugins() -> None:
+    """Makes the launcher and the sweeper of this project known to Hydra."""
+    for plugin in (RayShared, Search):
+        Plugins.instance().register(plugin)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from orchestrator.config import Experiment, load
-from workers.errors import ConfigError
+from workers.errors import ConfigError, SecateurError
 
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
 ENTRY_POINTS = "secateur.conf"
@@ -71,6 +71,8 @@ def complaint(error: Exception) -> str:
         known = [str(option) for option in error.options or []]
         return f"{group}={name}: there is no such {group or 'configuration'}{_suggestion(name, known)}"
     cause = error.__cause__
+    if isinstance(cause, SecateurError):  # of a launcher or a sweeper, which Hydra makes
+        return str(cause)
     key = getattr(cause, "full_key", None) or getattr(error, "full_key", None)
     if key and "not in struct" in str(getattr(cause or error, "msg", "")):
         parent = getattr(cause or error, "parent_node", None)

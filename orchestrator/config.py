@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from orchestrator.cluster.base import Cluster
+from orchestrator.objectives import OBJECTIVES
 from orchestrator.tracking.base import Tracking
 from workers.checks import require, require_numbers
 from workers.data.base import Dataset
@@ -87,6 +88,7 @@ class Experiment:
     pruner: Pruner
     steps: int
     recovery: Training | None
+    stop_below: float | None  # one-shot accuracy below which the run ends before the recovery
     onnx: bool
     int8: bool
     latency: Latency  # how time is measured, for targets of latency and mode=latency
@@ -95,11 +97,17 @@ class Experiment:
     rounds: dict[str, Round]  # in order; empty: one round of the pruner, steps and recovery above
     cluster: Cluster
     tracking: Tracking
+    objectives: list[str]  # what the run returns to a search
 
     @property
     def schedule(self) -> dict[str, Round]:
         """The rounds by name; a single one that nobody named is called ""."""
         return self.rounds or {"": Round(self.pruner, self.steps, self.recovery)}
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether measured times are among the results, or change them."""
+        return self.int8 or any(part.pruner.is_timed for part in self.schedule.values())
 
 
 COMPONENTS = (ModelFamily, Dataset, Training, Pruner, Cluster, Tracking)  # settings that are classes, each chosen from a folder of conf/
@@ -111,6 +119,7 @@ def load(composed: DictConfig) -> Experiment:
     scalars = _scalars(Experiment, given, "")
     _check_places(scalars["name"], scalars["output"])
     require(scalars["seed"] >= 0, "seed", "0 or more", scalars["seed"])
+    _check_search(scalars["objectives"], scalars["stop_below"])
     chosen = {name: _component(name, given.get(name), kind) for name, kind in components(Experiment)}
     experiment = Experiment(**scalars, **chosen, rounds=_rounds(given))
     experiment.pruner.check_steps("steps", experiment.steps)
@@ -150,6 +159,14 @@ def _check_places(name: str, output: str) -> None:
     places = [Path(output), *Path(output).parents]
     taken = next((place for place in places if place.exists() and not place.is_dir()), None)
     require(taken is None, "output", "a folder, or a path where one can be created", output, f"{taken} is a file")
+
+
+def _check_search(objectives: list[str], stop_below: float | None) -> None:
+    """Check what a run returns to a search, and when it stops early. Raises: ConfigError."""
+    require(bool(objectives), "objectives", "at least one name", objectives)
+    for name in objectives:
+        require(name in OBJECTIVES, "objectives", f"names among {', '.join(OBJECTIVES)}", name)
+    require(stop_below is None or 0 <= stop_below <= 1, "stop_below", "an accuracy from 0 to 1, or null", stop_below)
 
 
 def _rounds(given: dict[str, Any]) -> dict[str, Round]:

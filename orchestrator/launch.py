@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.checks import check_together, class_count
 from orchestrator.cleaning import free_intermediate
 from orchestrator.config import Experiment, Keep, check_request
-from orchestrator.identity.fingerprints import latency_fingerprint, run_fingerprint
+from orchestrator.identity.fingerprints import latency_fingerprint, run_directory, run_fingerprint
 from orchestrator.planning.plan import Plan
 from orchestrator.quantities import COSTS, number, size
 from orchestrator.report.result import Report, round_lines
@@ -84,7 +84,7 @@ def run_experiment(experiment: Experiment, config: dict[str, Any], command: str,
         model_bytes = plan.profile.model_bytes
         require(model_bytes < ONE_FILE_BYTES, "int8", f"false, since a model of {size(model_bytes)} needs several ONNX files", True)
     identity = run_fingerprint(experiment)
-    directory = Path(experiment.output).resolve() / f"{experiment.name}-{identity[:8]}"
+    directory = run_directory(experiment)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     store = Store(Path(experiment.output) / "store")

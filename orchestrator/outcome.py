@@ -127,6 +127,7 @@ class RoundOutcome:
     one_shot: Record[Metrics]
     trained: Record[TrainedModel] | None
     recovered: Record[Metrics] | None
+    stopped: bool = False  # before its training, since the one-shot accuracy was below ``stop_below``; the run ended with this round
 
     @property
     def model(self) -> Record[ModelNumbers]:
@@ -141,7 +142,7 @@ class Outcome:
     dense: Record[ModelNumbers]
     trained: Record[TrainedModel] | None
     assessed: Record[Metrics]
-    rounds: list[RoundOutcome]
+    rounds: list[RoundOutcome]  # all of them, unless the last one was stopped
     quantised: Record[Int8Model] | None = None
 
     @property

@@ -81,6 +81,8 @@ def prune(run: Run, imported: Record[ModelNumbers]) -> Outcome:
     for name in experiment.schedule:
         before = rounds[-1].model if rounds else dense
         rounds.append(prune_and_recover(run.of_round(name, before), before, dense, outputs))
+        if rounds[-1].stopped:
+            return Outcome(dense, trained, assessed, rounds)
     quantised = quantise(run, rounds[-1].model, outputs["test"]) if experiment.int8 else None
     return Outcome(dense, trained, assessed, rounds, quantised)
 
@@ -101,10 +103,11 @@ def prune_and_recover(
 
     increase = measure_increase(run, before, smaller, dense)
     one_shot = assess(run, "one_shot", evaluate(run, "evaluate one-shot", smaller, dense), outputs)
-    if settings.recovery is not None:
+    stopped = settings.recovery is not None and run.is_hopeless(one_shot.numbers.metrics)
+    if settings.recovery is not None and not stopped:
         trained = train(run, "recover", smaller, settings.recovery, dense)
         recovered = assess(run, "recovered", evaluate(run, "evaluate recovered", trained, dense), outputs)
-    return RoundOutcome(run.round, settings, pruned, run.family_of(smaller), increase, one_shot, trained, recovered)
+    return RoundOutcome(run.round, settings, pruned, run.family_of(smaller), increase, one_shot, trained, recovered, stopped)
 
 
 def mask_weights(run: Run, pruner: WeightPruner, model: Record[ModelNumbers]) -> Masking:

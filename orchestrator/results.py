@@ -77,6 +77,7 @@ def make_report(
         warnings=log.warnings + experiment.cluster.warnings,
         environment=environment(plan.resources),
         files=files,
+        stopped_below=experiment.stop_below if last.stopped else None,
     )
 
 
@@ -127,7 +128,7 @@ def round_result(experiment: Experiment, plan: Plan, log: Log, outcome: Outcome,
         name=part.name,
         pruner=type(part.settings.pruner).__name__,
         steps=part.settings.steps,
-        epochs=0 if part.settings.recovery is None else part.settings.recovery.epochs,
+        epochs=0 if part.settings.recovery is None or part.stopped else part.settings.recovery.epochs,
         asked=asked_of(part)["sparsity"] if goal is None else goal.fraction,
         asked_of="weights" if goal is None else goal.of,
         sparsity=sum(layer.zeros for layer in layers) / weights if weights else 0.0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from orchestrator.planning.plan import Plan
 from orchestrator.progress import Progress, Stage
 from orchestrator.quantities import count
 from orchestrator.report.parts import TaskRun
+from orchestrator.report.result import ACCURACIES
 from orchestrator.rounds import one_by_one
 from orchestrator.stages import prefix
 from orchestrator.store import Store, fingerprint
@@ -282,6 +283,15 @@ class Run:
         line = {"stage": stage, "fingerprint": record.fingerprint, "time": time.time(), "layer": layer} | vars(task)
         with (self.directory / TASKS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+    def is_hopeless(self, one_shot: Mapping[str, float | None]) -> bool:
+        """Whether the accuracy of the pruned model is below the least with which the run goes on."""
+        least = self.experiment.stop_below
+        accuracy = next((one_shot[key] for key in ACCURACIES if one_shot.get(key) is not None), None)
+        if least is None or accuracy is None or accuracy >= least:
+            return False
+        self.progress.note(f"{self.prefix}stopped early: the one-shot accuracy of {accuracy:.1%} is below stop_below={least:g}")
+        return True
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

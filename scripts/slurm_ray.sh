@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Run an experiment on the nodes of a Slurm job. Submit from the environment that secateur is installed in:
 #   sbatch --nodes=2 --gpus-per-node=8 scripts/slurm_ray.sh +experiment=dino_vitg_50pct output=/shared/runs …
+#   sbatch --nodes=2 --gpus-per-node=8 scripts/slurm_ray.sh --multirun hydra/launcher=ray_shared seed=0,1 output=/shared/runs …
 # Everything after the script's name goes to `python -m orchestrator`. `output` must be a folder that all nodes see.
 # Nodes are taken whole and should be alike; --time, --partition and --account are your site's.
 #SBATCH --job-name=secateur
@@ -34,7 +35,10 @@ if ((others > 0)); then
         ray start --address="$address" --num-cpus="$SLURM_CPUS_ON_NODE" --block &
 fi
 
+sweep=()
+[[ ${1:-} != --multirun ]] || { sweep=(--multirun) && shift; } # goes before all settings
+
 # A worker for each GPU of the job, unless the command line says otherwise. Ray is given cluster.wait_seconds to have them all.
 workers=$((SLURM_JOB_NUM_NODES * ${SLURM_GPUS_ON_NODE:-0}))
 ((workers == 0)) || set -- "cluster.workers=$workers" "$@"
-"${on_head[@]}" env RAY_ADDRESS="$address" python -m orchestrator "$@" cluster.address=auto
+"${on_head[@]}" env RAY_ADDRESS="$address" python -m orchestrator "${sweep[@]}" "$@" cluster.address=auto

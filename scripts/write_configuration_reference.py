@@ -44,6 +44,14 @@ GROUPS = {
     ),
     "cluster": "Where the run is carried out. Choose one with `cluster=NAME`.",
     "tracking": "Where metrics are written. Choose one with `tracking=NAME`.",
+    "hydra/launcher": (
+        "How the points of a sweep (`--multirun`) are run. By default, one after another in one process. The settings are called "
+        "`hydra.launcher.…`."
+    ),
+    "hydra/sweeper": (
+        "How the points of a sweep are chosen. By default, they are all combinations of the values on the command line. The settings are "
+        "called `hydra.sweeper.…`."
+    ),
 }
 
 

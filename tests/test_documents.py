@@ -19,6 +19,7 @@ import yaml
 from document_blocks import GENERATED, PAGES, ROOT, Block, anchors, blocks, commands, links, paths
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import DictConfig
 from PIL import Image
 from tiny import tiny_overrides
@@ -101,12 +102,18 @@ def composed(overrides: list[str], directory: str | None = None) -> DictConfig:
         return compose("config", overrides=[*overrides, *beside])
 
 
+def swept(override: Override) -> list[str]:
+    """The values of a sweep; of an interval, its ends."""
+    value = override.value()
+    return [str(value.start), str(value.end)] if isinstance(value, IntervalSweep) else list(override.sweep_string_iterator())
+
+
 def points(overrides: list[str]) -> list[list[str]]:
     """The first and the last point of a sweep; of what is none, the command line itself."""
     parsed = OverridesParser.create().parse_overrides(overrides)
     if not any(override.is_sweep_override() for override in parsed):
         return [overrides]
-    values = [list(override.sweep_string_iterator()) if override.is_sweep_override() else [None] for override in parsed]
+    values = [swept(override) if override.is_sweep_override() else [None] for override in parsed]
     return [
         [
             given if value[end] is None else f"{override.get_key_element()}={value[end]}"
@@ -141,7 +148,8 @@ def script_command(script: str, words: list[str]) -> None:
         assert option in source, f"{script} has no {option}"
     overrides = [word for word in words if re.match(r"[+~]*[\w@./]+=", word)]
     if "experiment_of" in source or "-m orchestrator" in source:
-        load(composed(overrides))
+        for point in points(overrides) if "--multirun" in words else [overrides]:
+            load(composed(point))
 
 
 def python_words(words: list[str]) -> bool:

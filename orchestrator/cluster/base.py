@@ -6,6 +6,7 @@ import os
 import platform
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -84,6 +85,18 @@ class Cluster(ABC):
     @abstractmethod
     def resources(self) -> Resources:
         """Returns the resources of this cluster, without starting anything."""
+
+    @property
+    @abstractmethod
+    def runs_at_once(self) -> int:
+        """Of how many runs side by side each has a worker of this cluster."""
+
+    @abstractmethod
+    def shared_by(self, runs: int) -> AbstractContextManager[dict[str, Any]]:
+        """Starts what ``runs`` runs side by side share, until the context ends, and gives the settings of this cluster for each of them.
+
+        Raises: ConfigError if the cluster does not answer.
+        """
 
     @abstractmethod
     def start(self, ranks: int) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from orchestrator.cluster.base import (
     Resources,
     Result,
     Task,
+    cores_here,
     default_threads,
     devices_here,
     memory_of_worker,
@@ -38,6 +40,18 @@ class Local(Cluster):
     def resources(self) -> Resources:
         device, _ = devices_here(self.device)
         return Resources(1, device, self.threads or default_threads(), memory_of_worker(self, device, 1))
+
+    @property
+    def runs_at_once(self) -> int:
+        return max(1, cores_here() // self.resources().threads)
+
+    @contextmanager
+    def shared_by(self, runs: int) -> Iterator[dict[str, Any]]:
+        """Divides the cores and the memory, unless the settings say how much each process uses."""
+        resources = self.resources()
+        threads = self.threads or max(1, min(resources.threads, cores_here() // runs))
+        share = 1 if self.memory_gb is not None or resources.device == "cuda" else runs
+        yield {"threads": threads, "memory_gb": resources.memory_bytes / share / 1e9}
 
     def start(self, ranks: int) -> None:
         from workers.worker import Worker

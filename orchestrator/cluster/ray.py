@@ -7,7 +7,8 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from workers.records import Record
 
 CPU_WORKERS = 2
+PATIENT_SECONDS = 1e6  # how long to wait for a place that another run has
 
 
 @dataclass
@@ -37,6 +39,7 @@ class Ray(Cluster):
     resources_per_worker: dict[str, float] | None  # further requests of a worker or a rank; with cuda, a GPU is implied
     wait_seconds: float  # how long to wait for room for the workers or for a gang
     retries: int  # after a worker died during a task or while it started, and after a gang failed
+    shared: bool  # whether other runs use the same places: waits for one as long as they take
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,6 +106,31 @@ class Ray(Cluster):
             self._counted = room(nodes, request)
         return self._counted
 
+    @property
+    def runs_at_once(self) -> int:
+        return self.resources().workers
+
+    @contextmanager
+    def shared_by(self, runs: int) -> Iterator[dict[str, Any]]:
+        """Divides the workers, each with its memory, among the runs. Ray grants the ranks of a training all at once or not at all."""
+        resources = self.resources()
+        share = {"workers": max(1, resources.workers // runs), "memory_gb": resources.memory_bytes / 1e9, "shared": True}
+        if self.address is not None:
+            yield share
+            return
+        import ray
+
+        self._join()
+        try:
+            yield share | {"address": ray.get_runtime_context().gcs_address}
+        finally:
+            ray.shutdown()
+
+    @property
+    def _patience(self) -> float:
+        """How long to wait for a place, in seconds, where the cluster is large enough."""
+        return PATIENT_SECONDS if self.shared else self.wait_seconds
+
     def start(self, ranks: int) -> None:
         resources, request = self.resources(), self._worker_request()
         self._join()
@@ -110,7 +138,7 @@ class Ray(Cluster):
         self._wait_for_room("cluster.workers", resources.workers, request)
         self._wait_for_room("training.ranks or recovery.ranks", ranks, self._rank_request())
         actors = RayActors(request, resources.device, resources.threads)
-        self._crew = Crew(actors, resources.workers, self.wait_seconds, self.retries, self.warnings.append)
+        self._crew = Crew(actors, resources.workers, self._patience, self.retries, self.warnings.append)
 
     def _join(self) -> None:
         """Starts Ray on this machine, or joins a running cluster.
@@ -205,7 +233,7 @@ class Ray(Cluster):
         self.release()  # workers keep nothing but caches
         request, device = self._rank_request(), self.resources().device
         # Ray Train waits for room ``retries + 1`` times, each time this long.
-        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(self.wait_seconds / (self.retries + 1))
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(self._patience / (self.retries + 1))
         trainer = TorchTrainer(
             function,
             train_loop_config=config,
@@ -220,7 +248,7 @@ class Ray(Cluster):
             trainer.fit()
         except ControllerError as error:
             raise SecateurError(
-                f"recovery.ranks: {ranks} ranks did not start within {self.wait_seconds:g} seconds ({_account(request)}; "
+                f"recovery.ranks: {ranks} ranks did not start within {self._patience:g} seconds ({_account(request)}; "
                 f"{str(error.controller_failure).split('. ')[0]}); add nodes, or wait until they are free, then run the same command "
                 "again: finished work is kept"
             ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.config import Experiment
@@ -18,6 +19,8 @@ NO_RESULT = {
     "output": "It says where results are written.",
     "cluster": "It says where results are computed. Device and threads may change their last bits and count where something is timed.",
     "tracking": "It says where numbers are sent.",
+    "objectives": "They say what a search is told of the results.",
+    "stop_below": "It counts only where it is set.",
     "onnx": "It writes the same model to one more file.",
     "latency": "It counts only where something is timed.",
     "store": "It says what of a finished run stays in the store.",
@@ -32,14 +35,16 @@ NO_RESULT = {
 def run_fingerprint(experiment: Experiment) -> str:
     """Returns the fingerprint in the name of the run's directory, so that the same settings continue an earlier run."""
     settings = {name: value for name, value in vars(experiment).items() if name not in NO_RESULT}
-    if is_timed(experiment):
+    if experiment.stop_below is not None:
+        settings["stop_below"] = experiment.stop_below
+    if experiment.is_timed:
         settings |= {"latency": experiment.latency, "here": conditions(experiment.latency, experiment.cluster.resources())}
     return fingerprint(settings, [[name, *vars(part).values()] for name, part in experiment.schedule.items()])
 
 
-def is_timed(experiment: Experiment) -> bool:
-    """Returns whether measured times are among the results, or change them."""
-    return experiment.int8 or any(part.pruner.is_timed for part in experiment.schedule.values())
+def run_directory(experiment: Experiment) -> Path:
+    """Returns the directory of a run, where its report is."""
+    return Path(experiment.output).resolve() / f"{experiment.name}-{run_fingerprint(experiment)[:8]}"
 
 
 def latency_fingerprint(experiment: Experiment, streams: bool, here: Resources) -> str:

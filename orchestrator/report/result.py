@@ -72,6 +72,7 @@ class Report:
     int8: Int8Result | None = None
     memory_removed: float | None = None  # fraction of the dense model's, if the last round that removed units had such a target
     pruner: str = ""
+    stopped_below: float | None = None  # the run ended before a recovery, since the one-shot accuracy was below this
 
     # -- what was done
 

@@ -76,6 +76,7 @@ def _accuracy_words(report: Report) -> str:
         return f"{ACCURACY_NAMES[key]} of the pruned model was not measured"
     earlier = any(part.after_recovery for part in report.rounds)
     without = "" if "recovered" in told else " (no recovery in the last round)" if earlier else " (no recovery)"
+    without = without if report.stopped_below is None else " (stopped early)"
     return f"{ACCURACY_NAMES[key]} {', '.join(f'{percent(value)} {model_name(report, name)}' for name, value in told.items())}{without}"
 
 
@@ -122,7 +123,10 @@ def _about_accuracy(report: Report) -> list[str]:
     for stage in report.stages:
         if key != "agreement" and stage.name != "dense" and dense is not None:
             told += _compared(f"The {model_name(report, stage.name)} model's {ACCURACY_NAMES[key]}", key, dense, stage)
-    if report.stage("recovered") is None:
+    if report.stopped_below is not None:
+        why = f"its accuracy is below stop_below, {percent(report.stopped_below)}"
+        told.append(f"The run was stopped early: the {model_name(report, 'one_shot')} model was not recovered, since {why}.")
+    elif report.stage("recovered") is None:
         when = "the last pruning" if report.rounds else "pruning"
         told.append(f"There was no recovery (training) after {when}: the {model_name(report, 'one_shot')} model is the result.")
     return told

@@ -82,6 +82,14 @@ def fail_point(sweep: Path, point: Point, error: Exception) -> str:
     return f"point {point.number} failed{f' ({settings})' if settings else ''}: {told}{where}"
 
 
+def record_failure(sweep: Path, number: int, overrides: list[str], reason: str) -> None:
+    """Records why a point failed whose process could not do so itself, because it was killed or never began."""
+    known = next((point for point in read_points(sweep) if point.number == number), None)
+    if known is None or known.state is State.STARTED:
+        started = known or Point(number, overrides, State.STARTED, time.time())
+        _write(sweep, replace(started, state=State.FAILED, seconds=time.time() - started.started, error=reason, status=1))
+
+
 def one_line(error: Exception) -> str:
     """The message of an error; the class of one without a message."""
     return " ".join(str(error).split()) or type(error).__name__

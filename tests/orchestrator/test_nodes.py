@@ -97,6 +97,7 @@ def attached(nodes: Nodes) -> Iterator[Callable[..., Ray]]:
             "resources_per_worker": {"GPU": 1.0},
             "wait_seconds": 30.0,
             "retries": 1,
+            "shared": False,
         }
         made.append(Ray(**(defaults | settings)))
         return made[-1]
