@@ -4,6 +4,7 @@ import os
 import shutil
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -51,10 +52,12 @@ def two_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def folder(two_runs: Path, tmp_path: Path) -> Path:
+def folder(two_runs: Path, tmp_path: Path) -> Iterator[Path]:
+    """The two runs, which are as they were after the test. Their names depend on where the checkpoint is."""
     shutil.copytree(two_runs / "runs", tmp_path / "runs")
-    shutil.copy(two_runs / "tiny.safetensors", tmp_path)
-    return tmp_path
+    yield two_runs
+    shutil.rmtree(two_runs / "runs")
+    shutil.copytree(tmp_path / "runs", two_runs / "runs")
 
 
 def half(folder: Path) -> Path:
