@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -21,9 +20,8 @@ from rich.console import Console
 
 from orchestrator.command import command
 from orchestrator.composing import CONF, complaint, find_packages
-from orchestrator.sweep.launcher import RayShared
+from orchestrator.sweep.plugins import register_plugins
 from orchestrator.sweep.records import fail_point, finish_point, start_point
-from orchestrator.sweep.search import Search
 from workers.checks import require
 from workers.errors import ConfigError, SecateurError
 
@@ -156,12 +154,6 @@ def main() -> None:
     except (HydraException, OmegaConfBaseException) as error:
         print(f"error: {complaint(error)}", file=sys.stderr)
         sys.exit(2)
-
-
-def register_plugins() -> None:
-    """Makes the launcher and the sweeper of this project known to Hydra."""
-    for plugin in (RayShared, Search):
-        Plugins.instance().register(plugin)
 
 
 if __name__ == "__main__":

@@ -210,6 +210,9 @@ def _class(target: str) -> type:
 
 def page() -> str:
     from orchestrator.config import Experiment
+    from orchestrator.sweep.plugins import register_plugins
+
+    register_plugins()
 
     run = read(CONF / "config.yaml")
     own = {key: setting for key, setting in run.settings.items() if key.split(".")[0] not in ("defaults", "hydra")}

@@ -91,7 +91,7 @@ def test_everything_that_the_tree_in_contributing_names_exists() -> None:
     names = {
         path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*") if "__pycache__" not in path.parts
     }
-    known = {name.rpartition("/")[2] for name in names} | {"conf", "hydra_plugins", "scripts", "tests", "docker", "docs", *PACKAGES}
+    known = {name.rpartition("/")[2] for name in names} | {"conf", "scripts", "tests", "docker", "docs", *PACKAGES}
     drawn = re.findall(r"\b([\w/]+\.py|[\w]+(?=/(?:\s|,|:|$)))", tree())
     assert drawn and not [name for name in drawn if name.rpartition("/")[2] not in known]
 
