@@ -141,10 +141,10 @@ class Run:
 
         What another driver is computing is waited for, and computed here if that driver ends without a result. No claim is held meanwhile.
         """
+        self.store.check()
         found: dict[str, Record[Kind]] = {}
         missing, shown = self._read(stage, wanted, found), 0
         while missing:
-            self.store.check()
             self._start_workers()  # before anything is claimed, since another driver may hold the devices and wait
             with self.store.claims.taken(missing) as mine:
                 left = self._read(stage, mine, found)  # without what another driver has finished

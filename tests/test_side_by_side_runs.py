@@ -103,6 +103,7 @@ def _command(folder: Path, *overrides: str) -> list[str]:
     return [sys.executable, "-m", "orchestrator", *arguments(folder, *overrides)]
 
 
+@pytest.mark.slow
 def test_two_trainings_that_each_need_the_whole_machine_take_turns(tmp_path: Path) -> None:
     """Each of two ranks asks for half of the cores, so one training waits for the other, far longer than cluster.wait_seconds."""
     cores = len(os.sched_getaffinity(0))
@@ -117,7 +118,7 @@ def test_two_trainings_that_each_need_the_whole_machine_take_turns(tmp_path: Pat
     assert first_ended <= second_started
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("how", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGINT])
 def test_a_sweep_that_is_ended_leaves_no_process_behind_and_continues(how: signal.Signals, tmp_path: Path) -> None:
     process, children = start_sweep(tmp_path, "collect: started", *SIDE_BY_SIDE, "seed=0,1", *ON_RAY)
     assert any("raylet" in child.name() for child in children) and len(children) > 3

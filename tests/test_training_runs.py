@@ -68,5 +68,5 @@ def test_wandb_is_told_the_configuration_the_metrics_the_layers_and_the_files(un
     for which in ("dense", "final"):
         counted = {name: summary[f"size/{which}_{name}"] for name in ("parameters", "macs")}
         assert counted == report[f"{which}_size"] and summary[f"speed/{which}_images_per_second"] > 0
-    sent = {name for files in offline_wandb.artifacts(found).values() for name, *_ in files}
+    sent = {entry.path for artifact in offline_wandb.artifacts(found).values() for entry in artifact.manifest.contents}
     assert {"report.html", "report.json", "model.safetensors"} <= sent

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.allocation.latency_table import LatencyTable, OperationTable
 from orchestrator.quantities import count, milliseconds, percent
 from orchestrator.report.console import drawn
 from orchestrator.report.tables import Table
 
 if TYPE_CHECKING:
     import rich.console
+
+    from orchestrator.allocation.latency_table import LatencyTable, OperationTable
 
 SHOWN = 12  # operations
 PAGE = "latency.html"

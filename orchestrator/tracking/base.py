@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from orchestrator.allocation.latency_table import LatencyTable
 from orchestrator.report.parts import LayerResult
 from orchestrator.report.result import Report
 from workers.errors import ConfigError
+
+if TYPE_CHECKING:
+    from orchestrator.allocation.latency_table import LatencyTable
 
 Warn = Callable[[str], Any]
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from orchestrator.allocation.latency_table import LatencyTable
 from orchestrator.report.parts import LayerResult, ModelSize, StageResult
 from orchestrator.report.result import Report
 from orchestrator.report.staircases import name_of, shown
 from orchestrator.report.write import as_json
 from orchestrator.tracking.base import Result
+
+if TYPE_CHECKING:
+    from orchestrator.allocation.latency_table import LatencyTable
 
 
 @dataclass(frozen=True)

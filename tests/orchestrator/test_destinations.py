@@ -221,7 +221,7 @@ def test_a_choice_by_a_table_is_called_by_the_widths_in_it(tmp_path: Path) -> No
     for widths in (13, 16):
         experiment = experiment_of(["pruner=halp", f"latency.widths={widths}"])
         times = SimpleNamespace(dense_ms=1.0, table=SimpleNamespace(model_ms=1.0, measured=("at 4", "at 64")))
-        run = SimpleNamespace(experiment=experiment, steps_left=1, store=Store(tmp_path), find=find)
+        run = SimpleNamespace(experiment=experiment, steps_left=1, store=Store(tmp_path), once=lambda _stage, to, _make: find(to))
         with pytest.raises(StopIteration):
             choose_units(run, experiment.pruner, None, "ranking", times)  # type: ignore[arg-type]
     assert len(set(named)) == 2

@@ -155,7 +155,7 @@ def test_mode_structure_prints_the_groups(capsys):
     from orchestrator.composing import CONF
 
     with initialize_config_dir(CONF, version_base="1.3"):
-        assert carry_out(compose("config", overrides=["mode=structure"])) is None
+        assert carry_out(compose("config", overrides=["mode=structure"])) == (None, None)
     printed = capsys.readouterr().out
     assert "12 groups, 3,096 units." in printed  # 6 blocks of 4 heads and 512 neurons
     assert "blocks.5.mlp" in printed and "neuron" in printed
