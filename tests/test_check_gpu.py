@@ -15,6 +15,7 @@ import check_gpu
 SIMULATED = {name: work for name, work in check_gpu.CHECKS.items() if name in ("elimination", "masks")}
 
 
+@pytest.mark.slow
 def test_all_checks_run_and_the_file_says_what_they_found(tmp_path: Path) -> None:
     with simulated_gpu(), mock.patch.object(check_gpu, "CHECKS", SIMULATED):
         check_gpu.check(tmp_path / "check.json", quick=True)

@@ -88,6 +88,7 @@ def test_a_model_and_a_pruner_of_the_users_own_run_and_are_in_the_report(package
     assert {"train", "score", "solve"} <= set(computed(package)), "a file that the model imports has changed"
 
 
+@pytest.mark.slow
 def test_workers_and_ranks_in_other_processes_build_the_users_model(package: Path) -> None:
     few = [setting for setting in QUICK if not setting.startswith("cluster")]
     more = ["cluster.workers=1", "cluster.threads=1", "training.ranks=2"]

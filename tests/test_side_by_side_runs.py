@@ -69,6 +69,7 @@ def test_points_side_by_side_have_the_bytes_of_a_run_and_a_point_that_fails_stop
     assert "error: point 0 failed" in log_of(tmp_path / "side", 0) and "collect: done" in log_of(tmp_path / "side", 1)
 
 
+@pytest.mark.slow
 def test_callbacks_of_jobs_find_the_sweep_and_the_number_of_their_point_in_its_process(tmp_path: Path) -> None:
     (tmp_path / "noting.py").write_text(
         "import json, os\n"
@@ -118,7 +119,8 @@ def test_two_trainings_that_each_need_the_whole_machine_take_turns(tmp_path: Pat
     assert first_ended <= second_started
 
 
-@pytest.mark.parametrize("how", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGINT])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_sweep_that_is_ended_leaves_no_process_behind_and_continues(how: signal.Signals, tmp_path: Path) -> None:
     process, children = start_sweep(tmp_path, "collect: started", *SIDE_BY_SIDE, "seed=0,1", *ON_RAY)
     assert any("raylet" in child.name() for child in children) and len(children) > 3

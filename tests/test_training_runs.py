@@ -39,6 +39,7 @@ def test_a_driver_killed_while_training_continues_to_equal_bytes(stage: str, und
     assert max(computed(tmp_path).values()) == 1
 
 
+@pytest.mark.slow
 def test_a_gang_of_two_on_ray_equals_a_gang_of_two_processes(tmp_path: Path) -> None:
     for cluster in ((), ON_RAY):
         run(

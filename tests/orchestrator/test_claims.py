@@ -16,7 +16,6 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
-from orchestrator.track import FileTracker
 from tiny import tiny_overrides
 from warm import server
 
@@ -27,6 +26,7 @@ from orchestrator.launch import plan_experiment
 from orchestrator.progress import Progress
 from orchestrator.run import Run
 from orchestrator.store import Store
+from orchestrator.tracking.files import FileTracker
 from workers.files import finish
 from workers.records import Destination, ImportedModel, Record
 
