@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from run_cases import computed, directory, run, stored
+from run_cases import directory, run, stored
 
 from workers.export import load_state
 
@@ -14,7 +14,6 @@ def test_a_run_in_bfloat16_shares_no_sums_with_one_in_float32_and_nearly_all_of_
     collected, imported = len(stored(tmp_path, "collect")), len(stored(tmp_path, "import"))
     run(tmp_path, "pruner=guided", "precision=bf16")
     assert len(stored(tmp_path, "collect")) == 2 * collected and len(stored(tmp_path, "import")) == imported
-    assert sum(computed(tmp_path).values()) > 0
 
     (exact_file,) = (tmp_path / "runs").glob("exact-*/model.safetensors")
     (exact, exact_masks), (rounded, masks) = load_state(exact_file), load_state(directory(tmp_path) / "model.safetensors")

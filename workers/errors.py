@@ -21,3 +21,8 @@ class DamagedResult(SecateurError):
 
     def __reduce__(self) -> tuple[type, tuple[Path, str]]:
         return type(self), (self.directory, self.reason)
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error, or the name of its class if it says nothing."""
+    return next((line for line in str(error).strip().splitlines()), type(error).__name__)

@@ -288,32 +288,7 @@ class Int8Model(Numbers, Comparison):
 
 
 KINDS: dict[str, type[Numbers]] = {
-    kind.verb: kind
-    for kind in (
-        ImportedModel,
-        TrainedModel,
-        JoinedModel,
-        SmallerModel,
-        PartialMoment,
-        PairedInputs,
-        LayerScores,
-        LayerCounts,
-        FittedCounts,
-        LayerSolution,
-        RefittedLayer,
-        PartialSums,
-        UnitRanking,
-        ChosenUnits,
-        OperationTime,
-        ModelTime,
-        ModelComparison,
-        LayerTimes,
-        SparseComparison,
-        Outputs,
-        MeasuredIncrease,
-        Metrics,
-        Int8Model,
-    )
+    kind.verb: kind for kind in list(vars().values()) if isinstance(kind, type) and issubclass(kind, Numbers) and "verb" in vars(kind)
 }
 
 Kind_co = TypeVar("Kind_co", bound=Numbers, covariant=True)

@@ -20,11 +20,14 @@ NO_RESULT = {
     "cluster": "It says where results are computed. Device and threads may change their last bits and count where something is timed.",
     "tracking": "It says where numbers are sent.",
     "objectives": "They say what a search is told of the results.",
-    "stop_below": "It counts only where it is set.",
     "onnx": "It writes the same model to one more file.",
-    "latency": "It counts only where something is timed.",
     "store": "It says what of a finished run stays in the store.",
     "clean": "It says what mode=clean frees.",
+}
+# Fields that do not count as they are.
+ELSEWHERE = {
+    "latency": "It counts only where something is timed.",
+    "stop_below": "It counts only where it is set.",
     "rounds": "The schedule that they describe counts instead.",
     "pruner": "It counts as part of the schedule.",
     "steps": "They count as part of the schedule.",
@@ -34,7 +37,7 @@ NO_RESULT = {
 
 def run_fingerprint(experiment: Experiment) -> str:
     """Returns the fingerprint in the name of the run's directory, so that the same settings continue an earlier run."""
-    settings = {name: value for name, value in vars(experiment).items() if name not in NO_RESULT}
+    settings = {name: value for name, value in vars(experiment).items() if name not in NO_RESULT and name not in ELSEWHERE}
     if experiment.stop_below is not None:
         settings["stop_below"] = experiment.stop_below
     if experiment.is_timed:

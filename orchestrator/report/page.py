@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
 from plotly import graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from orchestrator.quantities import COSTS, count, duration, number, percent, size
 from orchestrator.report import figures, layer_figures, tables
+from orchestrator.report.environment import environment
 from orchestrator.report.result import FASTER, Report
 from orchestrator.report.terms import ACCURACY_NAMES, model_name, verb_name
 from orchestrator.report.words import sentences, verdict
@@ -53,11 +51,7 @@ def figure_page(title: str, figure: go.Figure, paragraphs: Sequence[str] = ()) -
 
 def render(template: str, **values: Any) -> str:
     """A page from a template. Values are escaped; the figures and the data of scripts come as JSON."""
-    loader = PackageLoader("orchestrator.report")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["unbroken"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
-    environment.filters["breakable"] = lambda text: Markup("<wbr>").join([escape(part) for part in re.split(r"(?<=[._])", text)])
-    return environment.get_template(template).render(plotly_js=get_plotlyjs(), dark=figures.DARK, **values)
+    return environment().get_template(template).render(plotly_js=get_plotlyjs(), dark=figures.DARK, **values)
 
 
 def drawn_figures(report: Report) -> dict[str, dict[str, Any]]:

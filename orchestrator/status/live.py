@@ -19,6 +19,7 @@ import psutil
 from orchestrator.report.result import Report
 from orchestrator.status.page import write_page
 from orchestrator.status.state import Accuracy, Phase, State
+from workers.errors import first_line
 
 STATE_SECONDS = 3.0  # between two signs of life
 PAGE_SECONDS = 15.0  # between two pages while a stage goes on
@@ -71,7 +72,7 @@ class LiveState:
         if error is None:
             self._change(phase=Phase.DONE.value, planned=1.0)
         else:
-            self._change(phase=Phase.FAILED.value, error=one_line(error))
+            self._change(phase=Phase.FAILED.value, error=reason(error))
         self._write_page()
         if self._previous is not None and signal.getsignal(signal.SIGTERM) is _terminated:
             signal.signal(signal.SIGTERM, self._previous)
@@ -130,14 +131,13 @@ class LiveState:
             write_page(self.directory.parent)
 
 
-def one_line(error: BaseException) -> str:
-    """Returns why a run failed."""
+def reason(error: BaseException) -> str:
+    """Returns why a run failed, in one line."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     if isinstance(error, SystemExit):
         return "terminated (SIGTERM)" if error.code in TERMINATED else f"it ended with exit status {error.code}"
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:LONGEST]
+    return first_line(error)[:LONGEST]
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from pathlib import Path
-from urllib.parse import quote
-
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from orchestrator.quantities import percent
+from orchestrator.report.environment import environment
 from orchestrator.status.listing import FILES, SILENT_SECONDS, ListedRun, age, at, counts, runs_in
 from orchestrator.status.state import replace_text
 
@@ -33,17 +30,18 @@ def write_page(output: Path) -> Path:
 
 def page(runs: list[ListedRun], now: float) -> str:
     """Returns the whole document."""
-    loader = ChoiceLoader([PackageLoader("orchestrator.status"), PackageLoader("orchestrator.report")])
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["place"] = partial(quote, errors="surrogateescape")  # a folder may have any sign in its name
-    return environment.get_template("index.html").render(
-        runs=runs,
-        heading=", ".join(f"{many} {kind}" for kind, many in counts(runs)) or "No runs",
-        is_running=any(run.kind == "running" for run in runs),
-        now=now,
-        silent_seconds=SILENT_SECONDS,
-        files=FILES,
-        at=at,
-        age=age,
-        percent=percent,
+    return (
+        environment()
+        .get_template("index.html")
+        .render(
+            runs=runs,
+            heading=", ".join(f"{many} {kind}" for kind, many in counts(runs)) or "No runs",
+            is_running=any(run.kind == "running" for run in runs),
+            now=now,
+            silent_seconds=SILENT_SECONDS,
+            files=FILES,
+            at=at,
+            age=age,
+            percent=percent,
+        )
     )

@@ -11,7 +11,8 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from orchestrator.sweep.records import Point, one_line, read_points, write_command
+from orchestrator.sweep.records import Point, read_points, write_command
+from workers.errors import first_line
 
 
 class SweepPage(Callback):
@@ -70,5 +71,5 @@ def write(folder: Path) -> Path | None:
         compared = compared_points(folder)
         return write_page(compared, folder) if compared.runs or compared.failures else None
     except Exception as error:
-        print(f"warning: {folder}: the page of the sweep was not written: {type(error).__name__}: {one_line(error)}", file=sys.stderr)
+        print(f"warning: {folder}: the page of the sweep was not written: {type(error).__name__}: {first_line(error)}", file=sys.stderr)
         return None

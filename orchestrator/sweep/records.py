@@ -14,7 +14,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from workers.errors import ConfigError, SecateurError
+from workers.errors import ConfigError, SecateurError, first_line
 from workers.files import write_text
 
 POINTS = "points"  # the folder of the records, in that of the sweep
@@ -67,7 +67,7 @@ def finish_point(sweep: Path, point: Point, run: Path | None) -> None:
 
 def fail_point(sweep: Path, point: Point, error: Exception) -> str:
     """Records that a point failed, and returns the line to print about it."""
-    told, trace = one_line(error), None
+    told, trace = first_line(error), None
     if not isinstance(error, SecateurError):
         trace = f"{POINTS}/{point.number}.txt"
         write_text(sweep / trace, "".join(traceback.format_exception(error)))
@@ -88,11 +88,6 @@ def record_failure(sweep: Path, number: int, overrides: list[str], reason: str) 
     if known is None or known.state is State.STARTED:
         started = known or Point(number, overrides, State.STARTED, time.time())
         _write(sweep, replace(started, state=State.FAILED, seconds=time.time() - started.started, error=reason, status=1))
-
-
-def one_line(error: Exception) -> str:
-    """The message of an error; the class of one without a message."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def write_command(sweep: Path, command: str, overrides: list[str]) -> None:
@@ -129,7 +124,7 @@ def _read(path: Path) -> Point:
         content = json.loads(path.read_text(encoding="utf-8"))
         return _checked(Point(**content | {"state": State(content["state"])}))
     except (OSError, ValueError, TypeError, KeyError) as error:
-        return Point(int(path.stem), [], State.FAILED, 0.0, error=f"its record {path} is damaged: {one_line(error)}", status=1)
+        return Point(int(path.stem), [], State.FAILED, 0.0, error=f"its record {path} is damaged: {first_line(error)}", status=1)
 
 
 def _checked(point: Point) -> Point:

@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from orchestrator.identity.fingerprints import NO_RESULT
 from orchestrator.sweep.reports import Json
 
-MACHINE = ("output", "cluster", "tracking", "mode")  # settings that change no result
 TARGET = "._target_"
 
 
@@ -53,11 +53,11 @@ def is_seed(key: str) -> bool:
 
 def is_result(key: str) -> bool:
     """Whether a setting can change a result, seeds aside."""
-    return not is_seed(key) and key.partition(".")[0] not in MACHINE
+    return not is_seed(key) and key.partition(".")[0] not in NO_RESULT
 
 
 def settings_but_seed(settings: dict[str, Any]) -> dict[str, Any]:
-    """Returns flat settings without the seeds and the machine. Runs that differ in them are not averaged."""
+    """Returns flat settings without the seeds and what changes no result. Runs that differ in them are not averaged."""
     return {key: value for key, value in settings.items() if is_result(key)}
 
 

@@ -47,8 +47,8 @@ class Result:
     times: LatencyTable | None = None
 
 
-class Tracker(ABC):
-    """Tracks one run. Nothing here raises because a service failed."""
+class Receiver(ABC):
+    """Gets the numbers of one run."""
 
     @property
     @abstractmethod
@@ -57,15 +57,19 @@ class Tracker(ABC):
 
     @abstractmethod
     def log(self, stage: str, metrics: Mapping[str, Any]) -> None:
-        """Logs the numbers of one stage; None means not measured."""
+        """Gets the numbers of one stage; None means not measured."""
 
     @abstractmethod
     def curve(self, name: str, lines: Sequence[Mapping[str, Any]]) -> None:
-        """Logs the progress lines of a training, each with its ``step``."""
+        """Gets the progress lines of a training, each with its ``step``."""
 
     @abstractmethod
     def layers(self, layers: Sequence[LayerResult]) -> None:
-        """Logs what was done to each layer."""
+        """Gets what was done to each layer."""
+
+
+class Tracker(Receiver):
+    """Tracks one run. Nothing here raises because a service failed."""
 
     @abstractmethod
     def finish(self, result: Result | None) -> None:
@@ -88,7 +92,3 @@ def require_package(package: str, extra: str) -> None:
     """Raises: ConfigError if a package that belongs to an extra is not there."""
     if find_spec(package) is None:
         raise ConfigError(f"tracking: it needs the package {package}, which is not installed: pip install 'secateur[{extra}]'")
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

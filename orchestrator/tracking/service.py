@@ -2,40 +2,24 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from orchestrator.report.parts import LayerResult
-from orchestrator.tracking.base import Result, TrackedRun, Tracker, Warn, first_line
+from orchestrator.tracking.base import Receiver, Result, TrackedRun, Tracker, Warn
 from orchestrator.tracking.files import FileTracker
+from workers.errors import first_line
 
 
-class Service(ABC):
-    """One run at a service. Every method may raise."""
+class Service(Receiver):
+    """One run at a service. Every method may raise. Numbers that were not measured do not arrive here."""
 
     name: str
 
-    @property
-    @abstractmethod
-    def where(self) -> str:
-        """Where to see the numbers: an address or a path."""
-
-    @abstractmethod
-    def log(self, stage: str, metrics: Mapping[str, Any]) -> None:
-        """Sends the numbers of one stage, all of which were measured."""
-
-    @abstractmethod
-    def curve(self, name: str, lines: Sequence[Mapping[str, Any]]) -> None:
-        """Sends the progress lines of a training, each with its ``step``."""
-
-    @abstractmethod
-    def layers(self, layers: Sequence[LayerResult]) -> None:
-        """Sends what was done to each layer."""
-
     @abstractmethod
     def result(self, result: Result) -> None:
-        """Sends what a finished run leaves."""
+        """Gets what a finished run leaves."""
 
     @abstractmethod
     def end(self, finished: bool) -> None:

@@ -15,11 +15,12 @@ from urllib.parse import urlsplit
 
 from orchestrator.report.parts import LayerResult
 from orchestrator.report.write import as_json
-from orchestrator.tracking.base import Result, TrackedRun, Tracker, Tracking, Warn, first_line
+from orchestrator.tracking.base import Result, TrackedRun, Tracker, Tracking, Warn
 from orchestrator.tracking.files import FileTracker
 from orchestrator.tracking.numbers import Rows, layer_rows, result_tables, summary
 from orchestrator.tracking.service import Service, ServiceTracker
 from workers.checks import require
+from workers.errors import first_line
 from workers.records import MODEL
 
 if TYPE_CHECKING:

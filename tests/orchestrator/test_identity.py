@@ -52,7 +52,7 @@ def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
 
 
 # Settings that do not change the fingerprint of any run.
-IGNORED = {*NO_RESULT} - {"latency", "rounds", "pruner", "steps", "recovery", "stop_below"}
+IGNORED = {*NO_RESULT}
 
 
 def is_ignored(experiment: Experiment, path: tuple[str, ...]) -> bool:

@@ -21,7 +21,7 @@ from orchestrator.progress import Progress
 from orchestrator.report.write import write_report
 from orchestrator.status import live as live_module
 from orchestrator.status.listing import SILENT_SECONDS, runs_in
-from orchestrator.status.live import LiveState, one_line
+from orchestrator.status.live import LiveState, reason
 from orchestrator.status.page import write_page
 from orchestrator.status.state import STATE, Accuracy, State, read_state
 from orchestrator.status.table import show_status
@@ -282,7 +282,7 @@ def test_a_state_that_cannot_be_written_ends_no_run(tmp_path):
     ],
 )
 def test_why_a_run_failed_is_one_line(error, words, tmp_path):
-    assert one_line(error) == words
+    assert reason(error) == words
     with pytest.raises(type(error)), LiveState(tmp_path, "digits") as live:
         live.entered("solve")
         raise error

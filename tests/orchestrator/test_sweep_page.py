@@ -181,7 +181,7 @@ def test_few_and_many_points_are_a_page(tmp_path: Path, points: int) -> None:
 def test_failed_points_are_listed_with_their_settings_and_errors(tmp_path: Path) -> None:
     sweep = three_points(tmp_path)
     bad = fail_point(sweep, start_point(sweep, 3, ["name=case", "seed=-1"]), ConfigError("seed: expected 0 or more, got -1"))
-    worse = fail_point(sweep, start_point(sweep, 4, ["name=case", "seed=7"]), ValueError("no\nsuch thing"))
+    worse = fail_point(sweep, start_point(sweep, 4, ["name=case", "seed=7"]), ValueError("no such thing\nand a trace"))
     assert bad == "point 3 failed (seed=-1): seed: expected 0 or more, got -1"
     assert worse == f"point 4 failed (seed=7): ValueError: no such thing (traceback: {sweep / 'points' / '4.txt'})"
     shown = read(sweep)
