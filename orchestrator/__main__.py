@@ -92,7 +92,7 @@ def carry_out(composed: DictConfig) -> tuple[Values, Path | None]:
     from orchestrator.objectives import values
     from orchestrator.report.console import summary_table
 
-    report, directory = run_experiment(experiment, as_dict(composed), command(), sweep())
+    report, directory = run_experiment(experiment, as_dict(composed), command(), sweep_start())
     console.print(summary_table(report))
     console.print(f"report: {directory / 'report.html'}\nmodel:  {directory / 'model.safetensors'}", soft_wrap=True)
     return values(report, experiment.objectives), directory
@@ -131,7 +131,7 @@ def clean(experiment: Experiment, console: Console) -> None:
         console.print(f"Freed {count(len(freed), 'result')}, {size(sum(result.bytes for result in freed))}{kept}.", soft_wrap=True)
 
 
-def sweep() -> str | None:
+def sweep_start() -> str | None:
     """Returns the start of the sweep that the run is a point of; None if it is by itself."""
     if not HydraConfig.initialized() or HydraConfig.get().mode is not RunMode.MULTIRUN:
         return None

@@ -21,6 +21,7 @@ import os
 import secrets
 import socket
 import struct
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -59,7 +60,7 @@ class Claims:
 
     def __init__(self, store: Path) -> None:
         self.folder = store / FOLDER
-        self.supported = True
+        self.supported = sys.platform == "linux"
         self._held: dict[str, float] = {}  # the digits of fingerprints, and since when
         self._run = ""
         self._note = self.folder / f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.json"
@@ -162,6 +163,8 @@ class Claims:
 
     def _lock(self, kind: int, digits: str) -> bool:
         """Sets, or removes, the lock on a byte, if no other driver has it."""
+        if not self.supported:
+            return True
         try:
             fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, _flock(kind, digits))
         except OSError as error:

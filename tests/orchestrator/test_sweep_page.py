@@ -189,7 +189,7 @@ def test_failed_points_are_listed_with_their_settings_and_errors(tmp_path: Path)
         ["3", "seed=-1", "seed: expected 0 or more, got -1"],
         ["4", "seed=7", "ValueError: no such thing (traceback)"],
     ]
-    assert "ValueError: no\nsuch thing" in (sweep / unquote(shown.links[-1])).read_text(encoding="utf-8")
+    assert "ValueError: no such thing\nand a trace" in (sweep / unquote(shown.links[-1])).read_text(encoding="utf-8")
     assert "2 points without a result" in shown.text
 
 
