@@ -1,28 +1,30 @@
 """The sparse runtime: a masked model whose layers multiply only the weights that are left, where that is faster.
 
 ``load_pruned(path, runtime="sparse")`` returns such a model. Each layer times both products on the first inputs that it gets, keeps the
-faster one and lets the other go, so a model is not slower than its dense twin.
+faster one and lets the other go, so a model is not slower than its dense twin. The first inputs also show which batch normalisations can be
+folded into the convolutions before them.
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from dataclasses import dataclass
-from threading import Lock
-from typing import TypeGuard
+from dataclasses import dataclass, replace
+from threading import RLock
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from kernels import sparse
 from workers.errors import SecateurError
+from workers.models.folding import Watch, factors, normalisations, remaining
 
 LEAST_ZEROS = 0.3  # with fewer zeros the dense product is faster on every machine
 TURNS = 5  # in which both products are timed
 COMPUTE_CAPABILITY = (8, 0)  # of devices with sparse tensor cores
 
-_choosing = Lock()
+_choosing = RLock()
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,14 @@ class SparseLayer(nn.Module):
             self.dense = None
         self.runtime = found.runtime
 
+    def scale(self, scale_R: Tensor, shift_R: Tensor) -> None:
+        """Scales and shifts the outputs from now on."""
+        if self.dense is not None:
+            _scale(self.dense, scale_R, shift_R)
+            self.bias = self.dense.bias
+        if isinstance(self._product, RowsProduct):
+            self._product.scale(scale_R, shift_R)
+
     def extra_repr(self) -> str:
         return f"{tuple(self.shape)}, {self.zeros:.0%} zeros, runtime={self.runtime or 'not chosen yet'}"
 
@@ -117,6 +127,12 @@ class RowsProduct:
         placed = self._placed.get(size) or self._placed.setdefault(size, self.geometry.placed(self.rows, *size))
         out_NRHW = sparse.conv2d(images_NCHW, self.rows, self.bias_R, self.geometry, placed)
         return out_NRHW if x.ndim == 4 else out_NRHW[0]
+
+    def scale(self, scale_R: Tensor, shift_R: Tensor) -> None:
+        """Scales and shifts the outputs from now on."""
+        scale_n = scale_R.repeat_interleave(self.rows.starts.diff())
+        self.rows = replace(self.rows, values=(self.rows.values * scale_n).float())
+        self.bias_R = (self.bias_R * scale_R + shift_R).float()
 
 
 class TwoOfFourProduct:
@@ -197,7 +213,48 @@ def sparse_model(model: nn.Module) -> nn.Module:
         for name, layer in list(module.named_children()):
             if is_taken(layer) and _zeros(layer) >= LEAST_ZEROS:
                 setattr(module, name, replaced.setdefault(layer, SparseLayer(layer)))
+    if replaced and normalisations(copied):
+        copied.register_forward_pre_hook(Folding(), with_kwargs=True)
     return copied
+
+
+class Folding:
+    """Folds batch normalisations into the convolutions before them, before the first forward pass of a model."""
+
+    def __init__(self) -> None:
+        self.done = False
+
+    def __call__(self, model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if self.done:
+            return
+        with _choosing, torch.no_grad():
+            if not self.done:
+                self._fold(model, inputs, named)
+                self.done = True
+
+    def _fold(self, model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        convolutions = [module for module in model.modules() if isinstance(module, SparseLayer) or is_taken(module)]
+        with Watch(convolutions, normalisations(model)) as watch:
+            outputs = model.forward(*inputs, **named)
+            pairs = {after: before for before, after in watch.pairs() if before.weight.dtype == torch.float32}
+            del outputs
+        for normalisation, convolution in pairs.items():
+            if isinstance(convolution, SparseLayer):
+                convolution.scale(*factors(normalisation))
+            elif is_taken(convolution):
+                _scale(convolution, *factors(normalisation))
+        for module in list(model.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, nn.BatchNorm2d) and child in pairs:
+                    setattr(module, name, remaining(child))
+
+
+def _scale(layer: nn.Linear | nn.Conv2d, scale_R: Tensor, shift_R: Tensor) -> None:
+    """Scales and shifts the outputs of a layer, which gets tensors of its own."""
+    shape = (-1, *(1,) * (layer.weight.ndim - 1))
+    bias_R = shift_R if layer.bias is None else layer.bias * scale_R + shift_R
+    layer.weight = nn.Parameter((layer.weight * scale_R.reshape(shape)).to(layer.weight), requires_grad=False)
+    layer.bias = nn.Parameter(bias_R.to(layer.weight), requires_grad=False)
 
 
 def choices(model: nn.Module) -> list[Choice]:

@@ -56,6 +56,54 @@ def test_a_model_has_the_same_outputs_with_either_product(name, faster):
     assert all(choice.dense_ms and choice.sparse_ms and (choice.sparse_ms < choice.dense_ms) == (faster == "sparse") for choice in called)
 
 
+class Block(nn.Module):
+    """Convolutions whose normalisations may be folded, and some whose may not."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.first, self.second = nn.Conv2d(4, 8, 3, bias=False), nn.Conv2d(8, 8, 1)
+        self.norm1, self.norm2 = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+        self.kept: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = self.norm1(self.first(x)).relu_()
+        y = self.second(x)
+        out = self.norm2(y)
+        match self.kind:
+            case "read once more":
+                return out + y
+            case "read by its transpose":
+                return out + y.mT.mT
+            case "given out":
+                return out, y
+            case "stored":
+                self.kept = y
+            case "called twice":
+                return self.norm2(self.second(out))
+        return out
+
+
+@pytest.mark.parametrize("kind", ["plain", "read once more", "read by its transpose", "given out", "stored", "called twice"])
+def test_a_normalisation_is_folded_if_nothing_else_reads_the_convolution(kind, faster):
+    """Statistics, scales (negative and zero, too) and shifts are drawn at random; outputs are compared with float64."""
+    model, x = mask(Block(kind), 0.5), images(2, 4, 9, 9)
+    generator = torch.Generator().manual_seed(1)
+    for norm in (model.norm1, model.norm2):
+        for tensor in (norm.weight.data, norm.bias.data, norm.running_mean):
+            tensor.normal_(generator=generator)
+        norm.running_var.uniform_(0.1, 2, generator=generator)
+        norm.weight.data[0] = 0
+    fast = sparse_model(model)
+    with torch.inference_mode():
+        found = fast(x), fast(x), copy.deepcopy(fast)(x)
+        expected = copy.deepcopy(model).double()(x.double())
+    torch.testing.assert_close(found, (expected,) * 3, rtol=1e-5, atol=1e-5, check_dtype=False)
+    left = [name for name, module in fast.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    assert left == ([] if kind == "plain" else ["norm2"])
+    torch.testing.assert_close(model.double()(x.double()), expected)
+
+
 def test_the_slower_product_is_let_go_and_the_weight_stays_readable(faster):
     layer = mask(nn.Linear(16, 8), 0.5)
     dense = layer.weight.detach().clone()
