@@ -249,7 +249,7 @@ def _typed(kind: type, given: dict[str, Any], path: str) -> Any:
     except MissingMandatoryValue as error:
         raise ConfigError(f"{_key(path, error)}: a value is needed and none was given") from error
     except ConfigKeyError as error:
-        raise ConfigError(f"{_key(path, error)}: unknown setting{_suggestion(kind, error)}") from error
+        raise ConfigError(f"{_key(path, error)}: unknown setting{_suggestion(kind, _key(path, error), error)}") from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"{_key(path, error)}: {str(error.msg or error).splitlines()[0]}") from error
 
@@ -273,9 +273,13 @@ def _key(path: str, error: OmegaConfBaseException) -> str:
     return ".".join(part for part in (path, error.full_key or error.key or "") if part)
 
 
-def _suggestion(kind: type, error: OmegaConfBaseException) -> str:
-    near = get_close_matches(str(error.key), [field.name for field in fields(kind)], n=3)
-    return f"; did you mean {' or '.join(near)}?" if near else f"; known are {', '.join(field.name for field in fields(kind))}"
+def _suggestion(kind: type, key: str, error: OmegaConfBaseException) -> str:
+    owner = error.object_type if isinstance(error.object_type, type) and is_dataclass(error.object_type) else kind
+    known = [field.name for field in fields(owner)]
+    near = get_close_matches(str(error.key), known, n=3)
+    if near:
+        return f"; did you mean {' or '.join(near)}?"
+    return f"; known are {', '.join(known)}; if an experiment sets it, remove it with '~{key}'"
 
 
 def as_dict(composed: DictConfig) -> dict[str, Any]:

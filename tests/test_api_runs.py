@@ -142,6 +142,8 @@ def test_the_same_call_computes_nothing_again_and_another_module_everything(tmp_
 
 
 ON_RAY = """
+import sys
+
 import torch
 from own_cases import SmallNet, batches
 from orchestrator import prune
@@ -154,7 +156,7 @@ class Local(SmallNet):
 torch.manual_seed(0)
 model = Local()
 weights = []
-for cluster in ("local", "ray", "ray"):
+for cluster in sys.argv[1:]:
     settings = ["compare=false", "cluster.threads=1"]
     pruned = prune(model, batches(0, 64), sparsity=0.5, cluster=cluster, output=f"{len(weights)}", settings=settings)
     weights.append(pruned.model.state_dict())
@@ -163,12 +165,13 @@ print("equal")
 """
 
 
-def test_workers_of_ray_give_the_weights_of_this_process_also_twice(tmp_path: Path) -> None:
+@pytest.mark.parametrize("clusters", [("local", "ray"), pytest.param(("ray", "ray"), marks=pytest.mark.slow)])
+def test_workers_of_ray_give_the_weights_of_this_process_also_twice(clusters: tuple[str, str], tmp_path: Path) -> None:
     """The module reaches them by value: its class is defined in the script. A process of its own, since Ray remembers earlier clusters."""
     (tmp_path / "script.py").write_text(ON_RAY, encoding="utf-8")
     tests = Path(__file__).parent
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)])}
-    ended = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=3600)
+    ended = subprocess.run([sys.executable, "script.py", *clusters], cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=3600)
     assert ended.returncode == 0 and ended.stdout.endswith("equal\n"), ended.stderr
 
 

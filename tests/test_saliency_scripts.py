@@ -129,6 +129,7 @@ def test_the_bench_measures_time_and_memory() -> None:
 # ------------------------------------------------------------------------------------------------------ compare_torch_pruning.py
 
 
+@pytest.mark.slow
 def test_torch_pruning_is_compared_on_the_dense_model_and_the_images_of_a_run(tmp_path: Path) -> None:
     """If nothing is removed, every row is the accuracy in the report; with half of the units removed it is not."""
     pytest.importorskip("torch_pruning")

@@ -65,7 +65,8 @@ def model(tmp_path: Path) -> Path:
     return sparse_model(tmp_path / "model.safetensors")
 
 
-@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 3])
 def test_a_gang_ends_with_its_killed_driver_and_a_rerun_has_equal_bytes(stage: int, model: Path, tmp_path: Path) -> None:
     settings = recipe(ranks=2, epochs=12, zero_stage=stage)
     run_gang(task(tmp_path / "whole", model, settings), 2, 1)
