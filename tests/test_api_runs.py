@@ -171,7 +171,9 @@ def test_workers_of_ray_give_the_weights_of_this_process_also_twice(clusters: tu
     (tmp_path / "script.py").write_text(ON_RAY, encoding="utf-8")
     tests = Path(__file__).parent
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)])}
-    ended = subprocess.run([sys.executable, "script.py", *clusters], cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=3600)
+    ended = subprocess.run(
+        [sys.executable, "script.py", *clusters], cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=3600
+    )
     assert ended.returncode == 0 and ended.stdout.endswith("equal\n"), ended.stderr
 
 

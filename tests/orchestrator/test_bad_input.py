@@ -24,7 +24,10 @@ def assert_refused(ended: Ended, *words: str) -> None:
     [
         (["pruner.dampning=1e-8"], ["pruner.dampning", "unknown setting", "did you mean dampening"]),
         (["+pruner.colour=red"], ["pruner.colour", "unknown setting", "block_size"]),
-        (["+experiment=dinov2_vits", "pruner=halp"], ["pruner.target.sparsity", "known are removed", "remove it with '~pruner.target.sparsity'"]),
+        (
+            ["+experiment=dinov2_vits", "pruner=halp"],
+            ["pruner.target.sparsity", "known are removed", "remove it with '~pruner.target.sparsity'"],
+        ),
         (["sede=1"], ["sede", "unknown setting", "did you mean seed"]),
         (["+experiment=dino_vitg_50"], ["there is no such experiment", "did you mean dino_vitg_50pct"]),
         (["pruner=capp"], ["there is no such pruner", "did you mean cap"]),
