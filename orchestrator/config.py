@@ -110,11 +110,13 @@ class Experiment:
         return self.int8 or any(part.pruner.is_timed for part in self.schedule.values())
 
 
+FROM_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:\s*(\w+)")
 COMPONENTS = (ModelFamily, Dataset, Training, Pruner, Cluster, Tracking)  # settings that are classes, each chosen from a folder of conf/
 
 
 def load(composed: DictConfig) -> Experiment:
     """Typed settings of a composed configuration. Raises: ConfigError with the key, what was expected and what it got."""
+    _refuse_environment(OmegaConf.to_container(composed, resolve=False), "")
     given = as_dict(composed)
     scalars = _scalars(Experiment, given, "")
     _check_places(scalars["name"], scalars["output"])
@@ -124,6 +126,16 @@ def load(composed: DictConfig) -> Experiment:
     experiment = Experiment(**scalars, **chosen, rounds=_rounds(given))
     experiment.pruner.check_steps("steps", experiment.steps)
     return experiment
+
+
+def _refuse_environment(settings: Any, path: str) -> None:
+    """The values of settings are written into reports and model files, where no secret of the environment may get. Raises: ConfigError."""
+    if isinstance(settings, dict | list):
+        for name, value in settings.items() if isinstance(settings, dict) else enumerate(settings):
+            _refuse_environment(value, f"{path}.{name}".lstrip("."))
+    elif isinstance(settings, str) and (found := FROM_ENVIRONMENT.search(settings)):
+        remedy = f'settings are written into files; if it is no secret, pass {path}="${found[1]}" on the command line'
+        require(False, path, "a value", settings, remedy)
 
 
 def components(kind: type) -> list[tuple[str, type]]:

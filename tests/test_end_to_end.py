@@ -9,9 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from run_cases import ON_RAY, computed, directory, kill_at, model_bytes, run, start
+from run_cases import ON_RAY, begin, computed, directory, kill_at, model_bytes, run, start
 from safetensors.torch import load_file, save_file
 from tiny import tiny_overrides
+from watch import REFUSED, Watch
 
 from orchestrator.composing import experiment_of
 from orchestrator.launch import plan_experiment
@@ -31,8 +32,19 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("workers", [*(pytest.param(count, marks=pytest.mark.slow) for count in (1, 2)), 3])
 def test_any_number_of_ray_workers_gives_the_bytes_of_one_process(workers: int, undisturbed: Path, tmp_path: Path) -> None:
-    run(tmp_path, *ON_RAY, f"cluster.workers={workers}")
+    """Meanwhile, nobody from outside gets in."""
+    process = begin(tmp_path, *ON_RAY, f"cluster.workers={workers}")
+    with Watch(process.pid) as watch:
+        said = process.end()
+    assert process.process.exitcode == 0, said
     assert model_bytes(tmp_path) == model_bytes(undisturbed)
+    assert {"gcs_server", "raylet"} <= watch.answers.keys() and any(name.startswith("ray::Worker") for name in watch.answers)
+    assert not watch.open_to_others, "only this machine reaches them"
+    assert set().union(*watch.answers.values()) == {REFUSED}, "and only with the token of this run"
+    ((file, secret),) = watch.secrets.items()
+    assert len(secret) == 64 and not watch.readable and not watch.shown
+    assert not file.parent.exists(), "what Ray wrote is deleted"
+    assert secret not in said and not [path for path in tmp_path.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
 
 
 def test_many_waves_give_the_bytes_of_one(undisturbed: Path, tmp_path: Path) -> None:

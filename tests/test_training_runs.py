@@ -8,7 +8,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "orchestrator"))
 import offline_wandb
-from run_cases import ON_RAY, computed, directory, kill_at, model_bytes, run
+from run_cases import ON_RAY, begin, computed, directory, kill_at, model_bytes, run
+from watch import Watch
 
 from workers.export import load_state
 
@@ -42,14 +43,13 @@ def test_a_driver_killed_while_training_continues_to_equal_bytes(stage: str, und
 @pytest.mark.slow
 def test_a_gang_of_two_on_ray_equals_a_gang_of_two_processes(tmp_path: Path) -> None:
     for cluster in ((), ON_RAY):
-        run(
-            tmp_path / ("ray" if cluster else "local"),
-            *RECOVERY,
-            "data.train_size=128",
-            "recovery.ranks=2",
-            "recovery.zero_stage=2",
-            *cluster,
-        )
+        folder = tmp_path / ("ray" if cluster else "local")
+        folder.mkdir()
+        process = begin(folder, *RECOVERY, "data.train_size=128", "recovery.ranks=2", "recovery.zero_stage=2", *cluster)
+        with Watch(process.pid) as watch:
+            said = process.end()
+        assert process.process.exitcode == 0, said
+        assert len(watch.listening) > bool(cluster) and not watch.open_to_others, "ranks, too, listen on this machine alone"
     assert model_bytes(tmp_path / "local") == model_bytes(tmp_path / "ray")
     state, masks = load_state(directory(tmp_path / "ray") / "model.safetensors")
     assert sum(int((state[f"{name}.weight"] == 0).sum()) for name in masks) == round(0.75 * sum(mask.numel() for mask in masks.values()))

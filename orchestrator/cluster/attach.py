@@ -1,46 +1,108 @@
-"""Checks that a running Ray cluster answers and whether it requires a token. Does not import Ray."""
+"""What a running Ray cluster asks of those who attach to it: a token, or nothing."""
 
 from __future__ import annotations
 
 import os
+import re
 import socket
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
+from orchestrator.cluster.doors import ray_environment
+from workers.checks import Phrase, require
 from workers.errors import ConfigError
 
+ADDRESS = re.compile(r"(?:ray://)?(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s/:]+):(?P<port>\d{1,5})")
+SECONDS = 10.0  # that a cluster may take to answer
+REMEDY = "start it with RAY_AUTH_MODE=token (docs/security.md)"
 
-def knock(address: str) -> None:
-    """Checks that something listens at ``address``, since Ray would wait for minutes.
 
-    Raises: ConfigError if nothing does.
+@contextmanager
+def attached(address: str, insecure: bool, warn: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+    """A context in which ``ray.init``, with the arguments that it gives, attaches to the cluster at ``address``.
+
+    Warns if the cluster runs what anyone sends it. Raises: ConfigError if it does and is not on this machine, unless ``insecure``; if it
+    does not accept this machine's token; or if nothing answers.
     """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
+    found = _located(address)
+    with ray_environment({"RAY_AUTH_MODE": _authentication(found, insecure, warn)}):
+        yield {"address": found}
+
+
+def _located(address: str) -> str:
+    """Returns the address that ``auto`` stands for, and others as they are. Raises: ConfigError if there is none."""
+    if address == "auto":
+        from ray._private.services import get_ray_address_from_environment
+
         try:
-            socket.create_connection((host, int(port)), timeout=10).close()
-        except OSError as error:
-            raise ConfigError(
-                f"cluster.address: no Ray cluster answers at {address!r} ({error.strerror or error}); start one with `ray start`"
-            ) from error
+            address = get_ray_address_from_environment("auto", None)
+        except ConnectionError as error:
+            raise no_answer("auto", "none was started on this machine") from error
+    expected = "auto, host:port or ray://host:port, or null to start Ray on this machine"
+    require(ADDRESS.fullmatch(address) is not None, "cluster.address", expected, address)
+    return address
 
 
-def settle_authentication(address: str) -> None:
-    """Chooses Ray's authentication mode: the token of this machine if the cluster requires one. Call this before Ray is imported."""
-    if "RAY_AUTH_MODE" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token" if _has_token() and not _answers_without_token(address) else "disabled"
+def _authentication(address: str, insecure: bool, warn: Callable[[str], None]) -> str:
+    """Returns Ray's mode of authentication for this cluster: ``token`` or ``disabled``. Warns and raises as ``attached`` does."""
+    token = _token()
+    if os.environ.get("RAY_USE_TLS", "0") != "0":  # the cluster asks for a certificate, and perhaps for a token as well
+        return "disabled" if token is None else "token"
+    if _lets_in(address, None):
+        expected, got = "a Ray cluster that asks for a token", Phrase(f"{address}, which runs what anyone sends it")
+        require(insecure or _is_here(address), "cluster.address", expected, got, f"{REMEDY}, or set cluster.insecure=true")
+        warn(f"the Ray cluster at {address} asks for no token: whoever reaches it can run code in your name; {REMEDY}")
+        return "disabled"
+    expected, remedy = f"the token of the Ray cluster at {address}", "set RAY_AUTH_TOKEN_PATH to a file that contains it"
+    require(token is not None, "cluster.address", expected, None, remedy)
+    require(_lets_in(address, token), "cluster.address", expected, Phrase("another one"), remedy)
+    return "token"
 
 
-def _has_token() -> bool:
-    return any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")) or (Path.home() / ".ray" / "auth_token").exists()
+def no_answer(address: str, reason: str) -> ConfigError:
+    return ConfigError(f"cluster.address: no Ray cluster answers at {address!r} ({reason}); start one with `ray start`")
 
 
-def _answers_without_token(address: str) -> bool:
-    """Returns whether the cluster answers without a token. Runs in another process, since Ray reads its mode once per process."""
-    command = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
+def _lets_in(address: str, token: str | None) -> bool:
+    """Returns whether the cluster answers what only its users may ask. Raises: ConfigError if no cluster answers at all."""
+    import grpc
+
+    service = "RayletDriver/ClusterInfo" if address.startswith("ray://") else "NodeInfoGcsService/GetAllNodeInfo"
+    with grpc.insecure_channel(address.removeprefix("ray://")) as channel:
+        try:
+            channel.unary_unary(f"/ray.rpc.{service}")(b"", SECONDS, [] if token is None else [("authorization", f"Bearer {token}")])
+        except grpc.RpcError as error:
+            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                raise no_answer(address, f"{error.details()}".rpartition(": ")[2]) from error
+            return error.code() is not grpc.StatusCode.UNAUTHENTICATED
+    return True
+
+
+def _token() -> str | None:
+    """Returns the token that Ray would show to a cluster."""
+    if "RAY_AUTH_TOKEN" in os.environ:
+        return os.environ["RAY_AUTH_TOKEN"].strip()
+    given = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    file = Path(given) if given else Path.home() / ".ray" / "auth_token"
     try:
-        status = subprocess.run(command, env=os.environ | {"RAY_AUTH_MODE": "disabled"}, capture_output=True, timeout=30, check=False)
-    except subprocess.TimeoutExpired:
-        return False
-    return status.returncode == 0
+        return file.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        if given is None:
+            return None
+        raise ConfigError(f"RAY_AUTH_TOKEN_PATH: expected a file that can be read, got {given} ({error.strerror})") from error
+
+
+def _is_here(address: str) -> bool:
+    """Returns whether all addresses that the name of the host stands for are of this machine."""
+    import psutil
+
+    match = ADDRESS.fullmatch(address)
+    assert match is not None
+    found = {ip_address(entry[4][0]) for entry in socket.getaddrinfo(match["host"].strip("[]"), None)}
+    entries = chain.from_iterable(psutil.net_if_addrs().values())
+    own = {ip_address(entry.address.partition("%")[0]) for entry in entries if entry.family in (socket.AF_INET, socket.AF_INET6)}
+    return all(place.is_loopback or place in own for place in found)

@@ -1,4 +1,4 @@
-"""Runs workers as Ray actors and gangs with Ray Train. The only file that imports Ray."""
+"""Runs workers as Ray actors and gangs with Ray Train."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.cluster.attach import knock, settle_authentication
-from orchestrator.cluster.base import Cluster, Device, Resources, Result, Task, cores_here, default_threads, devices_here, memory_of_worker
+from orchestrator.cluster.attach import attached, no_answer
+from orchestrator.cluster.base import Cluster, Device, Resources, Result, Task, default_threads, devices_here, memory_of_worker
 from orchestrator.cluster.capacity import Amounts, described, room, total_described
 from orchestrator.cluster.crew import Actors, Crew, WorkerDied
+from orchestrator.cluster.doors import closed_doors
 from orchestrator.cluster.gang import cause, train_rank
-from workers.checks import require
-from workers.errors import ConfigError, SecateurError
+from workers.checks import Phrase, require
+from workers.errors import ConfigError, SecateurError, first_line
 from workers.models.permitted import permitted
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ class Ray(Cluster):
     wait_seconds: float  # how long to wait for room for the workers or for a gang
     retries: int  # after a worker died during a task or while it started, and after a gang failed
     shared: bool  # whether other runs use the same places: waits for one as long as they take
+    insecure: bool  # whether to attach to a cluster on other machines that asks for no token
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,7 +56,7 @@ class Ray(Cluster):
         require(self.wait_seconds > 0, "cluster.wait_seconds", "a positive number of seconds", self.wait_seconds)
         require(self.retries >= 0, "cluster.retries", "0 or more", self.retries)
         self._crew: Crew | None = None
-        self._joined = False
+        self._joined = ExitStack()
         self._counted: int | None = None
 
     def resources(self) -> Resources:
@@ -93,14 +96,9 @@ class Ray(Cluster):
 
         Raises: ConfigError if it has room for none.
         """
-        import ray
-
         if self._counted is None:
-            self._join()
-            try:
+            with self._join():
                 nodes = _nodes()
-            finally:
-                ray.shutdown()
             expected = f"a number, or a cluster with room for a worker ({described(request)})"
             require(room(nodes, request) > 0, "cluster.workers", expected, None, f"the cluster has {total_described(nodes, request)}")
             self._counted = room(nodes, request)
@@ -118,13 +116,10 @@ class Ray(Cluster):
         if self.address is not None:
             yield share
             return
-        import ray
+        with self._join():
+            import ray
 
-        self._join()
-        try:
             yield share | {"address": ray.get_runtime_context().gcs_address}
-        finally:
-            ray.shutdown()
 
     @property
     def _patience(self) -> float:
@@ -133,37 +128,41 @@ class Ray(Cluster):
 
     def start(self, ranks: int) -> None:
         resources, request = self.resources(), self._worker_request()
-        self._join()
-        self._joined = True
+        self._joined.enter_context(self._join())
         self._wait_for_room("cluster.workers", resources.workers, request)
         self._wait_for_room("training.ranks or recovery.ranks", ranks, self._rank_request())
         actors = RayActors(request, resources.device, resources.threads)
         self._crew = Crew(actors, resources.workers, self._patience, self.retries, self.warnings.append)
 
-    def _join(self) -> None:
-        """Starts Ray on this machine, or joins a running cluster.
+    @contextmanager
+    def _join(self) -> Iterator[None]:
+        """A context in which this process is part of a Ray that starts on this machine, or of a running cluster.
 
-        Raises: ConfigError if no cluster answers.
+        Raises: ConfigError if no cluster answers, or if it is not safe to attach to it.
         """
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-        if self.address is not None:
-            knock(self.address)
-            settle_authentication(self.address)
         import ray
 
-        if self.address is None:
-            ray.init(address="local", num_cpus=cores_here(), include_dashboard=False, **quiet)
-            return
-        try:
-            ray.init(address=self.address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(
-                f"cluster.address: no Ray cluster answers at {self.address!r} ({reason}); start one with `ray start`"
-            ) from error
+        require(not ray.is_initialized(), "cluster", "a process that is not part of a Ray yet", Phrase("one"), "call ray.shutdown() first")
+        with closed_doors() if self.address is None else attached(self.address, self.insecure, self._warn) as arguments:
+            try:
+                ray.init(**arguments, **quiet)
+            except Exception as error:
+                if self.address is not None:
+                    raise no_answer(self.address, first_line(error)) from error
+                reason = f"Ray did not start on this machine ({first_line(error)})"
+                raise SecateurError(f"cluster: {reason}; run the same command again, or with cluster=local") from error
+            try:
+                yield
+            finally:
+                ray.shutdown()
+
+    def _warn(self, text: str) -> None:
+        if text not in self.warnings:
+            self.warnings.append(text)
 
     def _wait_for_room(self, what: str, count: int, request: Amounts) -> None:
         """Waits until the nodes have room for ``count`` requests. Raises: ConfigError if they do not in time."""
@@ -177,13 +176,9 @@ class Ray(Cluster):
             sleep(1)
 
     def stop(self) -> None:
-        import ray
-
         if self._crew is not None:
             self._crew.release()
-        if self._joined:
-            ray.shutdown()
-            self._joined = False
+        self._joined.close()
 
     def ready(self) -> None:
         assert self._crew is not None
@@ -226,18 +221,20 @@ class Ray(Cluster):
         Raises: the error of a rank; SecateurError if the cluster had no room for the ranks in time.
         """
         from ray.train import RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
         from ray.train.v2.api.config import FailureConfig
+        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
         from ray.train.v2.api.exceptions import ControllerError
 
+        from orchestrator.cluster.ranks import Ranks, as_rank
+
         self.release()  # workers keep nothing but caches
-        request, device = self._rank_request(), self.resources().device
+        request = self._rank_request()
         # Ray Train waits for room ``retries + 1`` times, each time this long.
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(self._patience / (self.retries + 1))
-        trainer = TorchTrainer(
-            function,
+        trainer = DataParallelTrainer(
+            partial(as_rank, function),
             train_loop_config=config,
-            torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo"),
+            backend_config=Ranks(),
             scaling_config=ScalingConfig(num_workers=ranks, use_gpu="GPU" in request, resources_per_worker=request),
             run_config=RunConfig(
                 storage_path=folder,

@@ -98,6 +98,7 @@ def attached(nodes: Nodes) -> Iterator[Callable[..., Ray]]:
             "wait_seconds": 30.0,
             "retries": 1,
             "shared": False,
+            "insecure": False,
         }
         made.append(Ray(**(defaults | settings)))
         return made[-1]

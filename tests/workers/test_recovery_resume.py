@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from recovery_cases import recipe, sparse_model, stripes, task
+from watch import Watch
 
 from workers.errors import SecateurError
 from workers.messages import TrainTask
@@ -95,7 +96,9 @@ def test_a_killed_rank_ends_the_gang_with_a_remedy_and_a_rerun_resumes(model: Pa
     rank.send_signal(signal.SIGKILL)
     _, errors = process.communicate(timeout=3600)
     assert process.returncode != 0 and "run the same command again" in errors
-    assert run_gang(sent, 2, 1).numbers.epochs_resumed_from >= 2
+    with Watch(os.getpid()) as watch:
+        assert run_gang(sent, 2, 1).numbers.epochs_resumed_from >= 2
+    assert watch.listening and not watch.open_to_others, "other machines cannot reach the ranks"
 
 
 @pytest.mark.parametrize("optimizer", list(Optimizer))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,12 +12,15 @@ from workers.messages import TrainTask
 from workers.models.permitted import Builder, permit, permitted
 from workers.records import Record, TrainedModel
 
+HERE = "127.0.0.1"
 ERROR_SECONDS = 5.0  # how long the other ranks may still run after the first failure
 
 
 def run_gang(task: TrainTask, ranks: int, threads: int, device: str | None = None) -> Record[TrainedModel]:
     """Trains on this machine: in this process if ``ranks`` is 1, else in ``ranks`` new processes. Raises the error of a rank."""
-    arguments = (ranks, _free_port(), threads, task, device)
+    from workers.training.meeting import free_port
+
+    arguments = (ranks, free_port(HERE), threads, task, device)
     if ranks == 1:
         before = dict(os.environ)
         try:
@@ -40,7 +42,7 @@ def _rank(rank: int, ranks: int, port: int, threads: int, task: TrainTask, devic
 
     os.environ["SECATEUR_WORKER"] = f"rank {rank}"
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"})
+    os.environ.update({name: str(value) for name, value in names.items()} | {"MASTER_ADDR": HERE})
     torch.set_num_threads(threads)
     train(task, device)
 
@@ -92,9 +94,3 @@ def _begin(threads: int, builders: Mapping[str, Builder | None]) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]

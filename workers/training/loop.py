@@ -25,6 +25,7 @@ from workers.records import MODEL, Record, TrainedModel
 from workers.training.checkpoints import Checkpoints
 from workers.training.deepspeed import Steps, ZeroHold, end_process_group, full_state, quiet, start_engine
 from workers.training.losses import Tapped, freeze_unused, training_loss
+from workers.training.meeting import meet
 from workers.training.settings import check, learning_rate
 
 REPORT_SECONDS = 1.0
@@ -207,7 +208,7 @@ def _process_group(device: torch.device) -> Iterator[None]:
     if dist.is_initialized():
         yield
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    meet("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
     finally:
