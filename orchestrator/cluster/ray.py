@@ -18,6 +18,7 @@ from orchestrator.cluster.base import Cluster, Device, Resources, Result, Task, 
 from orchestrator.cluster.capacity import Amounts, described, room, total_described
 from orchestrator.cluster.crew import Actors, Crew, WorkerDied
 from orchestrator.cluster.gang import cause, train_rank
+from orchestrator.cluster.watch import delete_if_killed
 from workers.checks import require
 from workers.errors import ConfigError, SecateurError
 from workers.models.permitted import permitted
@@ -148,6 +149,7 @@ class Ray(Cluster):
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("SPT_NOENV", "1")  # a process that sets its title keeps its environment, which the watch reads
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
         if self.address is not None:
             knock(self.address)
@@ -155,7 +157,8 @@ class Ray(Cluster):
         import ray
 
         if self.address is None:
-            ray.init(address="local", num_cpus=cores_here(), include_dashboard=False, **quiet)
+            context = ray.init(address="local", num_cpus=cores_here(), include_dashboard=False, **quiet)
+            delete_if_killed(context.address_info["session_dir"])
             return
         try:
             ray.init(address=self.address, **quiet)
