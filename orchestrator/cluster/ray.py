@@ -20,7 +20,7 @@ from orchestrator.cluster.crew import Actors, Crew, WorkerDied
 from orchestrator.cluster.gang import cause, train_rank
 from orchestrator.cluster.watch import delete_if_killed
 from workers.checks import require
-from workers.errors import ConfigError, SecateurError
+from workers.errors import ConfigError, SecateurError, first_line
 from workers.models.permitted import permitted
 
 if TYPE_CHECKING:
@@ -157,7 +157,10 @@ class Ray(Cluster):
         import ray
 
         if self.address is None:
-            context = ray.init(address="local", num_cpus=cores_here(), include_dashboard=False, **quiet)
+            try:
+                context = ray.init(address="local", num_cpus=cores_here(), include_dashboard=False, **quiet)
+            except Exception as error:  # Ray raises this type when a process of its own does not come up in time
+                raise SecateurError(f"cluster=ray: Ray did not start ({first_line(error)}); try again, or set cluster=local") from error
             delete_if_killed(context.address_info["session_dir"])
             return
         try:
