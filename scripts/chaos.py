@@ -45,7 +45,10 @@ PRUNERS = {
     "units": ["pruner=taylor", "pruner.target.removed=0.5"],
 }
 CLUSTERS = {"local": ["cluster=local"], "ray": ["cluster=ray", "cluster.workers=2", "cluster.cpus_per_worker=0.5"]}
-TIMES = {"timeline", "stage_seconds", "predicted_stage_seconds", "environment", "command", "warnings", "experiment", "sentences", "seconds"}
+TIMES = {  # keys of the report whose values depend on times, or on how the run was carried out
+    *("timeline", "seconds", "stage_seconds", "predicted_stage_seconds", "verdict", "sentences"),
+    *("environment", "command", "experiment", "warnings"),
+}
 LEFT_SECONDS = 10.0  # that processes may take to end after their driver
 
 
@@ -161,7 +164,7 @@ def tasks(folder: Path) -> list[dict]:
 
 
 def numbers(folder: Path) -> object:
-    """Returns the report without what depends on the time."""
+    """Returns the report without what depends on times. Of a training it has one line for each epoch; lines between them are timed."""
 
     def timeless(value: object) -> object:
         if isinstance(value, dict):
@@ -169,7 +172,9 @@ def numbers(folder: Path) -> object:
             return {key: timeless(entry) for key, entry in kept.items()}
         return [timeless(entry) for entry in value] if isinstance(value, list) else value
 
-    return timeless(json.loads((directory(folder) / "report.json").read_text(encoding="utf-8")))
+    report = json.loads((directory(folder) / "report.json").read_text(encoding="utf-8"))
+    curves = {name: {line["epoch"]: line for line in lines} for name, lines in report["curves"].items()}
+    return timeless(report | {"curves": curves})
 
 
 def carry_out_undisturbed(folder: Path, pruner: str, patience: float) -> float:

@@ -273,6 +273,10 @@ class RayActors(Actors):
 
         from workers.worker import Worker
 
+        if not _nodes():
+            raise SecateurError(
+                "cluster: expected a living node, got none, since Ray has died; run the same command again: finished work is kept"
+            )
         thread_variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
         environment = dict.fromkeys(thread_variables, str(self.threads)) | {"SECATEUR_WORKER": f"worker {index}"}
         if builders := permitted():  # which may be defined where only this process looks

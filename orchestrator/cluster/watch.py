@@ -98,7 +98,10 @@ def main(driver: int, mark: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     with suppress(OSError):
         left = f" and what it left running was ended (processes: {ended})" if ended else ""
-        print(f"error: the driver (process {driver}) was killed{left}; run the same command again: finished work is kept", file=sys.stderr)
+        print(
+            f"error: the driver (process {driver}) died{left}; run the same command again to continue: finished work is kept",
+            file=sys.stderr,
+        )
 
 
 def _told_until_end(driver: int) -> bytes:

@@ -65,8 +65,8 @@ def test_stopped_orphaned_and_forked_processes_of_a_killed_driver_end_and_its_fo
         assert len(mine) == 4 and not alive
         said = process.stderr.readline()
         assert said == (
-            f"error: the driver (process {process.pid}) was killed and what it left running was ended (processes: 4); "
-            "run the same command again: finished work is kept\n"
+            f"error: the driver (process {process.pid}) died and what it left running was ended (processes: 4); "
+            "run the same command again to continue: finished work is kept\n"
         )
         assert not (tmp_path / "session").exists()
         assert len(outside) == 1 and outside[0].is_running() and unrelated.poll() is None
