@@ -173,7 +173,7 @@ def numbers(folder: Path) -> object:
         return [timeless(entry) for entry in value] if isinstance(value, list) else value
 
     report = json.loads((directory(folder) / "report.json").read_text(encoding="utf-8"))
-    curves = {name: {line["epoch"]: line for line in lines} for name, lines in report["curves"].items()}
+    curves = {name: list({line["epoch"]: line for line in lines}.values()) for name, lines in report["curves"].items()}
     return timeless(report | {"curves": curves})
 
 
