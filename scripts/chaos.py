@@ -2,7 +2,7 @@
 
     python scripts/chaos.py [--seeds 0-49] [--only 17] [--write falls.json] [--folder FOLDER] [--patience SECONDS]
 
-A run of each kind of pruner is carried out undisturbed. For each seed the same command is then started in a folder of its own, with
+A run of each kind of pruner is carried out undisturbed, once. For each seed the same command is then started in a folder of its own, with
 cluster=local (even seeds) or cluster=ray, and falls one to three times: at a stage and a moment that the seed draws, a part of the run that
 it draws gets a signal or no more memory, or the clock of all of its processes jumps by hours (the wall clock that ``time.time`` reads;
 monotonic clocks go on). What has ended is started again with the same command, until it ends well.
@@ -74,12 +74,12 @@ class Outcome:
         return f"seed {self.seed} ({self.cluster}, {self.pruner}): {falls}: {lost}; {kept}"
 
 
-def seed_outcome(seed: int, folder: Path, undisturbed: dict[str, tuple[Path, float]], patience: float) -> Outcome:
-    """Carries out one seed in ``folder``."""
+def seed_outcome(seed: int, folder: Path, undisturbed: Path, patience: float) -> Outcome:
+    """Carries out one seed in ``folder``. The folders of the undisturbed runs are in ``undisturbed``."""
     drawn = random.Random(seed)
     cluster, pruner = list(CLUSTERS)[seed % 2], "units" if seed % 5 >= 3 else "weights"
-    reference, seconds = undisturbed[pruner]
-    outcome = Outcome(seed, cluster, pruner, undisturbed_seconds=seconds)
+    reference = undisturbed / f"undisturbed-{pruner}"
+    outcome = Outcome(seed, cluster, pruner, undisturbed_seconds=carry_out_undisturbed(reference, pruner, patience))
     falls = draw(drawn, seed, pruner)
     records: dict[Path, int] = {}
     while not outcome.broken:
@@ -235,14 +235,10 @@ def main() -> None:
     known = json.loads(given.write.read_text(encoding="utf-8"))["outcomes"] if given.write and given.write.exists() else []
     outcomes = {entry["seed"]: outcome_of(entry) for entry in known}
     wanted = [given.only] if given.only is not None else [seed for seed in given.seeds if seed not in outcomes]
-    undisturbed = {}
-    for pruner in PRUNERS:
-        place = folder / f"undisturbed-{pruner}"
-        undisturbed[pruner] = (place, carry_out_undisturbed(place, pruner, given.patience))
     for seed in wanted:
         place = folder / f"seed{seed}"
         shutil.rmtree(place, ignore_errors=True)
-        outcomes[seed] = outcome = seed_outcome(seed, place, undisturbed, given.patience)
+        outcomes[seed] = outcome = seed_outcome(seed, place, folder, given.patience)
         print(outcome if not outcome.broken else f"{outcome}; see {place}", flush=True)
         remove_groups()
         if not outcome.broken:
