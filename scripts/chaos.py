@@ -2,7 +2,7 @@
 
     python scripts/chaos.py [--seeds 0-49] [--only 17] [--write falls.json] [--folder FOLDER] [--patience SECONDS]
 
-A run of each kind of pruner is carried out undisturbed, once. For each seed the same command is then started in a folder of its own, with
+Each kind of run is carried out undisturbed, once. For each seed the same command is then started in a folder of its own, with
 cluster=local (even seeds) or cluster=ray, and falls one to three times: at a stage and a moment that the seed draws, a part of the run that
 it draws gets a signal or no more memory, or the clock of all of its processes jumps by hours (the wall clock that ``time.time`` reads;
 monotonic clocks go on). What has ended is started again with the same command, until it ends well.
@@ -78,12 +78,12 @@ def seed_outcome(seed: int, folder: Path, undisturbed: Path, patience: float) ->
     """Carries out one seed in ``folder``. The folders of the undisturbed runs are in ``undisturbed``."""
     drawn = random.Random(seed)
     cluster, pruner = list(CLUSTERS)[seed % 2], "units" if seed % 5 >= 3 else "weights"
-    reference = undisturbed / f"undisturbed-{pruner}"
-    outcome = Outcome(seed, cluster, pruner, undisturbed_seconds=carry_out_undisturbed(reference, pruner, patience))
+    settings, reference = [*SETTINGS, *PRUNERS[pruner], *CLUSTERS[cluster]], undisturbed / f"undisturbed-{pruner}-{cluster}"
+    outcome = Outcome(seed, cluster, pruner, undisturbed_seconds=carry_out_undisturbed(reference, settings, patience))
     falls = draw(drawn, seed, pruner)
     records: dict[Path, int] = {}
     while not outcome.broken:
-        run = Run([*SETTINGS, *PRUNERS[pruner], *CLUSTERS[cluster]], folder, STAGES[pruner].split(","))
+        run = Run(settings, folder, STAGES[pruner].split(","))
         outcome.starts += 1
         sent = list(let_fall(run, falls, drawn, patience))
         outcome.falls += sent
@@ -93,7 +93,7 @@ def seed_outcome(seed: int, folder: Path, undisturbed: Path, patience: float) ->
         if status == 0:
             outcome.broken += list(broken_results(folder, reference, outcome))
             return outcome
-        outcome.messages.append(run.last_line)
+        outcome.messages.append(next((line for line in run.said.splitlines() if line.startswith("error: ")), run.last_line))
         if not sent and not outcome.broken:
             outcome.broken.append(f"it failed without a fall: {run.last_line}")
         records |= {path: path.stat().st_mtime_ns for path in folder.glob("runs/store/**/record.json")}
@@ -177,11 +177,11 @@ def numbers(folder: Path) -> object:
     return timeless(report | {"curves": curves})
 
 
-def carry_out_undisturbed(folder: Path, pruner: str, patience: float) -> float:
+def carry_out_undisturbed(folder: Path, settings: Sequence[str], patience: float) -> float:
     """Returns the seconds of an undisturbed run in ``folder``, unless it is there already."""
     noted = folder / "seconds"
     if not noted.exists():
-        run = Run([*SETTINGS, *PRUNERS[pruner], *CLUSTERS["local"]], folder)
+        run = Run(settings, folder)
         if run.wait(patience) != 0:
             run.end()
             sys.exit(f"error: the undisturbed run did not end well: {run.last_line}")

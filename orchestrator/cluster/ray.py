@@ -231,6 +231,7 @@ class Ray(Cluster):
 
         Raises: the error of a rank; SecateurError if the cluster had no room for the ranks in time.
         """
+        from ray.exceptions import RayActorError
         from ray.train import RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
         from ray.train.v2.api.config import FailureConfig
@@ -259,7 +260,7 @@ class Ray(Cluster):
                 "again: finished work is kept"
             ) from error
         except Exception as error:
-            raise cause(error) from None
+            raise cause(error, RayActorError) from None
 
 
 class RayActors(Actors):
@@ -300,13 +301,13 @@ class RayActors(Actors):
 
     def result(self, reference: Any) -> Any:
         import ray
-        from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+        from ray.exceptions import RayError, RayTaskError
 
         try:
             return ray.get(reference)
         except RayTaskError as error:
             raise (error.cause if isinstance(error.cause, SecateurError) else error.as_instanceof_cause()) from None
-        except (RayActorError, ObjectLostError) as error:  # ObjectLostError: its node died before the result was copied here
+        except RayError as error:  # it died, its node did, or the result was lost
             lines = [line.strip() for line in str(error).splitlines()]
             reasons = [line for line in lines if re.search("cause|memory|System error:", line, re.IGNORECASE)]
             raise WorkerDied((reasons or lines or ["it died"])[0]) from error
