@@ -158,7 +158,7 @@ class Ray(Cluster):
 
         if self.address is None:
             try:
-                context = ray.init(address="local", num_cpus=cores_here(), include_dashboard=False, **quiet)
+                context: Any = ray.init(address="local", num_cpus=cores_here(), include_dashboard=False, **quiet)
             except Exception as error:  # Ray raises this type when a process of its own does not come up in time
                 raise SecateurError(f"cluster=ray: Ray did not start ({first_line(error)}); try again, or set cluster=local") from error
             delete_if_killed(context.address_info["session_dir"])
