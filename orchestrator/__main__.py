@@ -151,6 +151,13 @@ def main() -> None:
     except KeyboardInterrupt:
         print("error: interrupted; run the same command again to continue: finished work is kept", file=sys.stderr)
         sys.exit(130)
+    except SystemExit as ended:
+        from orchestrator.status.live import TERMINATED
+
+        if ended.code not in TERMINATED:
+            raise
+        print("error: terminated; run the same command again to continue: finished work is kept", file=sys.stderr)
+        sys.exit(TERMINATED[1])
     except (HydraException, OmegaConfBaseException) as error:
         print(f"error: {complaint(error)}", file=sys.stderr)
         sys.exit(2)

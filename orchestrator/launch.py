@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.checks import check_together, class_count
 from orchestrator.cleaning import free_intermediate
+from orchestrator.cluster.watch import watched
 from orchestrator.config import Experiment, Keep, check_request
 from orchestrator.identity.fingerprints import latency_fingerprint, run_directory, run_fingerprint
 from orchestrator.planning.plan import Plan
@@ -90,7 +91,7 @@ def run_experiment(experiment: Experiment, config: dict[str, Any], command: str,
     store = Store(Path(experiment.output) / "store")
     planned = {name: stage.seconds for name, stage in plan.stages.items()}
     live = LiveState(directory, experiment.name, prunes(experiment, plan), planned)
-    with live, Progress(watcher=live) as progress, shared(store, directory, progress):
+    with watched(), live, Progress(watcher=live) as progress, shared(store, directory, progress):
         warn_of_full_disk(plan, directory, progress)
         experiment = settle_data(experiment, plan.profile, progress)
         tracker = experiment.tracking.start(tracked(experiment, identity, config, directory, sweep), progress.warn)
@@ -139,7 +140,7 @@ def measure_latency(experiment: Experiment) -> tuple[LatencyTable, dict[str, Any
     store = Store(Path(experiment.output) / "store")
     directory.mkdir(parents=True, exist_ok=True)
     live = LiveState(directory, experiment.name, "mode=latency")
-    with live, Progress(watcher=live) as progress, shared(store, directory, progress):
+    with watched(), live, Progress(watcher=live) as progress, shared(store, directory, progress):
         tracker = FileTracker(experiment.name, name, directory)
         run = Run(experiment, plan, store, directory, progress, tracker, plan.profile)
         try:

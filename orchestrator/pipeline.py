@@ -276,7 +276,7 @@ def allocate_layers(
         return run.compute("allocate", Worker.count, [CountTask(scores[layer.name], high_bin) for layer in pruned])
 
     def make() -> Record[LayerCounts]:
-        started = time.time()
+        started = time.monotonic()
         return finish(to, LayerCounts(allocate(target, pruned, tiles, histograms)), started)
 
     record = run.once("allocate", to, make)

@@ -175,7 +175,7 @@ def choose_units(
     to = run.store.destination("choose", **reads)
 
     def make() -> Record[ChosenUnits]:
-        started = time.time()
+        started = time.monotonic()
         run.need([ranking])
         ranked = read_result(ranking)
         order_S, score_S = ranked["order_S"].tolist(), ranked["score_S"].tolist()

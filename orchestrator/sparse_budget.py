@@ -47,7 +47,7 @@ def fit_to_budget(
     to = run.store.destination("fit", budget=budget, within=within, scores=list(scores.values()), times=[times, as_it_is], **here)
 
     def make() -> Record[FittedCounts]:
-        started = time.time()
+        started = time.monotonic()
         options = Options(offered_ms(times.numbers.ms), predicted_losses(run, layers, scores), as_it_is.numbers.beside_ms)
         tried: dict[float, tuple[dict[str, int], float]] = {}  # by the factor of the budget: the choice and its measured share
         factor = 1.0

@@ -71,6 +71,8 @@ def test_a_run_is_running_until_it_is_ended_from_outside_and_then_failed(number:
     os.kill(process.pid, signal.SIGCONT)
     output, _ = process.communicate(timeout=3600)
     assert process.returncode == code and "Traceback" not in output
+    said = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert said == [f"error: {words.split()[0]}; run the same command again to continue: finished work is kept"]
     assert the_run(tmp_path).what == f"failed at collect: {words}"
     assert f"failed at collect: {words}" in page(tmp_path) and "http-equiv" not in page(tmp_path)
 

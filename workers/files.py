@@ -146,16 +146,18 @@ _check_once = lru_cache(maxsize=4096)(_check)
 def finish(to: Destination, numbers: Kind, started: float, written: str | None = None) -> Record[Kind]:
     """Write a result's record, which makes the result exist.
 
-    ``started`` is ``time.time()`` at the start of the work; ``written`` is the digest of the result's file, if it has one.
+    ``started`` is ``time.monotonic()`` at the start of the work, so that a clock that is set meanwhile does not count; ``written`` is the
+    digest of the result's file, if it has one.
     """
+    seconds = time.monotonic() - started
     record = Record(
         fingerprint=to.fingerprint,
         directory=to.directory,
         files={} if written is None else {numbers.file: written},
         numbers=numbers,
         worker=worker_name(),
-        started=started,
-        seconds=time.time() - started,
+        started=time.time() - seconds,
+        seconds=seconds,
         peak_bytes=peak_so_far(),
     )
     _write_record(record)

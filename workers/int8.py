@@ -38,7 +38,7 @@ def quantise(task: QuantiseTask) -> Record[Int8Model]:
     Raises: ConfigError if packages are missing; SecateurError if the model cannot be written as ONNX or 8 bits.
     """
     check_packages()
-    started = time.time()
+    started = time.monotonic()
     model = load_pruned(task.model)
     images_NCHW = next(_images(task.data))
     path = task.to.directory / Int8Model.file

@@ -104,7 +104,7 @@ class Worker:
     @watched
     def import_model(self, task: ImportTask) -> Record[ImportedModel]:
         """Store a checkpoint, or seeded initial weights, as a model file."""
-        started = time.time()
+        started = time.monotonic()
         state, keeps = (None, {}) if task.fresh else (task.family.pretrained_state(), task.family.pretrained_masks())
         notes = task.family.pretrained_notes()
         if state is None:
@@ -116,7 +116,7 @@ class Worker:
     @watched
     def collect(self, task: CollectTask) -> list[Record[PartialMoment]]:
         """Partial statistics of some layers over one shard."""
-        started = time.time()
+        started = time.monotonic()
         seed = derived_seed(task.seed, "collect", task.shard)
         batches = task.data.calibration(task.shard, task.data.shards)
         model = self.kept.model(task.model, task.precision)
@@ -126,7 +126,7 @@ class Worker:
     @watched
     def score(self, task: ScoreTask) -> Record[LayerScores]:
         """What each weight of a layer is worth."""
-        started = time.time()
+        started = time.monotonic()
         weight_RC, layer = self.kept.weight(task.model, task.layer), task.layer
         sensitivity = task.pruner.score(weight_RC, layer, moments.stored(task.partials, self.device))
         tensors = {"order_nG": sensitivity.order_nG, "loss_nG": sensitivity.loss_nG, "score_nG": sensitivity.score_nG}
@@ -158,7 +158,7 @@ class Worker:
     @watched
     def solve(self, task: SolveTask) -> Record[LayerSolution]:
         """Mask and re-fitted weights of a layer."""
-        started = time.time()
+        started = time.monotonic()
         weight_RC, layer = self.kept.weight(task.model, task.layer), task.layer
         scores = {name: tensor.to(self.device) for name, tensor in read_result(task.scores).items()}
         keep_RC, counts_n = task.pruner.mask(layer, weight_RC, scores, task.tiles)
@@ -175,7 +175,7 @@ class Worker:
     @watched
     def collect_pairs(self, task: CollectPairsTask) -> list[Record[PairedInputs]]:
         """Inputs of some layers, in a model and in the same model with layers solved, over one shard."""
-        started = time.time()
+        started = time.monotonic()
         batches = first(task.samples, task.data.calibration(task.shard, task.data.shards))
         dense = self.kept.model(task.model, task.precision)
         pruned = self.kept.with_solutions(task.model, task.solutions, task.precision)
@@ -185,7 +185,7 @@ class Worker:
     @watched
     def refit(self, task: RefitTask) -> Record[RefittedLayer]:
         """The kept weights of a layer, fitted to paired inputs."""
-        started, numbers = time.time(), task.solution.numbers
+        started, numbers = time.monotonic(), task.solution.numbers
         keep_RC = masks.unpack_bits(read_result(task.solution)["keep"], (task.layer.rows, task.layer.columns)).to(self.device)
         pairs = moments.stored(task.pairs, self.device)
         weight_RC = refit_layer(self.kept.weight(task.model, task.layer), task.layer, pairs, keep_RC, task.pruner.refit)
@@ -198,7 +198,7 @@ class Worker:
     @watched
     def collect_units(self, task: CollectUnitsTask) -> Record[PartialSums]:
         """Sums of all units over one shard."""
-        started = time.time()
+        started = time.monotonic()
         groups = find_groups(load_family(task.model), task.data.input_shape, task.pruner.streams)
 
         def batches() -> Iterator[Batch]:
@@ -212,7 +212,7 @@ class Worker:
     @watched
     def rank(self, task: RankTask) -> Record[UnitRanking]:
         """The order in which units go."""
-        started = time.time()
+        started = time.monotonic()
         parts = [
             UnitSums(read_result(record), record.numbers.samples, record.numbers.batches, record.numbers.skipped) for record in task.sums
         ]
@@ -223,7 +223,7 @@ class Worker:
     @watched
     def shrink(self, task: ShrinkTask) -> Record[SmallerModel]:
         """The smaller model; what was masked in it stays so."""
-        started = time.time()
+        started = time.monotonic()
         kept = {name: stays.bool() for name, stays in read_result(task.chosen).items()}
         family, (state, keeps) = load_family(task.model), load_state(task.model)
         groups = find_groups(family, task.input_shape, task.pruner.streams)
@@ -235,14 +235,14 @@ class Worker:
 
     def time_operation(self, task: TimeOperationTask) -> Record[OperationTime]:
         """How long an operation takes at some sizes. Memory is not watched, since watching takes time."""
-        started, operation = time.time(), self._operation(task)
+        started, operation = time.monotonic(), self._operation(task)
         case = operation.at(task.units)
         measured = timing.time_operation(case.module, case.inputs, task.latency, self.device)
         return finish(task.to, OperationTime(**vars(measured), **vars(self.describe()), operation=case.text), started)
 
     def time_model(self, task: TimeModelTask) -> Record[ModelTime]:
         """How long a forward pass takes."""
-        started = time.time()
+        started = time.monotonic()
         model = timing.realised(task.family.build(), self.device)
         images_NCHW = torch.randn(task.latency.batch_size, *task.input_shape, device=self.device)
         measured = timing.time_model(model, images_NCHW, task.latency)
@@ -250,7 +250,7 @@ class Worker:
 
     def compare_time(self, task: CompareTimeTask) -> Record[ModelComparison]:
         """How long a forward pass takes against that of another model."""
-        started = time.time()
+        started = time.monotonic()
         model, beside = (timing.realised(family.build(), self.device) for family in (task.family, task.beside))
         images_NCHW = torch.randn(task.latency.batch_size, *task.input_shape, device=self.device)
         (measured,) = timing.time_in_turn([model], beside, images_NCHW, task.latency)
@@ -258,13 +258,13 @@ class Worker:
 
     def time_layers(self, task: TimeLayersTask) -> Record[LayerTimes]:
         """How long layers take at some sparsities."""
-        started = time.time()
+        started = time.monotonic()
         ms, measured = sparse_times.layer_times(task, self.device)
         return finish(task.to, LayerTimes(**vars(self.describe()), ms=ms, measured=measured), started)
 
     def time_sparse(self, task: TimeSparseTask) -> Record[SparseComparison]:
         """How long a forward pass takes in the sparse runtime against that of the dense model."""
-        started = time.time()
+        started = time.monotonic()
         measured = sparse_times.model_time(task, self.device)
         return finish(task.to, SparseComparison(**vars(measured), **vars(self.describe())), started)
 
@@ -278,7 +278,7 @@ class Worker:
     @watched
     def join(self, task: JoinTask) -> Record[JoinedModel]:
         """The model with its solved layers in place."""
-        started = time.time()
+        started = time.monotonic()
         state, keeps = load_state(task.model)
         for record in task.solutions:
             solution, name = read_result(record), record.numbers.layer
@@ -296,7 +296,7 @@ class Worker:
     @watched
     def evaluate(self, task: EvaluateTask) -> Record[Outputs]:
         """Outputs of a model on a shard of a split."""
-        started = time.time()
+        started = time.monotonic()
         model = self.kept.model(task.model)
         batches = task.data.evaluation(task.split, task.shard, task.shards)
         dense = None if task.dense is None else self.kept.model(task.dense)
@@ -309,7 +309,7 @@ class Worker:
     @watched
     def compare(self, task: CompareTask) -> Record[MeasuredIncrease]:
         """How much the calibration loss of a shard really rose."""
-        started = time.time()
+        started = time.monotonic()
         before, after = (self.kept.model(file, task.precision) for file in (task.before, task.after))
         total, samples = evaluation.total_loss_increase(
             before, after, task.data.calibration(task.shard, task.shards), task.loss, self.device
@@ -319,7 +319,7 @@ class Worker:
     @watched
     def assess(self, task: AssessTask) -> Record[Metrics]:
         """Metrics of a model from its outputs."""
-        started = time.time()
+        started = time.monotonic()
         outputs, labels = self._outputs(task.outputs["test"])
         metrics = evaluation.of_outputs(task.output, outputs, labels, self._outputs(task.dense_outputs["test"])[0])
         if "bank" in task.outputs:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cluster.base import cores_here
+from orchestrator.cluster.watch import delete_if_killed
 
 LONGEST = 20  # bytes of the path of a folder for temporary files: those of Ray's sockets in it have 86 more, and may have 107
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # the setting of Ray, for Linux too, by which 0 binds everything to the loopback interface
@@ -24,6 +25,7 @@ def closed_doors() -> Iterator[dict[str, Any]]:
     It listens on the loopback interface, asks for a new token, and hides its files from other users, which are deleted at the end.
     """
     folder = Path(tempfile.mkdtemp(prefix="secateur-", dir=_place()))  # only for its owner; Ray opens the folders inside to everybody
+    delete_if_killed(str(folder))
     token = folder / "token"
     token.touch(0o600)
     token.write_text(secrets.token_hex(32), encoding="utf-8")

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from orchestrator.cluster.base import threads_of_rank
-from workers.errors import SecateurError
+from workers.errors import SecateurError, first_line
 
 
 def train_rank(config: dict[str, Any]) -> None:
@@ -27,13 +27,22 @@ def train_rank(config: dict[str, Any]) -> None:
     train(config["task"], config["device"])
 
 
-def cause(error: BaseException) -> BaseException:
-    """Returns the project's own error inside Ray Train's ``error``, or ``error`` if there is none."""
-    failures = getattr(error, "worker_failures", {})
-    for inner in [*failures.values(), error.__cause__]:
+def cause(error: BaseException, died: type[BaseException]) -> BaseException:
+    """Returns the project's own error inside Ray Train's ``error``, or ``error`` if there is none.
+
+    ``died`` is the class of errors of processes that have died. If the gang was lost to one, the result is an error that says so.
+    """
+    failures = list(getattr(error, "worker_failures", {}).values())
+    for inner in [*failures, error.__cause__]:
         while inner is not None:
             next_cause = getattr(inner, "cause", None) or getattr(inner, "_cause", None) or inner.__cause__
             if isinstance(inner, SecateurError):
                 return inner
             inner = next_cause
+    for lost in [error, *failures]:
+        if isinstance(lost, died):
+            return SecateurError(
+                f"training: expected all ranks to finish, got a process that died ({first_line(lost)}); run the same command again to "
+                "resume after the last complete epoch"
+            )
     return error

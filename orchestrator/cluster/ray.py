@@ -143,6 +143,7 @@ class Ray(Cluster):
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("SPT_NOENV", "1")  # a process that sets its title keeps its environment, which the watch reads
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
         import ray
 
@@ -220,6 +221,7 @@ class Ray(Cluster):
 
         Raises: the error of a rank; SecateurError if the cluster had no room for the ranks in time.
         """
+        from ray.exceptions import RayActorError
         from ray.train import RunConfig, ScalingConfig
         from ray.train.v2.api.config import FailureConfig
         from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
@@ -250,7 +252,7 @@ class Ray(Cluster):
                 "again: finished work is kept"
             ) from error
         except Exception as error:
-            raise cause(error) from None
+            raise cause(error, RayActorError) from None
 
 
 class RayActors(Actors):
@@ -264,6 +266,10 @@ class RayActors(Actors):
 
         from workers.worker import Worker
 
+        if not _nodes():
+            raise SecateurError(
+                "cluster: expected a living node, got none, since Ray has died; run the same command again: finished work is kept"
+            )
         thread_variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
         environment = dict.fromkeys(thread_variables, str(self.threads)) | {"SECATEUR_WORKER": f"worker {index}"}
         if builders := permitted():  # which may be defined where only this process looks
@@ -287,13 +293,13 @@ class RayActors(Actors):
 
     def result(self, reference: Any) -> Any:
         import ray
-        from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+        from ray.exceptions import RayError, RayTaskError
 
         try:
             return ray.get(reference)
         except RayTaskError as error:
             raise (error.cause if isinstance(error.cause, SecateurError) else error.as_instanceof_cause()) from None
-        except (RayActorError, ObjectLostError) as error:  # ObjectLostError: its node died before the result was copied here
+        except RayError as error:  # it died, its node did, or the result was lost
             lines = [line.strip() for line in str(error).splitlines()]
             reasons = [line for line in lines if re.search("cause|memory|System error:", line, re.IGNORECASE)]
             raise WorkerDied((reasons or lines or ["it died"])[0]) from error

@@ -14,6 +14,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from orchestrator.cluster.base import Cluster
+from orchestrator.cluster.watch import watched
 from orchestrator.config import Experiment
 from orchestrator.sweep.side_by_side import Job, experiment_of_point, run_side_by_side
 from workers.checks import require
@@ -72,8 +73,9 @@ class RayShared(Launcher):
             raise ConfigError("hydra/launcher=ray_shared: the points share one cluster, but their settings of it differ; sweep over others")
         if self._cluster is None:
             jobs, stack = min(self.n_jobs or first.runs_at_once, len(clusters)), ExitStack()
-            self._cluster = first, jobs, stack.enter_context(first.shared_by(jobs))
             atexit.register(stack.close)
+            stack.enter_context(watched())
+            self._cluster = first, jobs, stack.enter_context(first.shared_by(jobs))
         return self._cluster[1:]
 
 

@@ -174,7 +174,7 @@ def work(worker: object, task: Noted) -> Record[ImportedModel]:
     while task.waits_for is not None and not task.waits_for.exists():
         time.sleep(0.01)
     time.sleep(0.001)
-    return finish(task.to, ImportedModel([str(os.getpid())]), time.time())
+    return finish(task.to, ImportedModel([str(os.getpid())]), time.monotonic())
 
 
 def carry_out(folder: Path, name: str, wanted: list[Destination], waits_for: Path | None = None) -> None:

@@ -1,6 +1,7 @@
 """Fingerprints, records and what happens to damaged ones."""
 
 import json
+import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -104,3 +105,13 @@ def test_the_numbers_of_every_verb_survive_their_record(tmp_path: Path) -> None:
         written = finish(Destination(verb, tmp_path / verb), numbers, 0.0)
         read = read_record(tmp_path / verb)
         assert read is not None and read.numbers == written.numbers and read.verb == verb
+
+
+def test_a_clock_that_is_set_during_a_task_changes_when_it_started_and_not_how_long_it_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = time.monotonic()
+    monkeypatch.setattr(time, "time", lambda: 1000.0)
+    record = finish(Destination("f", tmp_path), ImportedModel([]), started)
+    assert 0 <= record.seconds <= time.monotonic() - started
+    assert record.started == 1000.0 - record.seconds

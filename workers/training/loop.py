@@ -48,7 +48,7 @@ def train(task: TrainTask, asked: str | None = None) -> Record[TrainedModel] | N
     ``asked`` is ``cpu`` or ``cuda``. None takes the device of the launcher's process group; without one, a GPU if there is one.
     Raises: ConfigError (see ``settings.check``); SecateurError if no step of an epoch was finite, or if a masked weight moved.
     """
-    started = time.time()
+    started = time.monotonic()
     device = _device(asked)
     with quiet(), _process_group(device):
         _check(task)

@@ -1,0 +1,39 @@
+"""What a run says about a gang that failed: the error of a rank, or that a process died."""
+
+from orchestrator.cluster.gang import cause
+from workers.errors import SecateurError
+
+
+class Died(Exception):
+    """Stands for Ray's errors of processes that have died."""
+
+
+class GangFailed(Exception):
+    """Stands for the error of Ray Train, with the errors of ranks by their numbers."""
+
+    def __init__(self, failures: dict[int, Exception]) -> None:
+        super().__init__("the gang failed")
+        self.worker_failures = failures
+
+
+def wrapped(error: Exception) -> Exception:
+    outer = RuntimeError("a task failed")
+    outer.__cause__ = error
+    return outer
+
+
+def test_the_error_of_a_rank_comes_before_the_death_of_another() -> None:
+    ours = SecateurError("the data went away")
+    assert cause(GangFailed({0: Died("rank 0 died"), 1: wrapped(ours)}), Died) is ours
+
+
+def test_a_process_that_died_is_one_line_with_a_remedy() -> None:
+    for error in (Died("it died\nat length"), GangFailed({1: Died("it died")})):
+        found = cause(error, Died)
+        assert isinstance(found, SecateurError) and "(it died)" in str(found) and "run the same command again" in str(found)
+        assert len(str(found).splitlines()) == 1
+
+
+def test_an_error_that_nobody_expected_stays_as_it_is() -> None:
+    error = GangFailed({0: ValueError("a mistake")})
+    assert cause(error, Died) is error

@@ -1,0 +1,105 @@
+"""The script that lets runs fall finds what breaks the promise, and the promise holds."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+from chaos import Outcome, broken_by, broken_results, figures, outcome_of, plain  # noqa: E402
+from falling import STAGES, Fall, Kind, Part, draw  # noqa: E402
+
+KILLED = Fall(Kind.KILL, Part.DRIVER, "collect", 0.1)
+INTERRUPTED = Fall(Kind.INTERRUPT, Part.DRIVER, "collect", 0.1)
+
+
+def results(folder: Path, weights: bytes = b"weights", top1: float = 0.5, seconds: float = 1.0, computed: int = 1) -> Path:
+    """A folder as a run leaves it."""
+    run = folder / "runs" / "chaos-1"
+    run.mkdir(parents=True)
+    (run / "model.safetensors").write_bytes(weights)
+    lines = [{"epoch": 1, "step": 4, "loss": seconds}, {"epoch": 1, "step": 8, "loss": 0.5}][seconds > 1 :]
+    report = {"stages": [{"name": "dense", "metrics": {"top1": top1, "images_per_second": seconds}}], "curves": {"dense": lines}}
+    (run / "report.json").write_text(json.dumps(report | {"stage_seconds": {"collect": seconds}}))
+    (run / "tasks.jsonl").write_text((json.dumps({"fingerprint": "a", "computed": True}) + "\n") * computed)
+    return folder
+
+
+def compared(folder: Path, **changes: object) -> tuple[list[str], int]:
+    outcome = Outcome(0, "local", "weights")
+    found = list(broken_results(results(folder / "run", **changes), results(folder / "undisturbed"), outcome))  # type: ignore[arg-type]
+    return found, outcome.bytes_compared
+
+
+def test_results_that_differ_in_nothing_but_times_are_equal(tmp_path: Path) -> None:
+    assert compared(tmp_path, seconds=2.0) == ([], len(b"weights"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"weights": b"weightz"}, "other bytes: runs/chaos-1/model.safetensors"),
+        ({"top1": 0.6}, "other numbers in the report"),
+        ({"computed": 2}, "computed twice: ['a']"),
+    ],
+    ids=["bytes", "numbers", "tasks"],
+)
+def test_other_bytes_or_numbers_and_repeated_tasks_are_found(changes: dict, said: str, tmp_path: Path) -> None:
+    assert compared(tmp_path, **changes)[0] == [said]
+
+
+def start(status: int, said: str = "", left: tuple[str, ...] = ()) -> SimpleNamespace:
+    return SimpleNamespace(status=status, said=said, stage="collect", left=lambda seconds: list(left), end=lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("ended", "fall", "broken"),
+    [
+        (start(0), KILLED, []),
+        (start(-9), KILLED, []),
+        (start(130, "error: interrupted; run it again\n"), INTERRUPTED, []),
+        (start(1), INTERRUPTED, ["exit status 1 with 0 lines of error"]),
+        (start(1, "error: a\nerror: b\n"), INTERRUPTED, ["exit status 1 with 2 lines of error"]),
+        (start(1, "Traceback (most recent call last):\nerror: a\n"), INTERRUPTED, ["a traceback"]),
+        (start(0, "collect: waiting for 1 result\n"), KILLED, ["it waited for a process that had fallen"]),
+        (start(-9, left=("12 raylet",)), KILLED, ["left running: 12 raylet"]),
+        (SimpleNamespace(status=None, stage="collect", end=lambda: None), KILLED, ["it hung at collect"]),
+    ],
+)
+def test_a_start_ends_well_or_in_one_line_and_leaves_nothing(ended: SimpleNamespace, fall: Fall, broken: list[str]) -> None:
+    assert list(broken_by(ended, [fall], {})) == broken  # type: ignore[arg-type]
+
+
+def test_a_record_that_was_written_again_is_found(tmp_path: Path) -> None:
+    record = tmp_path / "record.json"
+    record.touch()
+    written = record.stat().st_mtime_ns
+    assert list(broken_by(start(0), [KILLED], {record: written})) == []  # type: ignore[arg-type]
+    assert list(broken_by(start(0), [KILLED], {record: written - 1})) == [f"finished work was repeated: {[str(record)]}"]  # type: ignore[arg-type]
+
+
+def test_fifty_seeds_fall_at_every_stage_in_every_way_and_a_seed_draws_the_same_again() -> None:
+    falls = [fall for seed in range(50) for fall in draw(random.Random(seed), seed, "weights")]
+    assert {fall.stage for fall in falls} == set(STAGES["weights"].split(","))
+    assert {fall.kind for fall in falls} == set(Kind) and {fall.part for fall in falls} == set(Part) - {Part.ALL}
+    assert draw(random.Random(7), 7, "units") == draw(random.Random(7), 7, "units")
+
+
+def test_outcomes_are_read_as_they_were_written() -> None:
+    outcome = Outcome(3, "ray", "units", [KILLED], 2, 30.0, 20.0, 100, ["error: a"], ["a traceback"])
+    assert outcome_of(json.loads(json.dumps(plain(outcome)))) == outcome
+    found = figures([outcome, Outcome(4, "local", "units", [], 1, 20.0, 20.0, 100)])
+    assert found["broken"] == [3] and found["seconds_lost"] == 10.0 and found["falls_by_part"] == {"driver": 1}
+
+
+@pytest.mark.parametrize("seeds", ["8", pytest.param("0-49", marks=pytest.mark.slow)])
+def test_runs_that_fall_keep_the_promise(seeds: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPTS / "chaos.py"), "--seeds", seeds, "--folder", str(tmp_path)]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
