@@ -43,8 +43,8 @@ def _check(layer: str, moment: SecondMoment) -> None:
     sums = [moment.sum_nBB.diagonal(dim1=-2, dim2=-1), moment.rows_R, moment.cross_sum_nBB]
     if not all(tensor is None or bool((tensor.abs() <= LARGEST_SUM).all()) for tensor in sums):
         raise SecateurError(
-            f"{layer}: expected sums over the calibration data of at most {LARGEST_SUM:.0e}, which float32 holds, got larger ones; normalise "
-            "the images (data.mean, data.std), or check the checkpoint: its activations or gradients are too large"
+            f"{layer}: expected sums over the calibration data of at most {LARGEST_SUM:.0e}, which float32 holds, got larger ones; "
+            "normalise the images (data.mean, data.std), or check the checkpoint: its activations or gradients are too large"
         )
 
 
