@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from workers.errors import SecateurError
+from workers.errors import SecateurError, first_line
 
 NO_ROOM = 1 << 16  # bytes: torch does not say why a file could not be written, and a disk with less free space is the reason
+TORCH = ("inline_container", "iostream error", "PytorchStreamWriter")  # in its errors of files that cannot be written
+AGAIN = "run the same command again: finished work is kept"
 ANOTHER = "set output to another folder"
 CAUSES = {  # what was expected, and the remedy
     errno.ENOSPC: ("room on the disk", "free space (mode=plan says how much a run stores), or set output to another disk"),
@@ -40,9 +42,16 @@ def writing(path: Path) -> Iterator[None]:
     except Exception as error:  # libraries raise errors of their own for those of the system
         causes = _of_disk(error)
         number = _number(causes[0]) if causes else None
-        if number is None and not _is_full(path):
+        if number is None and _is_full(path):
+            number = errno.ENOSPC
+        if number is not None:
+            raise _told(path, number) from error
+        if not any(words in str(error) for words in TORCH):
             raise
-        raise _told(path, errno.ENOSPC if number is None else number) from error
+        raise SecateurError(
+            f"{path}: expected a disk that takes the file, got an error of torch that hides the reason ({first_line(error)}); check the room, "
+            f"the quota, the permissions and the limits (ulimit -f), then {AGAIN}"
+        ) from error
 
 
 def refusal(error: BaseException, otherwise: Path | None = None) -> SecateurError | None:
@@ -61,8 +70,7 @@ def _told(path: Path | None, number: int) -> SecateurError:
     expected, remedy = CAUSES[number]
     free = _free(path) if path is not None and number in (errno.ENOSPC, errno.EDQUOT) else None
     room = "" if free is None else f", {free / 1e6:.3g} MB free"
-    again = "run the same command again: finished work is kept"
-    return SecateurError(f"{path or 'output'}: expected {expected}, got {os.strerror(number).lower()}{room}; {remedy}, then {again}")
+    return SecateurError(f"{path or 'output'}: expected {expected}, got {os.strerror(number).lower()}{room}; {remedy}, then {AGAIN}")
 
 
 def _of_disk(error: BaseException) -> list[BaseException]:

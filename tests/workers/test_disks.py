@@ -3,30 +3,15 @@
 import errno
 import os
 import pickle
-import resource
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from disk_cases import files_of_at_most
 
 from workers.disks import CAUSES, refusal, writing
 from workers.errors import SecateurError
 from workers.files import append_lines, copy_file, read_lines, write_tensors, write_text
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """A limit of this process, beyond which the system refuses to write, as it does on a full disk."""
-    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.mark.parametrize("kind", ["text", "tensors", "copy"])
@@ -87,6 +72,8 @@ def test_a_library_that_hides_why_it_cannot_write_is_understood_if_the_disk_is_f
     used = os.statvfs(tmp_path)
     with pytest.raises(RuntimeError, match="unexpected pos"), writing(tmp_path / "epoch1"):
         raise RuntimeError("unexpected pos 20800 vs 20694")
+    with pytest.raises(SecateurError, match="epoch1: expected a disk that takes the file"), writing(tmp_path / "epoch1"):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 17088 vs 16976")
     full = os.statvfs_result((*used[:3], 0, 0, *used[5:]))
     monkeypatch.setattr(os, "statvfs", lambda path: full)
     with pytest.raises(SecateurError) as refused, writing(tmp_path / "epoch1"):
