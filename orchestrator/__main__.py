@@ -23,6 +23,7 @@ from orchestrator.composing import CONF, complaint, find_packages
 from orchestrator.sweep.plugins import register_plugins
 from orchestrator.sweep.records import fail_point, finish_point, start_point
 from workers.checks import require
+from workers.disks import refusal
 from workers.errors import ConfigError, SecateurError
 
 if TYPE_CHECKING:
@@ -158,6 +159,12 @@ def main() -> None:
             raise
         print("error: terminated; run the same command again to continue: finished work is kept", file=sys.stderr)
         sys.exit(TERMINATED[1])
+    except OSError as error:
+        refused = refusal(error)
+        if refused is None:
+            raise
+        print(f"error: {refused}", file=sys.stderr)
+        sys.exit(1)
     except (HydraException, OmegaConfBaseException) as error:
         print(f"error: {complaint(error)}", file=sys.stderr)
         sys.exit(2)

@@ -24,13 +24,14 @@ import struct
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 
+from workers.disks import writing
 from workers.records import Destination
 
 FOLDER, FILE = "locks", "claims"
@@ -75,7 +76,8 @@ class Claims:
         try:
             yield
         finally:
-            self._note.unlink(missing_ok=True)
+            with suppress(OSError):  # of a disk that has become read-only, for example: the run itself says so
+                self._note.unlink(missing_ok=True)
             self._file.close()
             del self._file
             self._held = {}
@@ -143,7 +145,7 @@ class Claims:
                 since = note["held"].get(to.fingerprint[:DIGITS])
                 if since is not None and path != self._note:
                     holders.append(Holder(note["run"], note["host"], note["pid"], since))
-            except (OSError, ValueError, KeyError):  # it was removed a moment ago
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):  # it was removed a moment ago, or is damaged
                 continue
         return max(holders, key=lambda holder: holder.since, default=None)
 
@@ -158,8 +160,9 @@ class Claims:
 
     @cached_property
     def _file(self) -> BinaryIO:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return (self.folder / FILE).open("a+b")  # open for writing, which write locks need, and closed when this process starts another
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            return (self.folder / FILE).open("a+b")  # for writing, which write locks need, and closed when this process starts another
 
     def _lock(self, kind: int, digits: str) -> bool:
         """Sets, or removes, the lock on a byte, if no other driver has it."""
@@ -185,8 +188,9 @@ class Claims:
     def _write_note(self) -> None:
         note = {"run": self._run, "host": socket.gethostname(), "pid": os.getpid(), "held": self._held}
         temporary = self._note.with_suffix(".tmp")
-        temporary.write_text(json.dumps(note), encoding="utf-8")
-        temporary.replace(self._note)
+        with suppress(OSError):  # of a full disk, for example: results say so
+            temporary.write_text(json.dumps(note), encoding="utf-8")
+            temporary.replace(self._note)
 
     def _remove_old_notes(self) -> None:
         """Removes the notes of drivers that were killed. A name is never used again, so none of them can be a living driver's."""

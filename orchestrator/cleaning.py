@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from orchestrator.report.write import REPORT_FILES
 from orchestrator.store import Store
 from workers.checks import Phrase, require
 from workers.errors import DamagedResult
-from workers.files import RECORD, delete_result, free, read_record
+from workers.files import RECORD, delete_result, free, read_lines, read_record
 from workers.records import KINDS
 
 TASKS = "tasks.jsonl"
@@ -127,12 +126,10 @@ def free_intermediate(store: Store, directory: Path) -> int:
 def _noted(run: Path) -> dict[str, str]:
     """The beginning of the fingerprint, and the verb, of each result that a run read or computed."""
     noted = {}
-    for line in (run / TASKS).read_text(encoding="utf-8").splitlines():
-        try:
-            entry = json.loads(line)
-            noted[entry["fingerprint"][:KEY]] = entry["verb"]
-        except (ValueError, KeyError, TypeError):  # half a line, of a run that was killed
-            continue
+    for entry in read_lines(run / TASKS):
+        key, verb = entry.get("fingerprint"), entry.get("verb")
+        if isinstance(key, str) and isinstance(verb, str):
+            noted[key[:KEY]] = verb
     return noted
 
 

@@ -15,6 +15,7 @@ import json
 import sys
 from pathlib import Path
 
+from workers.disks import writing
 from workers.errors import SecateurError
 
 
@@ -69,7 +70,8 @@ def main() -> None:
     parser.add_argument("--permit", nargs="*", default=[], metavar="NAME", help="dotted names of your functions that the file may name")
     options = parser.parse_args()
     try:
-        convert(options.kind, options.model, options.to, options.shape and tuple(options.shape), options.permit)
+        with writing(options.to):
+            convert(options.kind, options.model, options.to, options.shape and tuple(options.shape), options.permit)
     except SecateurError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,9 @@ from orchestrator.rounds import check_targets, plan_rounds
 from orchestrator.store import Store
 from orchestrator.tracking.base import Result, TrackedRun
 from workers.checks import require
+from workers.disks import refusal, writing
 from workers.errors import ConfigError, DamagedResult, SecateurError
+from workers.files import copy_file, write_text
 from workers.onnx_export import ONE_FILE_BYTES, check_packages, export_onnx, first_images
 from workers.records import MODEL, Int8Model
 
@@ -86,8 +88,7 @@ def run_experiment(experiment: Experiment, config: dict[str, Any], command: str,
         require(model_bytes < ONE_FILE_BYTES, "int8", f"false, since a model of {size(model_bytes)} needs several ONNX files", True)
     identity = run_fingerprint(experiment)
     directory = run_directory(experiment)
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    write_text(directory / "config.json", json.dumps(config, indent=1))
     store = Store(Path(experiment.output) / "store")
     planned = {name: stage.seconds for name, stage in plan.stages.items()}
     live = LiveState(directory, experiment.name, prunes(experiment, plan), planned)
@@ -109,7 +110,8 @@ def run_experiment(experiment: Experiment, config: dict[str, Any], command: str,
                 if freed:
                     progress.note(f"deleted {size(freed)} of intermediate results from the store (store.keep=records)")
         except BaseException:
-            tracker.finish(None)
+            with suppress(SecateurError):  # that the disk is full, for example, which is why the run failed
+                tracker.finish(None)
             raise
         for name, lines in (report.curves | {"rounds": round_lines(report)}).items():
             tracker.curve(name, lines)
@@ -138,7 +140,8 @@ def measure_latency(experiment: Experiment) -> tuple[LatencyTable, dict[str, Any
     name = f"{experiment.name}-latency-{latency_fingerprint(experiment, streams, plan.resources)[:8]}"
     directory = Path(experiment.output).resolve() / name
     store = Store(Path(experiment.output) / "store")
-    directory.mkdir(parents=True, exist_ok=True)
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
     live = LiveState(directory, experiment.name, "mode=latency")
     with watched(), live, Progress(watcher=live) as progress, shared(store, directory, progress):
         tracker = FileTracker(experiment.name, name, directory)
@@ -155,7 +158,7 @@ def measure_latency(experiment: Experiment) -> tuple[LatencyTable, dict[str, Any
 def shared(store: Store, directory: Path, progress: Progress) -> Iterator[None]:
     """A context in which a run uses a store, perhaps beside other runs.
 
-    Raises: SecateurError if the store, or a file of the run, was deleted meanwhile.
+    Raises: SecateurError if the store, or a file of the run, was deleted meanwhile or cannot be written.
     """
     with store.claims.opened(directory.name):
         if not store.claims.supported:
@@ -168,7 +171,10 @@ def shared(store: Store, directory: Path, progress: Progress) -> Iterator[None]:
             if missing and not isinstance(error, ConfigError):
                 where = f"{directory.parent}: files were deleted while this run used them"
                 raise SecateurError(f"{where}; run the same command again, which computes what is missing") from error
-            raise
+            refused = None if isinstance(error, SecateurError) else refusal(error, directory.parent)
+            if refused is None:
+                raise
+            raise refused from error
 
 
 def tracked(experiment: Experiment, identity: str, config: dict[str, Any], directory: Path, sweep: str | None) -> TrackedRun:
@@ -235,7 +241,6 @@ def _carry_out(run: Run) -> Outcome:
 def export(outcome: Outcome, directory: Path, experiment: Experiment) -> dict[str, Any]:
     """Copy the final model and its spec into the run's directory, and write the model as ONNX if the experiment asks for it."""
     from workers.export import read_spec
-    from workers.files import copy_file, write_text
 
     model = directory / MODEL
     copy_file(outcome.model.file, model)
@@ -244,6 +249,6 @@ def export(outcome: Outcome, directory: Path, experiment: Experiment) -> dict[st
         stale.unlink()
     files: dict[str, Any] = {"model": MODEL, "spec": "model.json"}
     if outcome.quantised is not None:
-        shutil.copyfile(outcome.quantised.file, directory / Int8Model.file)
+        copy_file(outcome.quantised.file, directory / Int8Model.file)
         files["int8"] = Int8Model.file
     return files | ({"onnx": export_onnx(model, directory / ONNX, first_images(experiment.data))} if experiment.onnx else {})

@@ -119,6 +119,8 @@ def mask_weights(run: Run, pruner: WeightPruner, model: Record[ModelNumbers]) ->
     for part in run.steps():
         steps.append(mask_once(part, pruner, layers, steps[-1].model if steps else model, model))
     warn_of_zeros(run, pruner, layers, steps)
+    if all(record.numbers.notes.get("vanishing") for record in steps[0].scores.values()):
+        run.warn(f"{run.prefix}the statistic of every layer is zero, so weights were ranked by their size; check the loss and the images")
     return Masking(pruner, layers, unfit, steps)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import subprocess
 from importlib.metadata import version
@@ -28,6 +27,7 @@ from orchestrator.run import Log
 from orchestrator.stages import whose
 from orchestrator.structure_table import shapes_of, unit_weights
 from orchestrator.timed_results import int8_of, latency_of
+from workers.files import read_lines
 from workers.models.profile import ModelProfile, profile
 from workers.models.structures.find import find_groups
 from workers.pruners.units import Of, UnitPruner
@@ -283,10 +283,7 @@ def _predicted(layers: list[LayerResult]) -> float | None:
 
 def training_curve(record: Record[TrainedModel]) -> list[dict[str, Any]]:
     """Progress lines of a training, as its rank 0 wrote them."""
-    path = record.directory / "progress.jsonl"
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    return read_lines(record.directory / "progress.jsonl")
 
 
 def _skipped(outcome: Outcome) -> dict[str, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from orchestrator.store import Store, fingerprint
 from orchestrator.tracking.base import Tracker
 from workers.errors import DamagedResult
 from workers.export import load_family
+from workers.files import append_lines
 from workers.messages import TrainTask
 from workers.models.base import ModelFamily
 from workers.models.exported import selecting
@@ -281,8 +281,7 @@ class Run:
         task = TaskRun(record.verb, what, record.worker, record.started, record.seconds, record.computed)
         self.log.timeline.append(task)
         line = {"stage": stage, "fingerprint": record.fingerprint, "time": time.time(), "layer": layer} | vars(task)
-        with (self.directory / TASKS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_lines(self.directory / TASKS, [line])
 
     def is_hopeless(self, one_shot: Mapping[str, float | None]) -> bool:
         """Whether the accuracy of the pruned model is below the least with which the run goes on."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from workers.files import parsed_lines
 
 
 class Tail:
@@ -26,12 +27,4 @@ class Tail:
             self._offset = 0
             return []
         self._offset += len(complete[0]) + len(complete[1])
-        return [line for line in map(_parsed, complete[0].splitlines()) if line is not None]
-
-
-def _parsed(line: bytes) -> dict[str, Any] | None:
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        return None
-    return entry if isinstance(entry, dict) else None
+        return parsed_lines(complete[0])

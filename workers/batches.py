@@ -109,7 +109,7 @@ def is_classifier(model: nn.Module, samples: Samples, loss: str | Callable[[Any,
     scores = outputs.ndim == 2
     if callable(loss):
         _check_loss(loss, outputs, samples)
-        return scores and 0 < samples.classes <= outputs.shape[1]
+        return scores and 0 < samples.classes <= outputs.shape[1] and int(samples.labels.min()) >= -1
     if loss == "features" or (loss is None and samples.labels is None):
         return False
     if not scores:
@@ -118,10 +118,11 @@ def is_classifier(model: nn.Module, samples: Samples, loss: str | Callable[[Any,
         return True
     if samples.labels is None:
         raise ConfigError("loss: expected labels in the batches, got none; loss='sampled' and loss='features' need none")
-    if not 0 < samples.classes <= outputs.shape[1]:
+    if not 0 < samples.classes <= outputs.shape[1] or int(samples.labels.min()) < -1:
         got = f"{samples.labels.dtype} of {tuple(samples.labels.shape)}"
-        got += f", up to {samples.classes - 1}" if samples.classes else ""
-        raise ConfigError(f"batches: expected labels (N,) from 0 to {outputs.shape[1] - 1}, got {got}; pass loss=a function of yours")
+        got += f", from {samples.labels.min()} to {samples.labels.max()}" if samples.classes else ""
+        expected = f"labels (N,) from 0 to {outputs.shape[1] - 1}, or -1 where an image has none"
+        raise ConfigError(f"batches: expected {expected}, got {got}; pass loss=a function of yours")
     return True
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from workers import average_precision
 from workers.data.base import Batch
+from workers.errors import SecateurError
 from workers.losses import Loss, forward, loss_increase
 from workers.models.base import Output
 from workers.sparse import choices, sparse_model
@@ -64,6 +65,16 @@ def outputs(model: nn.Module, batches: Iterator[Batch], device: torch.device, ti
         labels.append(batch.labels)
         asked = time.perf_counter()
     return Evaluated(torch.cat(parts), torch.cat(labels), speeds, pace)
+
+
+def require_finite(outputs: Tensor, split: str) -> None:
+    """Raises: SecateurError if a model does not give numbers for some images, on which every metric would be wrong."""
+    broken = int((~torch.isfinite(outputs.flatten(1))).any(1).sum())
+    if broken:
+        raise SecateurError(
+            f"evaluate: expected finite outputs, got NaN or infinity for {broken} of {len(outputs)} {split} images; check the images, "
+            "data.mean and data.std, and the checkpoint"
+        )
 
 
 def with_loading(paces: Sequence[Pace]) -> dict[str, float]:

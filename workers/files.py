@@ -1,6 +1,7 @@
 """Files that can be trusted: tensors in safetensors, written to a temporary name and moved into place, checked by digest when read.
 
-A result is a directory of files plus ``record.json``, which is written last: a result without a record does not exist.
+A result is a directory of files plus ``record.json``, which is written last: a result without a record does not exist. The record has the
+digests of the files, and one of all that it says itself.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from workers.disks import writing
 from workers.errors import DamagedResult, SecateurError
 from workers.memory import peak_so_far
 from workers.records import KINDS, Destination, Numbers, Record
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 RECORD = "record.json"
+SEAL = "sha256"  # the entry of a sealed file with the digest of all others
 Kind = TypeVar("Kind", bound=Numbers)
 
 
@@ -34,40 +38,91 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _move_into_place(temporary: Path, path: Path) -> None:
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A context with a temporary name to write to, which becomes ``path`` at the end: the whole file is there, or nothing.
 
-
-def _temporary(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    Raises: SecateurError if the disk does not take it.
+    """
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a whole text file or nothing."""
-    temporary = _temporary(path)
-    temporary.write_text(text, encoding="utf-8")
-    _move_into_place(temporary, path)
+    with whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def append_lines(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
+    """Append JSON objects to a file, one on a line. Half a line at its end, of a killed run or a full disk, is ended first."""
+    text = "".join(json.dumps(entry) + "\n" for entry in entries)
+    with writing(path), path.open("ab+") as file:
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            text = text if file.read(1) == b"\n" else "\n" + text
+        file.write(text.encode())
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects that ``append_lines`` wrote; none if there is no file. Skips lines that are damaged."""
+    return parsed_lines(path.read_bytes()) if path.exists() else []
+
+
+def parsed_lines(text: bytes) -> list[dict[str, Any]]:
+    """The JSON objects on the lines of ``text``. Skips lines that are none."""
+    entries = []
+    for line in text.splitlines():
+        with suppress(ValueError, RecursionError):
+            entries.append(json.loads(line))
+    return [entry for entry in entries if isinstance(entry, dict)]
+
+
+def write_sealed(path: Path, entries: Mapping[str, Any]) -> None:
+    """Write a JSON object with the digest of what it says, which ``read_sealed`` checks."""
+    plain = json.loads(json.dumps(entries, default=str))
+    write_text(path, json.dumps(plain | {SEAL: _seal(plain)}, indent=1))
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """A JSON object without its digest. Raises: ValueError if it is not what was written; OSError."""
+    try:
+        entries = json.loads(path.read_bytes())
+        seal = entries.pop(SEAL, None)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path.name} is unreadable ({error})") from error
+    if seal != _seal(entries):
+        raise ValueError(f"{path.name} does not match its checksum")
+    return entries
+
+
+def _seal(entries: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(entries, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def copy_file(source: Path, path: Path) -> None:
     """Copy a whole file or nothing."""
-    temporary = _temporary(path)
-    shutil.copyfile(source, temporary)
-    _move_into_place(temporary, path)
+    with whole(path) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> str:
     """Write a whole safetensors file or nothing; returns its digest."""
     from safetensors.torch import save_file
 
-    temporary = _temporary(path)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
-    written = digest(temporary)
-    _move_into_place(temporary, path)
-    return written
+    with whole(path) as temporary:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+        return digest(temporary)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -166,7 +221,7 @@ def finish(to: Destination, numbers: Kind, started: float, written: str | None =
 
 def _write_record(record: Record[Any]) -> None:
     entries = {key: value for key, value in asdict(record).items() if key not in ("directory", "computed")}
-    write_text(record.directory / RECORD, json.dumps({"verb": record.verb} | entries, indent=1, default=str))
+    write_sealed(record.directory / RECORD, {"verb": record.verb} | entries)
 
 
 def free(record: Record[Any]) -> int:
@@ -189,13 +244,15 @@ def delete_result(directory: Path) -> None:
 def read_record(directory: Path) -> Record[Any] | None:
     """The result stored in ``directory``, or None if there is none. Raises: DamagedResult if its record cannot be used."""
     try:
-        entries = json.loads((directory / RECORD).read_text(encoding="utf-8"))
+        entries = read_sealed(directory / RECORD)
         numbers = KINDS[entries.pop("verb")](**entries.pop("numbers"))
         record = Record(**entries, numbers=numbers, directory=directory, computed=False)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DamagedResult(directory, f"{RECORD} is unreadable ({error})") from error
+    except ValueError as error:
+        raise DamagedResult(directory, str(error)) from error
+    except (TypeError, KeyError) as error:  # of another version
+        raise DamagedResult(directory, f"{RECORD} has other entries ({error})") from error
     missing = [name for name in record.files if not (directory / name).exists()]
     if missing and not record.freed:
         raise DamagedResult(directory, f"{', '.join(missing)} missing")

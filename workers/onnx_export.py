@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from workers.disks import writing
 from workers.errors import ConfigError, SecateurError
 from workers.models.base import Output
 
@@ -93,7 +94,7 @@ def write_onnx(model: nn.Module, files: list[Path], images_NCHW: Tensor) -> None
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with writing(files[0]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 model,

@@ -302,6 +302,7 @@ class Worker:
         dense = None if task.dense is None else self.kept.model(task.dense)
         timed = evaluation.timed_models(model, dense, self.device) if task.timed else {}
         found = evaluation.outputs(in_precision(model, task.precision), batches, self.device, timed)
+        evaluation.require_finite(found.outputs, task.split)
         written = write_tensors(task.to.directory / Outputs.file, {"outputs": found.outputs, "labels": found.labels})
         sparse_layers = sum(layer.runtime == "sparse" for each in timed.values() for layer in choices(each))
         return finish(task.to, Outputs(len(found.labels), found.speeds, sparse_layers, vars(found.pace)), started, written)

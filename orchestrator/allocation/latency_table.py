@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.allocation.widths import evenly_spaced
+from workers.files import whole
 from workers.models.structure_costs import Part
 from workers.records import OperationTime, Record
 
@@ -105,7 +106,8 @@ class LatencyTable:
         names = ("operation", "ms", "spread", "repeats", "device", "torch", "threads", "host")
         columns: dict[str, list[Any]] = {name: [getattr(record.numbers, name) for record in self.measured] for name in names}
         columns["measured_at"] = [record.started for record in self.measured]
-        pyarrow.parquet.write_table(pyarrow.table(columns), path)
+        with whole(path) as temporary:
+            pyarrow.parquet.write_table(pyarrow.table(columns), temporary)
 
 
 def fill(shape: Sequence[int], ms_at: Mapping[Cell, float], flat_ms: float) -> tuple[dict[Cell, float], list[Cell]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from orchestrator.quantities import count, milliseconds, percent
 from orchestrator.report.console import drawn
 from orchestrator.report.tables import Table
+from workers.files import write_text
 
 if TYPE_CHECKING:
     import rich.console
@@ -77,7 +78,7 @@ def write_page(table: LatencyTable, setting: str, directory: Path) -> Path:
     figure.update_annotations(font_size=12)
     path = directory / PAGE
     widths = "If an operation has two widths, each line holds the second one fixed."
-    path.write_text(figure_page(f"Latency ({setting})", figure, [*sentences(table), widths]), encoding="utf-8")
+    write_text(path, figure_page(f"Latency ({setting})", figure, [*sentences(table), widths]))
     return path
 
 

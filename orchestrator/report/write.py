@@ -13,6 +13,7 @@ from typing import Any
 
 from orchestrator.report.result import Report
 from orchestrator.report.words import sentences, verdict
+from workers.files import write_text
 
 REPORT_FILES = ("report.html", "report.json")
 
@@ -40,9 +41,8 @@ def write_report(report: Report, directory: Path) -> Path:
     """Write ``report.json`` and ``report.html`` (which loads nothing) into ``directory``; returns the page's path."""
     from orchestrator.report.page import page
 
-    directory.mkdir(parents=True, exist_ok=True)
     html_path, json_path = (directory / name for name in REPORT_FILES)
-    html_path.write_text(page(report), encoding="utf-8")
+    write_text(html_path, page(report))
     told = {"verdict": verdict(report), "sentences": sentences(report)}
-    json_path.write_text(json.dumps(as_json(report) | told, indent=1), encoding="utf-8")
+    write_text(json_path, json.dumps(as_json(report) | told, indent=1))
     return html_path

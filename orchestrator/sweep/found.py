@@ -11,9 +11,10 @@ from omegaconf import DictConfig
 
 from orchestrator.quantities import count
 from orchestrator.report.result import ACCURACIES
-from orchestrator.report.write import REPORT_FILES
+from orchestrator.sweep.reports import REPORT, metrics_of, read_report
 from orchestrator.sweep.side_by_side import experiment_of_point
 from workers.errors import ConfigError, SecateurError
+from workers.files import write_text
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -30,13 +31,13 @@ def report_of(composed: DictConfig) -> dict[str, Any]:
 
     try:
         directory = run_directory(experiment_of_point(composed))
-        report = json.loads((directory / REPORT_FILES[1]).read_text(encoding="utf-8"))
-    except (ConfigError, OSError):
+        report = read_report(directory / REPORT)
+    except ConfigError:
         return {}
-    metrics: dict[str, float | None] = next((stage["metrics"] for stage in report["stages"] if stage["name"] == "one_shot"), {})
-    accuracy = next((metrics[key] for key in ACCURACIES if metrics.get(key) is not None), None)
+    metrics = metrics_of(report, "one_shot")
+    accuracy = next((metrics[key] for key in ACCURACIES if key in metrics), None)
     known = {} if accuracy is None else {"one_shot_accuracy": accuracy}
-    return {"directory": str(directory), "stopped": report["stopped_below"] is not None} | known
+    return {"directory": str(directory), "stopped": report.get("stopped_below") is not None} | known
 
 
 def print_best(study: Study, objectives: Sequence[str], folder: Path) -> None:
@@ -59,7 +60,7 @@ def print_best(study: Study, objectives: Sequence[str], folder: Path) -> None:
         settings = " ".join(f"{name}={_short(value)}" for name, value in trial.params.items())
         reached = ", ".join(f"{name} {_short(value)}" for name, value in numbers.items())
         print(f"point {trial.number}: {settings}: {reached}; {directory}")
-    (folder / BEST).write_text(json.dumps(lines, indent=1), encoding="utf-8")
+    write_text(folder / BEST, json.dumps(lines, indent=1))
 
 
 def _short(value: Any) -> str:

@@ -100,7 +100,7 @@ def read_command(sweep: Path) -> tuple[str, list[str]]:
     try:
         content = json.loads((sweep / POINTS / COMMAND).read_text(encoding="utf-8"))
         return str(content["command"]), [str(override) for override in content["overrides"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "", []
 
 
@@ -123,7 +123,7 @@ def _read(path: Path) -> Point:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return _checked(Point(**content | {"state": State(content["state"])}))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         return Point(int(path.stem), [], State.FAILED, 0.0, error=f"its record {path} is damaged: {first_line(error)}", status=1)
 
 

@@ -34,7 +34,7 @@ def _read(path: Path, changed_ns: int, size: int) -> Json:
     """Reads a file again only if it changed."""
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: expected the {REPORT} of a run, got a damaged file ({' '.join(str(error).split())})") from error
     complaint = _complaint(report)
     if complaint:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,6 +12,7 @@ from typing import Any
 from orchestrator.report.parts import LayerResult
 from orchestrator.report.write import as_json
 from orchestrator.tracking.base import Result, TrackedRun, Tracker, Tracking, Warn
+from workers.files import append_lines
 
 
 @dataclass
@@ -51,10 +50,4 @@ class FileTracker(Tracker):
 
     def _append(self, entries: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
         now = time.time()
-        text = "".join(json.dumps({"time": now, "stage": stage, "metrics": as_json(metrics)}) + "\n" for stage, metrics in entries)
-        with self.path.open("ab+") as file:
-            if file.tell() > 0:
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":  # a killed run wrote half a line: start a new one
-                    text = "\n" + text
-            file.write(text.encode())
+        append_lines(self.path, [{"time": now, "stage": stage, "metrics": as_json(metrics)} for stage, metrics in entries])

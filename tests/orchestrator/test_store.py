@@ -2,8 +2,10 @@
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from orchestrator.store import Store, fingerprint
 from workers.errors import DamagedResult
 from workers.files import finish, read_record, read_result, write_tensors
 from workers.pruners.base import Scope, Target
-from workers.records import KINDS, MODEL, Destination, ImportedModel, Record
+from workers.records import KINDS, MODEL, Destination, ImportedModel, Metrics, Record
 
 
 def stored(store: Store, **inputs: object) -> Record[ImportedModel]:
@@ -68,6 +70,55 @@ def test_damage_is_noticed_and_can_be_discarded(tmp_path: Path, damage: str) -> 
         store.find(store.destination("import", a=1))
     store.discard(caught.value)
     assert store.find(store.destination("import", a=1)) is None
+
+
+def test_no_byte_of_a_record_can_change_unnoticed(tmp_path: Path) -> None:
+    """Every bit of every byte, and every length: it is damaged, or says the same (a blank is another blank)."""
+    metrics = Metrics({"top1": 0.25, "top5": 1.0, "loss": 1.5e-7}, 2.5)
+    entry = finish(Destination("f" * 64, tmp_path), metrics, 0.0).directory / "record.json"
+    whole = entry.read_bytes()
+    cut = [whole[:length] for length in range(len(whole))]
+    flipped = [whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :] for at in range(len(whole)) for bit in range(8)]
+    said_the_same = 0
+    for content in [*cut, *flipped]:
+        entry.write_bytes(content)
+        try:
+            read = read_record(tmp_path)
+        except DamagedResult:
+            continue
+        assert read is not None and read.numbers == metrics and read.fingerprint == "f" * 64
+        said_the_same += 1
+    assert said_the_same <= 1 + len(whole.split(b"\n"))
+
+
+EDITS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "a better accuracy": lambda entries: entries["numbers"]["metrics"].update(top1=0.999),
+    "no numbers": lambda entries: entries["numbers"]["metrics"].clear(),
+    "no entries of numbers": lambda entries: entries["numbers"].clear(),
+    "a text for a number": lambda entries: entries["numbers"]["metrics"].update(top1="0.25"),
+    "freed": lambda entries: entries.update(freed=True),
+    "another time": lambda entries: entries.update(seconds=0.0),
+    "without its checksum": lambda entries: entries.pop("sha256"),
+    "no object": lambda entries: [entries],
+    "nothing": lambda entries: None,
+}
+
+
+@pytest.mark.parametrize("edit", [*EDITS, "empty", "nested", "not text"])
+def test_a_record_that_was_edited_is_discarded(edit: str, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    to = store.destination("assess", a=1)
+    entry = finish(to, Metrics({"top1": 0.25}, 2.5), 0.0).directory / "record.json"
+    if edit in EDITS:
+        entries = json.loads(entry.read_text())
+        changed = EDITS[edit](entries)
+        entry.write_text(json.dumps(changed if edit in ("no object", "nothing") else entries))
+    else:
+        entry.write_bytes({"empty": b"", "nested": b'{"a":' * 100_000, "not text": b"\xff\xfe\x00"}[edit])
+    with pytest.raises(DamagedResult) as caught:
+        store.find(to)
+    assert str(caught.value).startswith(f"{to.directory}: record.json ")
+    assert store.discard(caught.value) and store.find(to) is None
 
 
 def test_a_worker_refuses_a_file_that_changed_after_it_was_written(tmp_path: Path) -> None:

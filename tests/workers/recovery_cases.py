@@ -38,10 +38,13 @@ CNN = TimmModel(
 
 @dataclass
 class Stripes(Dataset):
-    """8 x 8 noise with a bright stripe at one of four heights. ``nan_steps`` of every epoch hold a NaN in their last sample."""
+    """8 x 8 noise with a bright stripe at one of four heights. ``nan_steps`` of every epoch hold a NaN in their last sample,
+    and so do all steps of the training from ``nan_from`` on (-1: none).
+    """
 
     samples: int
     nan_steps: list[int]
+    nan_from: int
     fails_in_epoch: int  # -1: never; stands for a machine that goes down
     size_px: int
     labelled: bool
@@ -77,7 +80,7 @@ class Stripes(Dataset):
             labels_N = torch.randint(4, (batch_size,), generator=draw)
             for image, label in zip(images_NCHW, labels_N, strict=True):
                 image[0, 2 * int(label)] += 2
-            if step in self.nan_steps:
+            if step in self.nan_steps or 0 <= self.nan_from <= epoch * (self.samples // batch_size) + step:
                 images_NCHW[-1, 0, 0, 0] = float("nan")
             mine = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
             yield Batch(images_NCHW[mine], labels_N[mine] if self.labelled else torch.full_like(labels_N[mine], -1))
@@ -85,7 +88,7 @@ class Stripes(Dataset):
 
 def stripes(**changes: Any) -> Stripes:
     settings: dict[str, Any] = {"seed": 0, "calibration_batches": 1, "calibration_batch_size": 1, "shards": 1, "eval_batch_size": 1}
-    settings |= {"samples": 64, "nan_steps": [], "fails_in_epoch": -1, "size_px": 8, "labelled": True}
+    settings |= {"samples": 64, "nan_steps": [], "nan_from": -1, "fails_in_epoch": -1, "size_px": 8, "labelled": True}
     return Stripes(**(settings | changes))
 
 

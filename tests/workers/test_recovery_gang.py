@@ -205,10 +205,10 @@ def test_a_gradient_that_is_not_finite_is_noticed_though_the_loss_is() -> None:
     assert torch.isfinite(loss) and hold.broken and layer.weight.grad.tolist() == [[0.0, 0.0]]
 
 
-def test_an_epoch_without_a_finite_step_fails_with_a_remedy_and_its_own_type(model: Path, tmp_path: Path) -> None:
+def test_a_training_without_a_finite_step_fails_with_a_remedy_and_its_own_type(model: Path, tmp_path: Path) -> None:
     """In processes of their own, from which the error travels here."""
     sent = task(tmp_path / "out", model, recipe(ranks=2), stripes(nan_steps=list(range(8))))
-    with pytest.raises(SecateurError, match=r"no step of epoch 1 .* lower recovery.lr"):
+    with pytest.raises(SecateurError, match=r"got NaN or infinity in the last 8 steps at step 8 of 16; lower the learning rate"):
         run_gang(sent, 2, 1)
     assert not (tmp_path / "out" / "record.json").exists()
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from disk_cases import files_of_at_most
 from recovery_cases import recipe, sparse_model, stripes, task
 from watch import Watch
 
@@ -191,3 +192,39 @@ def test_nothing_is_compiled_and_nothing_is_printed(model: Path, tmp_path: Path)
     output, errors = process.communicate(timeout=3600)
     assert process.returncode == 0, errors
     assert (output, errors) == ("0\n", "") and not list((tmp_path / "extensions").iterdir())
+
+
+# --- trainings that diverge
+
+
+def test_a_training_that_diverges_stops_with_its_last_checkpoint_and_goes_on_from_there(model: Path, tmp_path: Path) -> None:
+    """The loss is NaN from step 12 on, for as many steps as an epoch has: it ends in the third epoch, with the weights of step 11."""
+    settings = recipe(epochs=4, lr=1e-3)
+    with pytest.raises(
+        SecateurError, match=r"in the last 8 steps at step 19 of 32; lower the learning rate \(recovery\.lr, or training\.lr"
+    ):
+        run_gang(task(tmp_path / "out", model, settings, stripes(nan_from=11)), 1, 1)
+    assert not (tmp_path / "out" / "record.json").exists() and (tmp_path / "out" / "checkpoints" / "epoch2.json").exists()
+    numbers = run_gang(task(tmp_path / "out", model, settings), 1, 1).numbers
+    assert (numbers.epochs_resumed_from, numbers.skipped_steps) == (2, 5)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_weights_that_are_not_finite_are_no_result_and_no_checkpoint(zero_stage: int, model: Path, tmp_path: Path) -> None:
+    """One step, whose loss and gradients are finite."""
+    sgd = {"optimizer": Optimizer.SGD, "clip_norm": 0.0, "weight_decay": 1e3}
+    settings = recipe(epochs=1, batch_size=64, warmup_epochs=0.0, zero_stage=zero_stage, **sgd)
+    settings.lr = 3e38
+    with pytest.raises(SecateurError, match=r"got weights that are not at step 1 of 1; lower the learning rate"):
+        run_gang(task(tmp_path / "out", model, settings), 1, 1)
+    assert not list((tmp_path / "out").rglob("*.safetensors")) and not list((tmp_path / "out" / "checkpoints").glob("epoch*"))
+
+
+def test_a_checkpoint_that_the_disk_does_not_take_is_one_line_and_a_rerun_with_room_has_equal_bytes(model: Path, tmp_path: Path) -> None:
+    run_gang(task(tmp_path / "whole", model, recipe()), 1, 1)
+    with files_of_at_most(20_000), pytest.raises(SecateurError) as refused:
+        run_gang(task(tmp_path / "out", model, recipe()), 1, 1)
+    assert str(refused.value).startswith(f"{tmp_path / 'out' / 'checkpoints' / 'epoch1'}: expected a disk that takes the file")
+    assert "\n" not in str(refused.value)
+    run_gang(task(tmp_path / "out", model, recipe()), 1, 1)
+    assert model_bytes(tmp_path / "out") == model_bytes(tmp_path / "whole")

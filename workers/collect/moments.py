@@ -11,9 +11,11 @@ from torch import Tensor
 
 from kernels.second_moment import EVERYTHING, SecondMoment, add_packed_, pack_lower, relative_weights
 from workers.collect.base import Collected
+from workers.errors import SecateurError
 from workers.files import TensorFile, finish, verified, write_tensors
 from workers.records import Destination, PartialMoment, Record
 
+LARGEST_SUM = 1e34  # of one shard, so that those of ten thousand can be added
 Moment = TypeVar("Moment", bound=PartialMoment)
 
 
@@ -27,9 +29,23 @@ def write_moment(to: Destination, moment: SecondMoment) -> str:
 
 
 def finish_moment(to: Destination, kind: type[Moment], shard: int, layer: str, collected: Collected, started: float) -> Record[Moment]:
-    """Writes what was collected for a layer over one shard, and its record. The memory of the moment is given back."""
+    """Writes what was collected for a layer over one shard, and its record. The memory of the moment is given back.
+
+    Raises: SecateurError if sums are too large.
+    """
     moment = collected.moments.pop(layer)
+    _check(layer, moment)
     return finish(to, kind(layer, shard, moment.count, collected.skipped[layer]), started, write_moment(to, moment))
+
+
+def _check(layer: str, moment: SecondMoment) -> None:
+    """Raises: SecateurError if sums are too large for float32. Those beside the diagonal are no larger than the largest on it."""
+    sums = [moment.sum_nBB.diagonal(dim1=-2, dim2=-1), moment.rows_R, moment.cross_sum_nBB]
+    if not all(tensor is None or bool((tensor.abs() <= LARGEST_SUM).all()) for tensor in sums):
+        raise SecateurError(
+            f"{layer}: expected sums over the calibration data of at most {LARGEST_SUM:.0e}, which float32 holds, got larger ones; "
+            "normalise the images (data.mean, data.std), or check the checkpoint: its activations or gradients are too large"
+        )
 
 
 @dataclass(frozen=True)

@@ -242,7 +242,7 @@ def _read(path: Path, modified_ns: int, where: str) -> _Described:
             if not entry.get("iscrowd") and x1 < x2 and y1 < y2:
                 objects[entry["image_id"]].append([entry["category_id"] - first, x1, y1, x2, y2])
         files = [image["file_name"] for image in images]
-    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, OverflowError, RecursionError) as error:
         raise ConfigError(f"{where}: expected COCO's layout, got {path} ({type(error).__name__}: {error})") from error
     ids = Phrase(f"{len(objects)} ids for {len(files)} images in {path}")
     require(len(objects) == len(files), where, "a different id for each image", ids)

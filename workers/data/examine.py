@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import zlib
 from collections import defaultdict
@@ -158,12 +157,12 @@ def _fault(path: Path, examine: Examine) -> _Fault | None:
     """Returns why a file cannot be read; None if it can."""
     from PIL import Image
 
-    from workers.data.rgb import Reading, read_rgb, reason
+    from workers.data.rgb import FORMATS, Reading, read_rgb, reason
 
     if not path.is_file():
         return _Fault(SPECIAL if path.exists() else DANGLING if path.is_symlink() else "no such file", False)
     try:
-        with Image.open(path) as image, path.open("rb") as file:
+        with Image.open(path, formats=FORMATS) as image, path.open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
             tail = file.read().rstrip(b"\0")
         ends = ENDS.get(image.format or "")
@@ -177,14 +176,15 @@ def _fault(path: Path, examine: Examine) -> _Fault | None:
 
 
 def _read(path: Path) -> dict[str, dict[str, str]]:
+    from workers.files import read_sealed
+
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_sealed(path)
+    except (OSError, ValueError):  # there is none, or it is damaged
         return {}
 
 
 def _write(path: Path, broken_by_state: dict[str, dict[str, str]]) -> None:
-    from workers.files import write_text
+    from workers.files import write_sealed
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(broken_by_state))
+    write_sealed(path, broken_by_state)

@@ -46,6 +46,10 @@ class HuggingFace(ImageFiles):
                 require(column in table.column_names, where, f"one of {', '.join(table.column_names)}", column)
         super().check()
 
+    def check_outputs(self, outputs: int) -> None:
+        super().check_outputs(outputs)
+        self.check_labels(outputs)
+
     def count(self, split: str) -> int:
         return len(self._table(split))
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar
 
-from workers.checks import require
+from workers.checks import Phrase, require
 from workers.data.base import Batch, Dataset
 
 if TYPE_CHECKING:
@@ -61,6 +61,15 @@ class IndexedDataset(Dataset):
         require(self.test_size <= test, "data.test_size", f"at most {test}, the number of samples", self.test_size, "0 takes all")
         bank = self.size("train")
         require(self.bank_size <= bank, "data.bank_size", f"at most {bank} (data.train_size)", self.bank_size, "0 takes all")
+
+    def check_labels(self, outputs: int) -> None:
+        """Raises ``ConfigError`` unless all labels, which are read, are outputs of a classifier, or -1 where an image has none."""
+        for split in ("train", "test"):
+            labels = self.labels(split)
+            if labels.ndim == 1 and labels.dtype.kind in "iu" and len(labels):
+                low, high = int(labels.min()), int(labels.max())
+                expected = f"classes from 0 to {outputs - 1}, the outputs of the model, or -1 where an image has none"
+                require(low >= -1 and high < outputs, f"data ({split} labels)", expected, Phrase(f"numbers from {low} to {high}"))
 
     def fingerprint(self) -> str:
         """Returns a digest of the data and its preparation.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from workers.checks import Phrase, absolute_path, require
+import psutil
+
+from workers.checks import LARGEST, Phrase, absolute_path, require
 from workers.data.arrays import ArrayDataset, ImageArrays
 from workers.errors import ConfigError
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+NAMES = ("train_images", "test_images", "train_labels", "test_labels", "train_boxes", "test_boxes")
+TOLD = 8  # names of other arrays that a message lists
 SLACK = 1e-3  # how far floats may lie outside of [0, 1], as after a bicubic resize
 
 
@@ -52,15 +55,8 @@ class Arrays(ArrayDataset):
 def _read(path: Path, modified_ns: int) -> ImageArrays:
     import numpy as np
 
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            content = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
-        raise ConfigError(f"data.path: expected a readable .npz file of numeric arrays, got {path} ({error})") from error
-    for name in ("train_images", "test_images"):
-        got = Phrase(f"{sorted(content)} in {path}")
-        require(name in content, "data.path", "arrays train_images and test_images", got)
-    labelled = [name for name in ("train_labels", "test_labels", "train_boxes", "test_boxes") if name in content]
+    content = _arrays(path)
+    labelled = [name for name in NAMES[2:] if name in content]
     pairs: tuple[list[str], ...] = ([], ["train_labels", "test_labels"], ["train_boxes", "test_boxes"])
     got = Phrase(f"{labelled} in {path}")
     require(labelled in pairs, "data.path", "labels for both splits, boxes for both, or neither", got)
@@ -79,11 +75,33 @@ def _read(path: Path, modified_ns: int) -> ImageArrays:
     return ImageArrays(train, train_labels, test, test_labels, full_scale=255.0 if train.dtype == np.uint8 else 1.0)
 
 
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Returns the arrays that are used. Raises: ConfigError if there are no images, or a file that cannot be read or is too large."""
+    import numpy as np
+
+    try:
+        with zipfile.ZipFile(path) as packed:
+            sizes = {member.filename.removesuffix(".npy"): member.file_size for member in packed.infolist()}
+        missing = [name for name in NAMES[:2] if name not in sizes]
+        require(not missing, "data.path", "arrays train_images and test_images", Phrase(f"{sorted(sizes)[:TOLD]} in {path}"))
+        size, room = sum(sizes.get(name, 0) for name in NAMES), psutil.virtual_memory().available
+        got = Phrase(f"{size / 1e9:.3g} GB in {path}")
+        fitting = f"arrays that fit into the {room / 1e9:.3g} GB of free memory"
+        require(size < room, "data.path", fitting, got, "use a folder of image files")
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in NAMES if name in file.files}
+    except ConfigError:
+        raise
+    except Exception as error:  # of many kinds: of zip files and their compression, of numpy, and of memory for a shape that cannot be
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"data.path: expected a readable .npz file of numeric arrays, got {path} ({reason})") from error
+
+
 def _images(array: NDArray[Any], name: str) -> NDArray[np.generic]:
     import numpy as np
 
     images = array[..., None] if array.ndim == 3 else array
-    valid = images.ndim == 4 and images.shape[-1] in (1, 3) and len(images) > 0 and array.dtype.name in ("uint8", "float32", "float64")
+    valid = images.ndim == 4 and images.shape[-1] in (1, 3) and images.size > 0 and array.dtype.name in ("uint8", "float32", "float64")
     got = Phrase(f"{array.dtype} {array.shape}")
     require(valid, f"data.path ({name})", "N x H x W or N x H x W x (1 or 3), uint8, float32 or float64", got)
     if array.dtype.kind == "f":
@@ -103,7 +121,10 @@ def _boxes(content: dict[str, NDArray[np.generic]], split: str, images_NHWC: NDA
     valid = boxes.ndim == 3 and boxes.shape[::2] == (count, 5) and boxes.dtype.kind in "iuf"
     expected = f"{count} x T x 5 numbers (class, x1, y1, x2, y2)"
     require(valid, f"data.path ({name})", expected, Phrase(f"{boxes.dtype} {boxes.shape}"))
-    objects_O5 = boxes[boxes[..., 0] >= 0].astype(np.float64)
+    classes = boxes[..., 0]
+    whole = bool(np.isfinite(classes).all()) and bool((classes == np.rint(classes)).all()) and abs(float(classes.max())) <= LARGEST
+    require(whole, f"data.path ({name})", "classes that are whole numbers, -1 where there is no object", classes[:1].tolist())
+    objects_O5 = boxes[classes >= 0].astype(np.float64)
     inside = (objects_O5[:, 1:] >= 0) & (objects_O5[:, 1:] <= np.array([width, height, width, height]))
     invalid = ~(inside.all(1) & (objects_O5[:, 3:] > objects_O5[:, 1:3]).all(1))
     require(len(objects_O5) > 0, f"data.path ({name})", "at least one object", 0)
@@ -119,7 +140,8 @@ def _labels(content: dict[str, NDArray[np.generic]], split: str, images_NHWC: ND
     if name not in content:
         return np.full(count, -1, np.int64)
     labels = content[name]
-    valid = labels.shape == (count,) and np.issubdtype(labels.dtype, np.integer) and int(labels.min()) >= 0
+    valid = labels.shape == (count,) and np.issubdtype(labels.dtype, np.integer) and 0 <= int(labels.min()) <= int(labels.max()) <= LARGEST
+    span = f" from {labels.min()} to {labels.max()}" if labels.size and labels.dtype.kind in "iuf" else ""
     expected = f"{count} integers of at least 0, one for each image"
-    require(valid, f"data.path ({name})", expected, Phrase(f"{labels.dtype} {labels.shape}"))
+    require(valid, f"data.path ({name})", expected, Phrase(f"{labels.dtype} {labels.shape}{span}"))
     return labels.astype(np.int64)

@@ -13,6 +13,7 @@ from workers.errors import SecateurError
 
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 WHITE_IS_ZERO, UNSIGNED = 0, 1
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "PPM", "TIFF", "GIF", "JPEG2000")  # none of which runs another program, as EPS does
 ORIENTATION = 274  # tag of EXIF
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -42,7 +43,7 @@ def read_rgb(path: str | Source, reading: Reading) -> Image.Image:
     Raises: SecateurError that names the file if it cannot be read.
     """
     try:
-        with Image.open(path if isinstance(path, str) else path.open()) as file:
+        with Image.open(path if isinstance(path, str) else path.open(), formats=FORMATS) as file:
             file.load()
             image = _rgb(file, reading.background)
             return _turned(image, file) if reading.upright else image

@@ -60,6 +60,10 @@ class Shards(ImageFiles):
         require(train == test, "data.test_shards", f"labels as in data.train_shards ({', '.join(train)})", Phrase(", ".join(sorted(test))))
         super().check()
 
+    def check_outputs(self, outputs: int) -> None:
+        super().check_outputs(outputs)
+        self.check_labels(outputs)
+
     def files(self, split: str) -> list[Member]:
         return [sample.image for sample in self._samples(split)]
 
@@ -132,8 +136,8 @@ def _samples_of(path: str, where: str) -> Iterator[Sample]:
                     groups.setdefault(f"{folder}/{stem}", {})[f".{ending.lower()}"] = Member(
                         path, member.name, member.offset_data, member.size
                     )
-    except (tarfile.TarError, OSError, EOFError) as error:
-        reason = str(error) or type(error).__name__
+    except Exception as error:  # of tar files, of the system, of memory and of recursion, if headers are damaged
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"{where}: expected a .tar file that is not compressed, got {path} ({reason})") from error
     with open(path, "rb") as tar_file:
         yield from _labelled(groups, tar_file, where)
@@ -158,6 +162,6 @@ def _label(group: dict[str, Member], folder: str, tar: IO[bytes], where: str) ->
                 if type(value) is not int or value < 0:
                     raise ValueError(f"{value!r} is no number of a class")
                 return value
-            except (ValueError, StopIteration, OSError) as error:
+            except (ValueError, StopIteration, OSError, RecursionError) as error:
                 raise ConfigError(f"{where}: expected the number of a class in {member} ({error or 'no entry called label'})") from error
     return folder.rpartition("/")[2] or None

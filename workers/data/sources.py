@@ -5,6 +5,8 @@ from __future__ import annotations
 from io import BytesIO
 from typing import IO, NamedTuple, Protocol
 
+MOST_BYTES = 1 << 30  # of a member; the header of a damaged file may say any number
+
 
 class Source(Protocol):
     """Where the bytes of an image are. Its ``str`` names it in messages."""
@@ -27,6 +29,8 @@ class Member(NamedTuple):
 
     def read(self, tar: IO[bytes]) -> bytes:
         """Returns the bytes from the tar file, which is open already."""
+        if self.size > MOST_BYTES:
+            raise ValueError(f"{self.size / 1e9:.3g} GB, more than an image has")
         tar.seek(self.offset)
         return tar.read(self.size)
 

@@ -48,6 +48,10 @@ class Tensors(IndexedDataset):
         labels = self.labels("train")
         return int(labels.max()) + 1 if labels.ndim == 1 and labels.dtype.kind == "i" else 0
 
+    def check_outputs(self, outputs: int) -> None:
+        super().check_outputs(outputs)
+        self.check_labels(outputs)
+
     def labels(self, split: str) -> NDArray[np.generic]:
         return self._tensors("train" if split == "train" else "test")["labels"].numpy()
 

@@ -95,7 +95,7 @@ def require_samples(layout: Layout, moments: Moments | None) -> Moments:
     """Returns the moments. Raises: SecateurError that names the layer if no sample was collected."""
     if moments is None or moments.count == 0:
         raise SecateurError(
-            f"{layout.layer.name}: expected a calibration batch with finite values, got none; check the images and the checkpoint"
+            f"{layout.layer.name}: expected a calibration batch with finite values, got none; check the images, the checkpoint and the loss"
         )
     return moments
 
@@ -109,7 +109,7 @@ def eliminate_layer(weight_RC: Tensor, curvature: Curvature) -> tuple[Eliminatio
     order_nB, loss_nB, dampening_n = (
         _placed([(part, getattr(result, name)) for part, result in parts]) for name in ("order_nB", "loss_nB", "dampening_n")
     )
-    return Elimination(order_nB, loss_nB, dampening_n), dampening_notes(dampening_n, absolute)
+    return Elimination(order_nB, loss_nB, dampening_n), _notes(curvature, dampening_n, absolute)
 
 
 def static_layer(weight_RC: Tensor, curvature: Curvature) -> tuple[Tensor, dict[str, float]]:
@@ -120,7 +120,7 @@ def static_layer(weight_RC: Tensor, curvature: Curvature) -> tuple[Tensor, dict[
     """
     parts, absolute = _in_slices(weight_RC, curvature, partial(static_losses, relative=False, pattern=curvature.layout.pattern))
     dampening_n = _placed([(part, dampening_n) for part, (_, dampening_n) in parts])
-    return _placed([(part, loss_nG) for part, (loss_nG, _) in parts]), dampening_notes(dampening_n, absolute)
+    return _placed([(part, loss_nG) for part, (loss_nG, _) in parts]), _notes(curvature, dampening_n, absolute)
 
 
 def solve_layer(weight_RC: Tensor, curvature: Curvature, keep_RC: Tensor, slope_RC: Tensor | None = None) -> Tensor:
@@ -161,6 +161,12 @@ def scores_by(rule: str, loss_nG: Tensor) -> Tensor:
 def dampening_notes(dampening_n: Tensor, absolute: float) -> dict[str, float]:
     """Returns the numbers for the report: the dampening of the settings, and how many matrices needed more."""
     return {"dampening": absolute, "blocks_with_raised_dampening": float((dampening_n > 1.5 * absolute).sum())}
+
+
+def _notes(curvature: Curvature, dampening_n: Tensor, absolute: float) -> dict[str, float]:
+    """Returns the ``dampening_notes``, and whether the statistic is zero, so that only the sizes of weights tell them apart."""
+    zero = {} if curvature.moments.diagonal_nB().any() else {"vanishing": 1.0}
+    return dampening_notes(dampening_n, absolute) | zero
 
 
 def _placed(parts: list[tuple[slice, Tensor]]) -> Tensor:

@@ -43,4 +43,5 @@ class UnitTaylor(UnitPruner):
         from workers.pruners.ranking import by_score
 
         sums.check()
-        return by_score(sums.sums["squares_S"] / (2 * sums.batches) if self.squared else sums.sums["absolute_S"] / sums.batches, {})
+        score_S = sums.sums["squares_S"] / (2 * sums.batches) if self.squared else sums.sums["absolute_S"] / sums.batches
+        return by_score(score_S, {"vanishing": float(not score_S.any())})

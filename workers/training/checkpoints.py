@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from workers.disks import writing
 from workers.errors import SecateurError
-from workers.files import digest, write_text
+from workers.files import digest, read_sealed, write_sealed
 
 KEPT = 2  # checkpoints on disk
 
@@ -32,11 +32,12 @@ class Checkpoints:
         if self.rank == 0:
             shutil.rmtree(self._folder(epoch), ignore_errors=True)  # files of a training that was killed while writing them
         dist.barrier()
-        self.engine.save_checkpoint(str(self.directory), tag=self._folder(epoch).name)
+        with writing(self._folder(epoch)):
+            self.engine.save_checkpoint(str(self.directory), tag=self._folder(epoch).name)
         dist.barrier()
         digests = self._digests(epoch)
         if self.rank == 0:
-            write_text(self._marker(epoch), json.dumps({"progress": progress, "files": digests}, indent=1))
+            write_sealed(self._marker(epoch), {"progress": progress, "files": digests})
             for old in self._written()[KEPT:]:
                 self._marker(old).unlink()
                 shutil.rmtree(self._folder(old), ignore_errors=True)
@@ -79,9 +80,8 @@ class Checkpoints:
 
     def _read(self, epoch: int) -> dict[str, Any] | None:
         try:
-            marker = json.loads(self._marker(epoch).read_text(encoding="utf-8"))
-            return marker if marker["files"] and marker["progress"] else None
-        except (OSError, ValueError, KeyError, TypeError):
+            return read_sealed(self._marker(epoch))
+        except (OSError, ValueError):
             return None
 
     def _written(self) -> list[int]:

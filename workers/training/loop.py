@@ -17,26 +17,32 @@ from torch import Tensor, nn
 
 from workers.errors import ConfigError, SecateurError
 from workers.export import load_family, load_model, load_pruned, save_model
-from workers.files import finish, write_text
+from workers.files import append_lines, finish, read_lines, write_text
 from workers.messages import TrainTask
 from workers.models.blocks import recompute
-from workers.numbers import derived_seed
+from workers.numbers import derived_seed, finite
 from workers.records import MODEL, Record, TrainedModel
 from workers.training.checkpoints import Checkpoints
-from workers.training.deepspeed import Steps, ZeroHold, end_process_group, full_state, quiet, start_engine
+from workers.training.deepspeed import Steps, ZeroHold, end_process_group, full_state, gathered, quiet, start_engine
 from workers.training.losses import Tapped, freeze_unused, training_loss
 from workers.training.meeting import meet
 from workers.training.settings import check, learning_rate
 
 REPORT_SECONDS = 1.0
+SKIPPED = 32  # steps in a row that are not finite: the weights do not change meanwhile, so a training that diverged does not come back
 
 
 @dataclass
 class Counts:
-    """What happened in a training, across resumptions. ``loss`` is the last finite one; ``seconds`` include reading the data."""
+    """What happened in a training, across resumptions.
+
+    ``in_a_row`` counts the steps that were ``skipped`` since the last finite one, whose loss is ``loss``; ``seconds`` include reading the
+    data.
+    """
 
     steps: int = 0
     skipped: int = 0
+    in_a_row: int = 0
     samples: int = 0
     seconds: float = 0.0
     loss: float = float("nan")
@@ -46,7 +52,7 @@ def train(task: TrainTask, asked: str | None = None) -> Record[TrainedModel] | N
     """One rank's part of a gang; rank 0 writes and returns the result. RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT are set.
 
     ``asked`` is ``cpu`` or ``cuda``. None takes the device of the launcher's process group; without one, a GPU if there is one.
-    Raises: ConfigError (see ``settings.check``); SecateurError if no step of an epoch was finite, or if a masked weight moved.
+    Raises: ConfigError (see ``settings.check``); SecateurError if the training diverged, or if a masked weight moved.
     """
     started = time.monotonic()
     device = _device(asked)
@@ -96,8 +102,7 @@ class Loop:
     def _epoch(self, epoch: int) -> None:
         self.engine.train()
         torch.manual_seed(derived_seed(self.task.seed, "epoch", epoch, self.rank))
-        skipped_before, begun = self.counts.skipped, time.perf_counter()
-        reported = begun
+        begun = reported = time.perf_counter()
         for batch in self.task.data.train(self.rank, self.world, epoch, self.settings.batch_size):
             self._step(batch.images_NCHW.to(self.engine.device), batch.labels.to(self.engine.device))
             now = time.perf_counter()
@@ -106,8 +111,20 @@ class Loop:
             if now - reported > REPORT_SECONDS and self.counts.steps % self.steps_per_epoch:
                 self._report(epoch)
                 reported = now
-        if self.counts.skipped - skipped_before == self.steps_per_epoch:
-            raise SecateurError(f"training: no step of epoch {epoch + 1} had a finite loss; lower recovery.lr, or check the data")
+            if self.counts.in_a_row >= min(SKIPPED, self.steps_per_epoch):
+                raise self._diverged(f"NaN or infinity in the last {self.counts.in_a_row} steps")
+        parameters = list(self.engine.module.parameters())
+        with gathered(parameters, self.settings.zero_stage):
+            if not all(finite(parameter) for parameter in parameters):
+                raise self._diverged("weights that are not")
+
+    def _diverged(self, got: str) -> SecateurError:
+        """Returns the error of a training whose numbers are not finite. The checkpoint of the epoch before stays."""
+        step, steps = self.counts.steps, self.settings.epochs * self.steps_per_epoch
+        return SecateurError(
+            f"training: expected finite numbers, got {got} at step {step} of {steps}; lower the learning rate (recovery.lr, or "
+            "training.lr of the dense model), or check the data"
+        )
 
     def _step(self, images_NCHW: Tensor, labels: Tensor) -> None:
         """One step of all ranks; skipped by all of them if a loss or a gradient is not finite on any."""
@@ -128,9 +145,11 @@ class Loop:
         self.counts.samples += self.settings.batch_size
         if self.steps.skip:
             self.counts.skipped += 1
+            self.counts.in_a_row += 1
             for buffer, old in zip(self.buffers, before, strict=True):
                 buffer.copy_(old)
         else:
+            self.counts.in_a_row = 0
             self.counts.loss = mean
 
     def _report(self, epoch: int) -> None:
@@ -144,16 +163,15 @@ class Loop:
             "lr": learning_rate(self.settings, self.counts.steps - 1, self.steps_per_epoch),
             "images_per_second": self.counts.samples / max(self.counts.seconds, 1e-9),
         }
-        with self.task.progress.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_lines(self.task.progress, [line])
 
     def _truncate_progress(self) -> None:
         """Leave out what was reported after the checkpoint that training resumes from."""
         if self.rank == 0:
             self.task.progress.parent.mkdir(parents=True, exist_ok=True)
-            lines = self.task.progress.read_text(encoding="utf-8").splitlines() if self.task.progress.exists() else []
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.counts.steps]
-            write_text(self.task.progress, "".join(line + "\n" for line in kept))
+            steps = range(self.counts.steps + 1)
+            kept = [line for line in read_lines(self.task.progress) if line.get("step") in steps]
+            write_text(self.task.progress, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def _check(task: TrainTask) -> None:

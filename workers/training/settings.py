@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from workers.data.base import Dataset
 
 
+MOST_LR = 1e6  # with more, a step of an optimizer exceeds float32
+
+
 class Optimizer(Enum):
     ADAMW = "adamw"
     SGD = "sgd"
@@ -65,7 +68,7 @@ class Training:
             f"a positive multiple of the number of ranks, {self.ranks}",
             self.batch_size,
         )
-        require(self.lr > 0, "recovery.lr", "a positive number", self.lr)
+        require(0 < self.lr <= MOST_LR, "recovery.lr", f"a positive number of at most {MOST_LR:g}", self.lr)
         require(0 <= self.final_lr <= self.lr, "recovery.final_lr", f"a number from 0 to {self.lr} (recovery.lr)", self.final_lr)
         require(
             self.schedule is not Schedule.CYCLIC or self.cycle_epochs >= 1,
