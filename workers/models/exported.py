@@ -133,5 +133,3 @@ def _config_errors() -> Iterator[None]:
         raise
     except SecateurError as error:
         raise ConfigError(f"model.checkpoint: {error}") from error
-    except library.REFUSALS as error:
-        raise ConfigError(f"model.checkpoint: the file's tensors do not fit its architecture: {' '.join(str(error).split())}") from error

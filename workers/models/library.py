@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-REFUSALS = (TypeError, ValueError, AssertionError, RuntimeError, KeyError, ZeroDivisionError, AttributeError)  # for invalid arguments
+SHOWN = 200  # characters of arguments in messages
 
 
 class PatternModel(ModelFamily):
@@ -160,9 +160,18 @@ def created(name: str, arguments: Mapping[str, Any], create: Callable[[], nn.Mod
     """Returns the result of ``create``. Raises: ConfigError if it does not accept the arguments."""
     try:
         return create()
-    except REFUSALS as error:
+    except ConfigError:
+        raise
+    except Exception as error:  # of any class: an argument that is not expected may fail anywhere
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(f"model.arguments: {name} cannot be built with {dict(arguments)}: {reason}") from error
+        raise ConfigError(f"model.arguments: {name} cannot be built with {str(dict(arguments))[:SHOWN]}: {reason}") from error
+
+
+def built(name: str, arguments: Mapping[str, Any], create: Callable[[], nn.Module]) -> nn.Module:
+    """Returns the module that a library creates, within the limits of ``workers.models.bounded``. Raises: ConfigError."""
+    from workers.models.bounded import bounded
+
+    return created(name, arguments, lambda: bounded(create))
 
 
 def matrices(model: nn.Module) -> dict[str, nn.Module]:
