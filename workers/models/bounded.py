@@ -10,8 +10,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from types import FrameType
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,6 +23,7 @@ from workers.errors import ConfigError
 
 MOST_CALLS = 100_000_000  # of functions
 MOST_OPERATIONS = 1_000_000  # on tensors
+MOST_PARAMETERS = 20_000  # tensors, of which the largest models of timm have 3,000
 MOST_ENTRIES = 2**29  # of one tensor
 
 Built = TypeVar("Built")
@@ -52,14 +55,17 @@ def bounded(create: Callable[[], Built]) -> Built:
 
 @contextmanager
 def _few_calls() -> Iterator[None]:
-    """Limits the number of calls in this thread. A profiler that is at work sees none of them."""
-    calls = 0
+    """Limits the calls of functions, and of parameters that modules get, in this thread. A profiler that is at work sees none of them."""
+    register, calls, parameters = nn.Module.register_parameter.__code__, 0, 0
 
-    def count(frame: Any, event: str, _: Any) -> None:
-        nonlocal calls
+    def count(frame: FrameType, event: str, _: Any) -> None:
+        nonlocal calls, parameters
         calls += event in ("call", "c_call")
+        parameters += event == "call" and frame.f_code is register
         if calls > MOST_CALLS:
             raise _LimitReached(f"one that takes more than {MOST_CALLS:,} calls of functions to build")
+        if parameters > MOST_PARAMETERS:
+            raise _LimitReached(f"one with more than {MOST_PARAMETERS:,} parameters")
 
     before = sys.getprofile()
     sys.setprofile(count)
@@ -77,14 +83,18 @@ class _Operations(TorchDispatchMode):
         self.operations = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.operations += 1
-        if self.operations > MOST_OPERATIONS:
-            raise _LimitReached(f"one that takes more than {MOST_OPERATIONS:,} operations on tensors to build")
+        returns_list = any(isinstance(given.type, torch.ListType) for given in function._schema.returns)  # as iteration over a tensor does
+        self._count(max(args[0].shape, default=0) if returns_list and isinstance(args[0], Tensor) else 1)
         result = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and tensor.numel() > MOST_ENTRIES:
                 raise _LimitReached(f"a tensor of shape {tuple(tensor.shape)}, with more than {MOST_ENTRIES:,} entries")
         return result
+
+    def _count(self, operations: int) -> None:
+        self.operations += operations
+        if self.operations > MOST_OPERATIONS:
+            raise _LimitReached(f"one that takes more than {MOST_OPERATIONS:,} operations on tensors to build")
 
 
 class _Uninitialised(TorchFunctionMode):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+LARGEST_ARGUMENT = 2**22  # libraries make lists of as many layers or names of classes, before anything else can stop them
 SHOWN = 200  # characters of arguments in messages
 
 
@@ -137,7 +138,7 @@ class LibraryModel(PatternModel):
 
 
 def check_settings(include: list[str], arguments: Mapping[str, Any], reserved: Collection[str]) -> None:
-    """Raises ``ConfigError`` if no layer is included, or if an argument is one of the ``reserved``."""
+    """Raises ``ConfigError`` if no layer is included, if an argument is one of the ``reserved``, or if a number is beyond any use."""
     require(bool(include), "model.include", "at least one pattern of layer names", include, 'include: ["*"] selects every layer')
     for argument in reserved:
         require(
@@ -147,6 +148,18 @@ def check_settings(include: list[str], arguments: Mapping[str, Any], reserved: C
             arguments.get(argument),
             "set model.checkpoint for the weights: a file, or pretrained for those that the library has released",
         )
+    _check_numbers(arguments, "model.arguments")
+
+
+def _check_numbers(value: Any, where: str) -> None:
+    if isinstance(value, dict):
+        for name, entry in value.items():
+            _check_numbers(entry, f"{where}.{name}")
+    elif isinstance(value, list | tuple):
+        for index, entry in enumerate(value):
+            _check_numbers(entry, f"{where}[{index}]")
+    elif isinstance(value, int):
+        require(abs(value) <= LARGEST_ARGUMENT, where, f"a whole number of at most {LARGEST_ARGUMENT:,}", value)
 
 
 def unknown(name: str, library: str, known: Collection[str], listing: str) -> ConfigError:
