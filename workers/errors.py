@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-
 LONGEST_MESSAGE = 2000  # characters
 
 

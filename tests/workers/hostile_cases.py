@@ -283,3 +283,9 @@ SIZES: dict[str, Case] = {  # of models that nothing can hold
     "4 * 10^6 names of classes": of_transformers("vit", num_labels=4 * 10**6),
     "tensors of a shrunk model": around(SHRUNK, shapes={"head.weight": [2**31 - 1, 2**20]}),
 }
+
+REFUSED = {
+    f"{kind}: {name}": case
+    for kind, cases in (("bytes", BYTES), ("spec", SPEC), ("tensors", TENSORS), ("family", FAMILY))
+    for name, case in cases.items()
+}
