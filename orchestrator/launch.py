@@ -240,7 +240,7 @@ def _carry_out(run: Run) -> Outcome:
 
 def export(outcome: Outcome, directory: Path, experiment: Experiment) -> dict[str, Any]:
     """Copy the final model and its spec into the run's directory, and write the model as ONNX if the experiment asks for it."""
-    from workers.export import read_spec
+    from workers.model_files import read_spec
 
     model = directory / MODEL
     copy_file(outcome.model.file, model)

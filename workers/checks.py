@@ -2,7 +2,8 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 from workers.errors import ConfigError
 
@@ -44,3 +45,22 @@ def require_numbers(value: Any, where: str) -> None:
         require(abs(value) <= LARGEST, where, f"a whole number of at most {LARGEST}", value)
     elif isinstance(value, float):
         require(math.isfinite(value), where, "a finite number", value)
+
+
+def is_of_type(value: Any, hint: Any) -> bool:
+    """Returns whether plain values, as JSON has them, are what a type hint says, such as ``dict[str, list[int]]``. No bool is an int."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, UnionType):
+        return any(is_of_type(value, choice) for choice in inner)
+    if origin is list:
+        return isinstance(value, list | tuple) and all(is_of_type(entry, inner[0]) for entry in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(is_of_type(key, inner[0]) and is_of_type(entry, inner[1]) for key, entry in value.items())
+    return type(value) is hint or (hint is float and type(value) is int)
+
+
+def type_words(hint: Any) -> str:
+    """Returns a type hint as it is written."""
+    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")

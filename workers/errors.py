@@ -2,9 +2,14 @@
 
 from pathlib import Path
 
+LONGEST_MESSAGE = 2000  # characters
+
 
 class SecateurError(Exception):
     """A failure with a remedy: printed as one line, without a traceback."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())[:LONGEST_MESSAGE]
 
 
 class ConfigError(SecateurError):
@@ -21,6 +26,11 @@ class DamagedResult(SecateurError):
 
     def __reduce__(self) -> tuple[type, tuple[Path, str]]:
         return type(self), (self.directory, self.reason)
+
+
+def printable(text: str) -> str:
+    """Returns text as one line that a terminal only shows: it may quote names in files, which may contain escape sequences."""
+    return "".join(sign if sign.isprintable() else " " if sign.isspace() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 def first_line(error: BaseException) -> str:

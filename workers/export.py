@@ -9,28 +9,32 @@ The pipeline keeps its models in the same format: what is evaluated is what is e
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
+from workers.checks import is_of_type, type_words
 from workers.errors import SecateurError
-from workers.files import TensorFile, read_metadata, read_tensors, write_tensors
+from workers.files import write_tensors
+from workers.model_files import KEY, ModelFile, read_spec, require_finite, spec_text
 from workers.models import permitted
 from workers.models.base import ModelFamily
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-FORMAT = "secateur/1"
+MOST_NESTED = 16  # families in each other: a shrunk model of each run that went on from another
+WIDENED = "workers.models.widened.WidenedModel"
+LONGEST_REASON = 500  # characters
 
 
 def save_model(path: Path, family: ModelFamily, state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> str:
     """Write a model file; returns its digest.
 
     ``masks`` maps layer names to bool tensors of the weight's shape, True where a weight survives.
-    Raises: SecateurError if a weight outside its mask is not exactly zero.
+    Raises: SecateurError if a weight outside its mask is not exactly zero, or a number is not finite.
     """
     import torch
 
@@ -40,6 +44,8 @@ def save_model(path: Path, family: ModelFamily, state: Mapping[str, Tensor], mas
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         again = aliases(family.build())
     tensors = {name: tensor.detach().cpu() for name, tensor in state.items() if again.get(name) not in state}
+    for name, tensor in tensors.items():
+        require_finite(str(path), name, tensor)
     layers: dict[str, dict[str, Any]] = {}
     for layer, mask in masks.items():
         weight = tensors.pop(f"{layer}.weight")
@@ -51,8 +57,8 @@ def save_model(path: Path, family: ModelFamily, state: Mapping[str, Tensor], mas
         tensors[f"{layer}.weight.mask"] = pack_bits(keep)
         tensors[f"{layer}.weight.values"] = weight[keep]
         layers[layer] = {"shape": list(weight.shape), "kept": int(keep.sum()), "of": weight.numel()}
-    spec = {"format": FORMAT, "family": target_of(family), "settings": asdict(family) | {"checkpoint": None}, "layers": layers}
-    return write_tensors(path, tensors, {"secateur": json.dumps(spec, sort_keys=True)})
+    spec = {"family": target_of(family), "settings": asdict(family) | {"checkpoint": None}, "layers": layers}
+    return write_tensors(path, tensors, {KEY: spec_text(spec, tensors)})
 
 
 def aliases(model: nn.Module) -> dict[str, str]:
@@ -65,27 +71,26 @@ def aliases(model: nn.Module) -> dict[str, str]:
     return again
 
 
-def read_spec(path: Path | str) -> dict[str, Any]:
-    """The JSON spec of a model file. Raises: SecateurError if it is none of ours."""
-    header = read_metadata(Path(path)).get("secateur")
-    if header is None:
-        raise SecateurError(f"{path}: expected a model written by secateur, got a safetensors file without its spec")
-    try:
-        spec = json.loads(header)
-    except ValueError as error:
-        raise SecateurError(f"{path}: its spec is damaged: {error}") from error
-    if spec.get("format") != FORMAT:
-        raise SecateurError(f"{path}: expected format {FORMAT}, got {spec.get('format')}; load it with the version that wrote it")
-    return spec
-
-
 def load_family(path: Path | str) -> ModelFamily:
     """The family, with its settings, that a model file was written by. Raises: SecateurError."""
-    spec = read_spec(path)
-    try:
+    return _family(path, read_spec(path))
+
+
+def _family(path: Path | str, spec: Mapping[str, Any]) -> ModelFamily:
+    with _naming(path, "its spec names no model family that can be built here"):
+        _check_nesting(spec["family"], spec["settings"])
         return family_of(spec["family"], spec["settings"])
-    except (SecateurError, ImportError, AttributeError, KeyError, TypeError) as error:
-        raise SecateurError(f"{path}: its spec names no model family that can be built here: {error}") from error
+
+
+def _check_nesting(target: str, settings: Mapping[str, Any], within: tuple[str, ...] = ()) -> None:
+    """Raises ``SecateurError`` if a family names weights, contains too many others, or is widened twice, which takes exponential time."""
+    chain = (*within, target)
+    if settings.get("checkpoint") is not None:
+        raise SecateurError(f"expected settings without a checkpoint, got {settings['checkpoint']!r}")
+    if len(chain) > MOST_NESTED or chain.count(WIDENED) > 1:
+        raise SecateurError(f"expected at most {MOST_NESTED} families in each other, and one widened one")
+    if isinstance(settings.get("family"), str) and isinstance(settings.get("settings"), dict):
+        _check_nesting(settings["family"], settings["settings"], chain)
 
 
 def family_of(target: str, settings: Mapping[str, Any]) -> ModelFamily:
@@ -93,39 +98,54 @@ def family_of(target: str, settings: Mapping[str, Any]) -> ModelFamily:
 
     Classes outside of ``workers.models`` have to be permitted (``workers.models.permitted``).
     """
-    module, _, name = target.rpartition(".")
-    kind = getattr(importlib.import_module(module), name) if target.startswith(permitted.OURS) else permitted.find(target)
+    kind = _class_of_ours(target) if target.startswith(permitted.OURS) else permitted.find(target)
     if not isinstance(kind, type) or not issubclass(kind, ModelFamily):
         raise SecateurError(f"expected a model family, got {target}")
-    return kind(**settings)
+    if kind.__module__.startswith(permitted.OURS):
+        hints = get_type_hints(kind)
+        wrong = [name for name, value in settings.items() if name in hints and not is_of_type(value, hints[name])]
+        if wrong:
+            raise SecateurError(f"{kind.__name__}.{wrong[0]}: expected {type_words(hints[wrong[0]])}, got {str(settings[wrong[0]])[:80]!r}")
+    try:
+        return kind(**settings)
+    except TypeError as error:
+        raise SecateurError(f"{kind.__name__}: expected its settings, got others: {error}") from error
+
+
+def _class_of_ours(target: str) -> Any:
+    """What a module of ``workers.models`` defines under a name; None if there is none. Nothing else is imported."""
+    module, _, name = target.rpartition(".")
+    if not (Path(__file__).parent / "models" / f"{module.removeprefix(permitted.OURS)}.py").is_file():
+        return None
+    return vars(importlib.import_module(module)).get(name)
+
+
+@contextmanager
+def _naming(path: Path | str, what: str) -> Iterator[None]:
+    """Names the file in errors of any class: what a file asks for may fail anywhere."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise SecateurError(f"{path}: {what}: {reason[:LONGEST_REASON]}") from error
 
 
 def load_state(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Full state dict (zeros filled in) and the masks (True where a weight survives) of a model file."""
-    return dict(_weights(Path(path))), load_masks(path)
+    file = ModelFile(path)
+    return dict(file.weights()), {layer: file.mask(layer) for layer in file.layers}
 
 
 def load_weight(path: Path | str, layer: str) -> Tensor:
     """The weight of one layer, zeros filled in. Only this part of the file is read, unless modules share the weight under other names."""
-    import torch
-
-    from kernels.masks import unpack_bits
-
-    file, name, entry = TensorFile(Path(path)), f"{layer}.weight", read_spec(path)["layers"].get(layer)
-    if entry is not None:
-        values, keep = file.whole(f"{name}.values"), unpack_bits(file.whole(f"{name}.mask"), tuple(entry["shape"]))
-        return torch.zeros(keep.shape, dtype=values.dtype).masked_scatter_(keep, values)
-    return file.whole(name) if name in file.names() else load_pruned(path).get_parameter(name).detach()
+    weight = ModelFile(path).weight(layer)
+    return load_pruned(path).get_parameter(f"{layer}.weight").detach() if weight is None else weight
 
 
 def load_masks(path: Path | str) -> dict[str, Tensor]:
     """Of the pruned layers, by name: True where a weight survives."""
-    from kernels.masks import unpack_bits
-
-    tensors = read_tensors(Path(path))
-    return {
-        layer: unpack_bits(tensors[f"{layer}.weight.mask"], tuple(entry["shape"])) for layer, entry in read_spec(path)["layers"].items()
-    }
+    file = ModelFile(path)
+    return {layer: file.mask(layer) for layer in file.layers}
 
 
 def load_model(path: Path | str) -> tuple[nn.Module, dict[str, Tensor]]:
@@ -138,25 +158,27 @@ def load_pruned(path: Path | str, runtime: str | None = None, build: permitted.B
 
     Weights are bit-equal to those that were evaluated. With ``runtime="sparse"``, layers skip their zeros where that is faster (see
     ``workers.sparse``). ``build`` is needed for a model of your own: the function that returns the dense architecture, called with the
-    arguments in the file, or the class of its family.
-    Raises: SecateurError if the file is not a model of ours, its tensors are not those of its architecture, or ``build`` is missing;
-    ValueError for another runtime.
+    arguments in the file, or the class of its family. It is called twice, first with ``torch.device("meta")`` as the default.
+    Raises: SecateurError if the file is damaged or not a model of ours, its tensors are not those of its architecture, or ``build`` is
+    missing; ValueError for another runtime.
     """
     import torch
+
+    from workers.models.bounded import weights_follow
 
     if runtime not in (None, "sparse"):
         raise ValueError(f'load_pruned: expected runtime=None or "sparse", got {runtime!r}')
 
-    with torch.random.fork_rng(devices=[]), permitted.built_by(build):
-        model = load_family(path).build()
-    again, own = aliases(model), model.state_dict()
-    for name, tensor in _weights(Path(path)):
-        if name not in own or own[name].shape != tensor.shape:
-            raise SecateurError(f"{path}: its tensor {name} of shape {tuple(tensor.shape)} is none of the architecture's")
-        own.pop(name).copy_(tensor)
-    lacking = [name for name in own if name not in again]
-    if lacking:
-        raise SecateurError(f"{path}: its tensors lack {', '.join(lacking)}")
+    file = ModelFile(path)
+    with torch.random.fork_rng(devices=[]), permitted.built_by(build), weights_follow():
+        family = _family(path, file.spec)
+        for device in ("meta", torch.get_default_device()):  # on the first, another architecture than that of the file takes no memory
+            with torch.device(device), _naming(path, "its model cannot be built here"):
+                model = family.build()
+            _require_fit(file, model)
+    own = model.state_dict()
+    for name, tensor in file.weights():
+        own[name].copy_(tensor)
     if runtime == "sparse":
         from workers.sparse import sparse_model
 
@@ -164,18 +186,17 @@ def load_pruned(path: Path | str, runtime: str | None = None, build: permitted.B
     return model.eval()
 
 
-def _weights(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Weights as the module has them, one by one: beside the mapped file one pruned layer is held."""
-    import torch
-
-    from kernels.masks import unpack_bits
-
-    tensors = read_tensors(path)
-    for layer, entry in read_spec(path)["layers"].items():
-        shape, values = tuple(entry["shape"]), tensors.pop(f"{layer}.weight.values")
-        keep = unpack_bits(tensors.pop(f"{layer}.weight.mask"), shape)
-        yield f"{layer}.weight", torch.zeros(shape, dtype=values.dtype).masked_scatter_(keep, values)
-    yield from tensors.items()
+def _require_fit(file: ModelFile, model: nn.Module) -> None:
+    """Raises ``SecateurError`` unless the tensors of a file are those of a model, in names, shapes and types."""
+    own, again, shapes = model.state_dict(), aliases(model), file.shapes()
+    for name, (shape, dtype) in shapes.items():
+        if name not in own or tuple(own[name].shape) != shape:
+            raise SecateurError(f"{file.path}: its tensor {name} of shape {shape} is none of the architecture's")
+        if own[name].dtype != dtype:
+            raise SecateurError(f"{file.path}: its tensor {name} is {dtype}, and the architecture's is {own[name].dtype}")
+    lacking = [name for name in own if name not in shapes and name not in again]
+    if lacking:
+        raise SecateurError(f"{file.path}: its tensors lack {', '.join(lacking[:5])}")
 
 
 def target_of(family: ModelFamily) -> str:

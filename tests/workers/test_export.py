@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from model_file_cases import rewritten
 
 from workers.errors import ConfigError, SecateurError
 from workers.export import load_model, load_pruned, load_state, load_weight, save_model
-from workers.files import read_metadata, read_tensors, write_tensors
 from workers.kept_models import KEPT_MODELS
 from workers.memory import give_back, peak_bytes
 from workers.models.base import Layer
@@ -100,17 +100,14 @@ def test_one_tensor_with_two_different_values_in_a_checkpoint_is_refused(tmp_pat
 
 @pytest.mark.parametrize("damage", ["missing", "shape", "unknown"])
 def test_a_file_whose_tensors_are_not_those_of_its_architecture_is_refused_by_name(damage: str, tmp_path: Path) -> None:
+    changes = {"shape": {"head.bias": torch.zeros(11)}, "unknown": {"tail.bias": torch.zeros(3)}, "missing": {}}
     written(tmp_path / "model")
-    tensors, header = read_tensors(tmp_path / "model"), read_metadata(tmp_path / "model")
-    if damage == "shape":
-        tensors["head.bias"] = torch.zeros(11)
-    elif damage == "missing":
-        del tensors["head.bias"]
-    else:
-        tensors["tail.bias"] = torch.zeros(3)
-    write_tensors(tmp_path / "other", tensors, header)
+    rewritten(
+        tmp_path / "model",
+        lambda tensors: {name: tensor for name, tensor in tensors.items() if name != "head.bias" or damage != "missing"} | changes[damage],
+    )
     with pytest.raises(SecateurError, match="tail.bias" if damage == "unknown" else "head.bias"):
-        load_pruned(tmp_path / "other")
+        load_pruned(tmp_path / "model")
 
 
 def test_loading_holds_the_model_once_and_a_worker_never_more_than_the_models_it_keeps(tmp_path: Path) -> None:

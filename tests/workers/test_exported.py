@@ -1,11 +1,11 @@
 """The family of a model that a run exported: the one in the file. Damaged and other files are refused."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
+from model_file_cases import inside, rewritten
 from structure_cases import half
 
 from workers.errors import ConfigError
@@ -86,11 +86,6 @@ def test_layers_are_chosen_anew(name: str, tmp_path: Path) -> None:
         wrong.layers(wrong.build())
 
 
-def rewritten(path: Path, tensors=lambda entries: entries, spec=lambda entries: entries) -> None:
-    header = json.dumps(spec(json.loads(read_metadata(path)["secateur"])))
-    write_tensors(path, tensors(read_tensors(path)), {"secateur": header})
-
-
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
@@ -103,15 +98,11 @@ def half_a_spec(path: Path) -> None:
     write_tensors(path, read_tensors(path), {"secateur": read_metadata(path)["secateur"][:40]})
 
 
-def inside(**changes):
-    return lambda spec: spec | {"settings": spec["settings"] | changes}
-
-
 DAMAGE = {
     "cut off": (cut, "readable safetensors"),
     "no spec": (without_spec, "model=timm model.name=NAME"),
     "half a spec": (half_a_spec, "spec is damaged"),
-    "no family": (lambda path: rewritten(path, spec=lambda spec: {"format": spec["format"], "layers": {}}), "model family"),
+    "no family": (lambda path: rewritten(path, spec=lambda spec: {"format": spec["format"], "layers": {}}), "expected family"),
     "another format": (lambda path: rewritten(path, spec=lambda spec: spec | {"format": "secateur/9"}), "secateur/9"),
     "code from elsewhere": (
         lambda path: rewritten(path, spec=inside(family="subprocess.Popen", settings={"args": "x"})),

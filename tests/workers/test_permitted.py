@@ -1,17 +1,16 @@
 """Model files of somebody else run no code, unless the user permits the name."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from model_file_cases import inside, rewritten
 from own_cases import SmallNet, build
 from torch import nn
 
 from workers.errors import ConfigError, SecateurError
 from workers.export import load_pruned, save_model
-from workers.files import read_metadata, read_tensors, write_tensors
 from workers.models import permitted
 from workers.models.own import OwnModel
 from workers.models.shrunk import ShrunkModel
@@ -34,14 +33,6 @@ def stored(tmp_path: Path) -> Path:
     return tmp_path / "model.safetensors"
 
 
-def rewritten(path: Path, **changes: object) -> Path:
-    """The file with other entries in the settings of its family."""
-    spec = json.loads(read_metadata(path)["secateur"])
-    spec["settings"] |= changes
-    write_tensors(path, {name: tensor.clone() for name, tensor in read_tensors(path).items()}, {"secateur": json.dumps(spec)})
-    return path
-
-
 def test_a_file_of_an_own_model_loads_with_its_function_only(stored: Path) -> None:
     with pytest.raises(SecateurError, match=r"own_cases.build.*build=") as refused:
         load_pruned(stored)
@@ -59,7 +50,7 @@ def test_a_file_cannot_choose_another_function(name: str, stored: Path, monkeypa
     """Also when the user permits one: the file's arguments then go to that one, and no other name is looked up."""
     imported: list[str] = []
     monkeypatch.setattr(permitted, "imported", lambda _, name: imported.append(name))
-    path = rewritten(stored, target=name)
+    path = rewritten(stored, spec=inside(target=name))
     with pytest.raises(SecateurError):
         load_pruned(path)
     permitted.permit({NAME: build})
@@ -71,15 +62,15 @@ def test_a_file_cannot_choose_another_function(name: str, stored: Path, monkeypa
     assert not imported
 
 
-def test_the_family_inside_a_shrunk_model_needs_permission_too(tmp_path: Path, stored: Path) -> None:
-    spec = json.loads(read_metadata(stored)["secateur"])
-    inner = spec["settings"]
-    spec |= {"family": "workers.models.shrunk.ShrunkModel", "settings": {"checkpoint": None, "family": spec["family"], "settings": inner}}
-    tensors = {name: tensor.clone() for name, tensor in read_tensors(stored).items()}
-    write_tensors(tmp_path / "shrunk.safetensors", tensors, {"secateur": json.dumps(spec)})
+def test_the_family_inside_a_shrunk_model_needs_permission_too(stored: Path) -> None:
+    def shrunk(spec: dict[str, Any]) -> dict[str, Any]:
+        settings = {"checkpoint": None, "family": spec["family"], "settings": spec["settings"]}
+        return spec | {"family": "workers.models.shrunk.ShrunkModel", "settings": settings}
+
+    path = rewritten(stored, spec=shrunk)
     with pytest.raises(SecateurError, match=NAME):
-        load_pruned(tmp_path / "shrunk.safetensors")
-    assert isinstance(load_pruned(tmp_path / "shrunk.safetensors", build=build), SmallNet)
+        load_pruned(path)
+    assert isinstance(load_pruned(path, build=build), SmallNet)
 
 
 def test_a_function_that_returns_something_else_or_refuses_its_arguments_is_refused() -> None:

@@ -46,7 +46,7 @@ class DetectionModel(library.LibraryModel):
         def create() -> nn.Module:
             return Detector(models.get_model(self.name, **untrained, **self.arguments), self.image_size)
 
-        return library.created(self.name, self.arguments, create)
+        return library.built(self.name, self.arguments, create)
 
     def heads(self, model: nn.Module) -> set[str]:
         """Returns the layers that produce offsets and class scores: the last one in each branch of the heads."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -59,6 +60,18 @@ def download(url: str) -> Path:
         return str(path)
 
     return Path(_fetched(url, fetch))
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """A context in which libraries fetch nothing from the hub, whatever a configuration names."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _fetched(name: str, fetch: Callable[[], str]) -> str:

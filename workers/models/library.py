@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-REFUSALS = (TypeError, ValueError, AssertionError, RuntimeError, KeyError, ZeroDivisionError, AttributeError)  # for invalid arguments
+LARGEST_ARGUMENT = 2**22  # libraries make lists of as many layers or names of classes, before anything else can stop them
+SHOWN = 200  # characters of arguments in messages
 
 
 class PatternModel(ModelFamily):
@@ -137,7 +138,7 @@ class LibraryModel(PatternModel):
 
 
 def check_settings(include: list[str], arguments: Mapping[str, Any], reserved: Collection[str]) -> None:
-    """Raises ``ConfigError`` if no layer is included, or if an argument is one of the ``reserved``."""
+    """Raises ``ConfigError`` if no layer is included, if an argument is one of the ``reserved``, or if a number is beyond any use."""
     require(bool(include), "model.include", "at least one pattern of layer names", include, 'include: ["*"] selects every layer')
     for argument in reserved:
         require(
@@ -147,6 +148,18 @@ def check_settings(include: list[str], arguments: Mapping[str, Any], reserved: C
             arguments.get(argument),
             "set model.checkpoint for the weights: a file, or pretrained for those that the library has released",
         )
+    _check_numbers(arguments, "model.arguments")
+
+
+def _check_numbers(value: Any, where: str) -> None:
+    if isinstance(value, dict):
+        for name, entry in value.items():
+            _check_numbers(entry, f"{where}.{name}")
+    elif isinstance(value, list | tuple):
+        for index, entry in enumerate(value):
+            _check_numbers(entry, f"{where}[{index}]")
+    elif isinstance(value, int):
+        require(abs(value) <= LARGEST_ARGUMENT, where, f"a whole number of at most {LARGEST_ARGUMENT:,}", value)
 
 
 def unknown(name: str, library: str, known: Collection[str], listing: str) -> ConfigError:
@@ -160,9 +173,18 @@ def created(name: str, arguments: Mapping[str, Any], create: Callable[[], nn.Mod
     """Returns the result of ``create``. Raises: ConfigError if it does not accept the arguments."""
     try:
         return create()
-    except REFUSALS as error:
+    except ConfigError:
+        raise
+    except Exception as error:  # of any class: an argument that is not expected may fail anywhere
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(f"model.arguments: {name} cannot be built with {dict(arguments)}: {reason}") from error
+        raise ConfigError(f"model.arguments: {name} cannot be built with {str(dict(arguments))[:SHOWN]}: {reason}") from error
+
+
+def built(name: str, arguments: Mapping[str, Any], create: Callable[[], nn.Module]) -> nn.Module:
+    """Returns the module that a library creates, within the limits of ``workers.models.bounded``. Raises: ConfigError."""
+    from workers.models.bounded import bounded
+
+    return created(name, arguments, lambda: bounded(create))
 
 
 def matrices(model: nn.Module) -> dict[str, nn.Module]:

@@ -33,7 +33,7 @@ class OwnModel(library.PatternModel):
     selects: ClassVar[tuple[str, ...]] = ("include", "exclude", "stem_and_head")
 
     def __post_init__(self) -> None:
-        library.check_settings(self.include, self.arguments, ())
+        library.check_settings(self.include, {}, ())
 
     @property
     def architecture(self) -> str:

@@ -52,7 +52,7 @@ class TimmModel(library.LibraryModel):
         import timm
 
         self.require_known()
-        return library.created(self.name, self.arguments, lambda: timm.create_model(self.name, pretrained=False, **self.arguments))
+        return library.built(self.name, self.arguments, lambda: timm.create_model(self.name, pretrained=False, **self.arguments))
 
     def released(self) -> nn.Module:
         """Returns timm's own architecture, or that of ``build()`` if the checkpoint was exported by a run."""

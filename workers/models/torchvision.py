@@ -45,7 +45,7 @@ class TorchvisionModel(library.LibraryModel):
         arguments = ({"aux_logits": False, "init_weights": True} if self.name in AUXILIARY else {}) | self.arguments
         device = torch.get_default_device()
         with torch.device("cpu" if self.name.startswith("regnet") else device):  # RegNets compute their widths from values of tensors
-            model = library.created(self.name, self.arguments, lambda: models.get_model(self.name, weights=None, **arguments))
+            model = library.built(self.name, self.arguments, lambda: models.get_model(self.name, weights=None, **arguments))
         return model if device.type == "cpu" else model.to(device)
 
     def released_file(self) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 FILES = ("*.json", "*.safetensors", "*.bin")  # of a repository on the hub
-NOT_SHAPE = {"transformers_version", "architectures", "dtype", "torch_dtype", "model_type", "_name_or_path", "auto_map", "num_labels"}
+CODE = {"attn_implementation", "_attn_implementation", "_attn_implementation_internal", "experts_implementation", "auto_map"}  # of the hub
+NOT_SHAPE = CODE | {"transformers_version", "architectures", "dtype", "torch_dtype", "model_type", "_name_or_path", "num_labels"}
 
 
 @dataclass
@@ -43,6 +45,8 @@ class TransformersModel(library.PatternModel):
 
     def __post_init__(self) -> None:
         library.check_settings(self.include, self.arguments, ())
+        for name in _names_in(self.arguments):
+            require(name not in CODE, f"model.arguments.{name}", "an entry that names no code", name)
         require(
             self.name is not None or self.checkpoint is not None,
             "model.name",
@@ -89,7 +93,10 @@ class TransformersModel(library.PatternModel):
 
         configuration = self._configuration()
         kind = _models(self.classifier)
-        return returning_tensor(library.created(self.architecture, self.arguments, lambda: kind.from_config(configuration)).float())
+        kind._model_mapping.get(type(configuration), None)  # imports the architecture, which takes many calls
+        with hub.offline():
+            model = library.built(self.architecture, self.arguments, lambda: kind.from_config(configuration, trust_remote_code=False))
+        return returning_tensor(model.float())
 
     def pretrained_state(self) -> dict[str, Tensor] | None:
         """Returns the checkpoint's tensors. Raises: ConfigError if one is missing, has another shape, or is not finite."""
@@ -102,7 +109,12 @@ class TransformersModel(library.PatternModel):
         kind, where = _models(self.classifier), str(self.checkpoint)
         try:
             loaded = kind.from_pretrained(
-                self.folder, config=self._configuration(), local_files_only=True, dtype=torch.float32, output_loading_info=True
+                self.folder,
+                config=self._configuration(),
+                local_files_only=True,
+                trust_remote_code=False,
+                dtype=torch.float32,
+                output_loading_info=True,
             )
         except Exception as error:  # of any class: of files, of their content, of transformers
             raise ConfigError(f"model.checkpoint: {where} cannot be read: {' '.join(str(error).split())}") from error
@@ -139,11 +151,18 @@ class TransformersModel(library.PatternModel):
         folder, (auto, known) = self.folder, _configurations()
         if folder is None and self.name not in known:
             raise library.unknown(str(self.name), "transformers", list(known.keys()), "transformers.CONFIG_MAPPING")
-        try:
+        from workers.models.bounded import bounded
+
+        def create() -> Any:
             if folder is None:
-                configuration = auto.for_model(self.name, **self.arguments)
-            else:
-                configuration = auto.from_pretrained(folder, local_files_only=True, **self.arguments)
+                return auto.for_model(self.name, **self.arguments)
+            return auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **self.arguments)
+
+        try:
+            with hub.offline():
+                configuration = bounded(create)
+        except ConfigError:
+            raise
         except Exception as error:  # of any class: of files, of their content, of transformers
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise ConfigError(f"model: transformers has no configuration for {self.architecture}: {reason}") from error
@@ -157,6 +176,14 @@ def _downloads_nothing(configuration: Any) -> Any:
         if getattr(part, "use_pretrained_backbone", False):
             part.use_pretrained_backbone = False
     return configuration
+
+
+def _names_in(entries: dict[str, Any]) -> Iterator[str]:
+    """Yields the names of all entries of a configuration and of its parts."""
+    for name, value in entries.items():
+        yield name
+        if isinstance(value, dict):
+            yield from _names_in(value)
 
 
 @cache

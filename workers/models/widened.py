@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -13,6 +14,8 @@ from workers.models.base import Layer, ModelFamily, Output
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+LARGEST_IMAGE = 2**24  # a forward pass of it takes a few gigabytes
 
 
 @dataclass
@@ -36,6 +39,8 @@ class WidenedModel(ModelFamily):
         require(bool(self.widths), "model.widths", "at least one pattern of groups and its factor", self.widths, '"blocks.5.*": 2.0')
         for pattern, factor in self.widths.items():
             require(factor >= 1.0, f"model.widths[{pattern}]", "a factor of at least 1", factor)
+        sides = len(self.input_shape) == 3 and min(self.input_shape) >= 1 and math.prod(self.input_shape) <= LARGEST_IMAGE
+        require(sides, "model.input_shape", f"channels, height and width of an image of at most {LARGEST_IMAGE} numbers", self.input_shape)
 
     @property
     def narrow(self) -> ModelFamily:
