@@ -21,9 +21,14 @@ export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')
 export RAY_AUTH_TOKEN
 
-trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
+# Its logs and sockets are in a folder that it opens to everybody: put that into one that only you can enter.
+private=/tmp/secateur-$SLURM_JOB_ID
+everywhere=("${step[@]}" --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES")
+"${everywhere[@]}" mkdir -m 700 "$private"
+
+trap 'kill $(jobs -p) 2>/dev/null || true; wait; "${everywhere[@]}" rm -rf "$private"' EXIT
 "${on_head[@]}" ray start --head --node-ip-address="${address%:*}" --port="$port" --num-cpus="$SLURM_CPUS_ON_NODE" \
-    --include-dashboard=false --disable-usage-stats --block &
+    --temp-dir="$private/ray" --include-dashboard=false --disable-usage-stats --block &
 for ((try = 0; ; try++)); do
     "${on_head[@]}" ray health-check --address="$address" 2>/dev/null && break
     ((try < 30)) || { echo "Ray's head on $head did not come up at $address" >&2; exit 1; }
@@ -32,7 +37,7 @@ done
 others=$((SLURM_JOB_NUM_NODES - 1))
 if ((others > 0)); then
     "${step[@]}" --nodes="$others" --ntasks="$others" --exclude="$head" \
-        ray start --address="$address" --num-cpus="$SLURM_CPUS_ON_NODE" --block &
+        ray start --address="$address" --num-cpus="$SLURM_CPUS_ON_NODE" --temp-dir="$private/ray" --block &
 fi
 
 sweep=()

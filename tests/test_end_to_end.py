@@ -34,11 +34,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_any_number_of_ray_workers_gives_the_bytes_of_one_process(workers: int, undisturbed: Path, tmp_path: Path) -> None:
     """Meanwhile, nobody from outside gets in."""
     process = begin(tmp_path, *ON_RAY, f"cluster.workers={workers}")
-    with Watch(process.pid) as watch:
+    with Watch(process.pid, knocks=True) as watch:
         said = process.end()
     assert process.process.exitcode == 0, said
     assert model_bytes(tmp_path) == model_bytes(undisturbed)
-    assert {"gcs_server", "raylet"} <= watch.answers.keys() and any(name.startswith("ray::Worker") for name in watch.answers)
+    assert {"gcs_server", "raylet"} <= watch.answers.keys() and any(name.startswith("ray::Worker") for name in watch.listening)
     assert not watch.open_to_others, "only this machine reaches them"
     assert set().union(*watch.answers.values()) == {REFUSED}, "and only with the token of this run"
     ((file, secret),) = watch.secrets.items()

@@ -16,15 +16,17 @@ ASKED = {  # what a stranger would call to run code, or to find out how
     "gcs_server": ("NodeInfoGcsService/GetAllNodeInfo", "InternalKVGcsService/InternalKVKeys"),
     "raylet": ("NodeManagerService/RequestWorkerLease", "ObjectManagerService/Push"),
     "ray::": ("CoreWorkerService/PushTask",),
+    "python": ("CoreWorkerService/PushTask",),  # the driver, and workers that have just started
 }
 REFUSED, UNKNOWN, OFFLINE = grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAVAILABLE
 
 
 class Watch(threading.Thread):
-    """Looks at a process and its descendants until the context ends."""
+    """Looks at a process and its descendants until the context ends, and calls what listens if it ``knocks``."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, knocks: bool = False) -> None:
         super().__init__(daemon=True)
+        self.knocks = knocks
         self.root, self._over = psutil.Process(pid), threading.Event()
         self.listening: defaultdict[str, set[str]] = defaultdict(set)  # addresses, by the first word of the command line
         self.answers: defaultdict[str, set[Any]] = defaultdict(set)  # of those that strangers got, by the same
@@ -63,7 +65,7 @@ class Watch(threading.Thread):
         for connection in process.net_connections("tcp"):
             if connection.status == psutil.CONN_LISTEN:
                 self.listening[name].add(connection.laddr.ip)
-                if (process.pid, connection.laddr.port) not in self._known:
+                if self.knocks and (process.pid, connection.laddr.port) not in self._known:
                     self._known.add((process.pid, connection.laddr.port))
                     self.answers[name] |= self._tried(name, connection.laddr.port)
 
