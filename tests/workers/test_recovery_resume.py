@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -16,6 +18,7 @@ from recovery_cases import recipe, sparse_model, stripes, task
 
 from workers.errors import SecateurError
 from workers.messages import TrainTask
+from workers.training import gang
 from workers.training.gang import run_gang
 from workers.training.settings import Optimizer, Training
 
@@ -95,6 +98,17 @@ def test_a_killed_rank_ends_the_gang_with_a_remedy_and_a_rerun_resumes(model: Pa
     _, errors = process.communicate(timeout=3600)
     assert process.returncode != 0 and "run the same command again" in errors
     assert run_gang(sent, 2, 1).numbers.epochs_resumed_from >= 2
+
+
+def test_a_rank_that_died_unnoticed_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pool never learns of its death, so its future has no result; that of the other rank waits for it."""
+    monkeypatch.setattr(gang, "LOOK_SECONDS", 0.01)
+    futures: list[Future[None]] = [Future(), Future()]
+    living, dead = SimpleNamespace(is_alive=lambda: True), SimpleNamespace(is_alive=lambda: False)
+    assert gang._until_one_fails(futures, [living, dead]) == set(futures)  # type: ignore[list-item]
+    futures[0].set_result(None)
+    futures[1].set_exception(SecateurError("a rank failed"))
+    assert gang._until_one_fails(futures, [living, living]) == set()  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("optimizer", list(Optimizer))
