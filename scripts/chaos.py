@@ -116,6 +116,7 @@ def broken_by(run: Run, sent: Sequence[Fall], records: dict[Path, int]) -> Itera
         yield f"it hung at {run.stage}"
         run.end()
         return
+    left = run.left(LEFT_SECONDS)  # and the watch has said what there was
     killed = run.status < 0 and any(fall.part is Part.DRIVER for fall in sent)
     errors = [line for line in run.said.splitlines() if line.startswith("error: ")]
     if "Traceback" in run.said:
@@ -124,7 +125,7 @@ def broken_by(run: Run, sent: Sequence[Fall], records: dict[Path, int]) -> Itera
         yield f"exit status {run.status} with {len(errors)} lines of error"
     if "waiting for" in run.said:
         yield "it waited for a process that had fallen"
-    if left := run.left(LEFT_SECONDS):
+    if left:
         yield f"left running: {', '.join(left)}"
         run.end()
     again = [str(path) for path, when in records.items() if not path.exists() or path.stat().st_mtime_ns != when]

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -18,6 +20,7 @@ from watch import Watch
 
 from workers.errors import SecateurError
 from workers.messages import TrainTask
+from workers.training import gang
 from workers.training.gang import run_gang
 from workers.training.settings import Optimizer, Training
 
@@ -100,6 +103,17 @@ def test_a_killed_rank_ends_the_gang_with_a_remedy_and_a_rerun_resumes(model: Pa
     with Watch(os.getpid()) as watch:
         assert run_gang(sent, 2, 1).numbers.epochs_resumed_from >= 2
     assert watch.listening and not watch.open_to_others, "other machines cannot reach the ranks"
+
+
+def test_a_rank_that_died_unnoticed_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pool never learns of its death, so its future has no result; that of the other rank waits for it."""
+    monkeypatch.setattr(gang, "LOOK_SECONDS", 0.01)
+    futures: list[Future[None]] = [Future(), Future()]
+    living, dead = SimpleNamespace(is_alive=lambda: True), SimpleNamespace(is_alive=lambda: False)
+    assert gang._until_one_fails(futures, [living, dead]) == set(futures)  # type: ignore[list-item]
+    futures[0].set_result(None)
+    futures[1].set_exception(SecateurError("a rank failed"))
+    assert gang._until_one_fails(futures, [living, living]) == set()  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("optimizer", list(Optimizer))

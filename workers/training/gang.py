@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from workers.errors import SecateurError
@@ -14,6 +16,7 @@ from workers.records import Record, TrainedModel
 
 HERE = "127.0.0.1"
 ERROR_SECONDS = 5.0  # how long the other ranks may still run after the first failure
+LOOK_SECONDS = 1.0  # between looks at the processes of the ranks
 
 
 def run_gang(task: TrainTask, ranks: int, threads: int, device: str | None = None) -> Record[TrainedModel]:
@@ -49,7 +52,7 @@ def _rank(rank: int, ranks: int, port: int, threads: int, task: TrainTask, devic
 
 def _spawn(ranks: int, threads: int, arguments: tuple[Any, ...]) -> None:
     """Runs the ranks in new processes. A failure of one ends all of them, and its error is raised here."""
-    from concurrent.futures import ProcessPoolExecutor, wait
+    from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import get_context
 
@@ -58,7 +61,7 @@ def _spawn(ranks: int, threads: int, arguments: tuple[Any, ...]) -> None:
         futures = [pool.submit(_rank, rank, *arguments) for rank in range(ranks)]
         processes = list(pool._processes.values())
         try:
-            _, running = wait(futures, return_when="FIRST_EXCEPTION")
+            running = _until_one_fails(futures, processes)
             wait(running, timeout=ERROR_SECONDS)  # a failed rank breaks the connections of the others: collect all errors
         finally:
             if not all(future.done() for future in futures):
@@ -74,6 +77,18 @@ def _spawn(ranks: int, threads: int, arguments: tuple[Any, ...]) -> None:
             "training: expected all ranks to finish, got a process that died; run the same command again to resume after the last complete "
             "epoch"
         ) from died[0]
+
+
+def _until_one_fails(futures: Sequence[Future[None]], processes: Sequence[BaseProcess]) -> set[Future[None]]:
+    """Waits until all ranks are done or one has failed, and returns those that are not done.
+
+    A pool looks at the processes that it has when it begins to wait, and may overlook the death of one that started later.
+    """
+    while True:
+        done, running = wait(futures, LOOK_SECONDS, FIRST_EXCEPTION)
+        failed = any(future.exception() is not None for future in done)
+        if not running or failed or not all(process.is_alive() for process in processes):
+            return running
 
 
 def _begin(threads: int, builders: Mapping[str, Builder | None]) -> None:
