@@ -49,7 +49,7 @@ def writing(path: Path) -> Iterator[None]:
         if not any(words in str(error) for words in TORCH):
             raise
         raise SecateurError(
-            f"{path}: expected a disk that takes the file, got an error of torch that hides the reason ({first_line(error)}); check the room, "
+            f"{path}: expected a disk that takes the file, got an error that hides the reason ({first_line(error)}); check the room, "
             f"the quota, the permissions and the limits (ulimit -f), then {AGAIN}"
         ) from error
 
