@@ -209,6 +209,12 @@ def dictionaries() -> Iterator[dict[str, Tensor]]:
     yield {"image": torch.zeros(2, 1, 8, 8), "digit": torch.zeros(2)}
 
 
+def not_finite() -> SmallNet:
+    model = SmallNet()
+    nn.init.constant_(model.get_parameter("second.weight"), torch.nan)
+    return model
+
+
 IMAGES = torch.zeros(8, 1, 8, 8)
 LABELS = torch.zeros(8, dtype=torch.int64)
 REFUSED: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
@@ -230,6 +236,8 @@ REFUSED: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
     "too few labels": (SmallNet(), [(IMAGES, LABELS[:3])], {}, "expected 8 labels"),
     "labels in some batches": (SmallNet(), [(IMAGES, LABELS), IMAGES], {}, "in 1 of 2"),
     "labels beyond the outputs": (SmallNet(), [(IMAGES, LABELS + 10)], {}, "from 0 to 9"),
+    "labels below -1": (SmallNet(), [(IMAGES, LABELS - 2)], {}, "from 0 to 9, or -1 where an image has none"),
+    "weights that are not finite": (not_finite(), [(IMAGES, LABELS)], {}, "expected finite numbers"),
     "labels that are no classes": (SmallNet(), [(IMAGES, LABELS.float())], {}, "pass loss=a function"),
     "strings for labels": (SmallNet(), [(IMAGES, ["a"] * 8)], {}, "expected labels as a tensor"),
     "a vector as the loss": (SmallNet(), [(IMAGES, LABELS)], {"loss": lambda out, _: out.mean(1)}, "got a tensor of (4,); take its mean"),

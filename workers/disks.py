@@ -49,8 +49,8 @@ def writing(path: Path) -> Iterator[None]:
         if not any(words in str(error) for words in TORCH):
             raise
         raise SecateurError(
-            f"{path}: expected a disk that takes the file, got an error of torch that hides the reason ({first_line(error)}); check the "
-            f"room, the quota, the permissions and the limits (ulimit -f), then {AGAIN}"
+            f"{path}: expected a disk that takes the file, got an error that hides the reason ({first_line(error)}); check the room, "
+            f"the quota, the permissions and the limits (ulimit -f), then {AGAIN}"
         ) from error
 
 

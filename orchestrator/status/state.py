@@ -94,5 +94,9 @@ def replace_text(path: Path, text: str) -> None:
     It does not wait for the disk, as results do: what a run says about itself is written again and again.
     """
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        temporary.replace(path)
+    except OSError:  # of a full disk, for example
+        temporary.unlink(missing_ok=True)
+        raise

@@ -89,7 +89,10 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
         fitting = f"arrays that fit into the {room / 1e9:.3g} GB of free memory"
         require(size < room, "data.path", fitting, got, "use a folder of image files")
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in NAMES if name in file.files}
+            content = {name: file[name] for name in NAMES if name in file.files}
+        if other := [name for name, array in content.items() if not isinstance(array, np.ndarray)]:  # numpy returns bytes that are none
+            raise ValueError(f"{' and '.join(other)} without a header of numpy")
+        return content
     except ConfigError:
         raise
     except Exception as error:  # of many kinds: of zip files and their compression, of numpy, and of memory for a shape that cannot be

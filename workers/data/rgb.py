@@ -13,7 +13,7 @@ from workers.errors import SecateurError
 
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 WHITE_IS_ZERO, UNSIGNED = 0, 1
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "PPM", "TIFF", "GIF", "JPEG2000")  # none of which runs another program, as EPS does
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "PPM", "TIFF", "GIF", "JPEG2000")  # none of which runs another program, as EPS does
 ORIENTATION = 274  # tag of EXIF
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
