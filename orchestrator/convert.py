@@ -51,12 +51,19 @@ def _write_folder(model: Path, to: Path) -> None:
 
     library = write_folder(model, to)
     report = model.with_name("report.json")
-    content = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else None
     family = load_family(model)
     dense = family.dense if isinstance(family, ShrunkModel) else family
     target = dense.target if isinstance(dense, OwnModel) else None
-    name = content["name"] if content else model.parent.name
-    write_text(to / "README.md", model_card(content, library, name, family.output is Output.LOGITS, target))
+    try:
+        content = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else None
+        name = content["name"] if content else model.parent.name
+        card = model_card(content, library, name, family.output is Output.LOGITS, target)
+    except Exception as error:  # of any class: JSON of another shape may fail anywhere
+        reason = f"{type(error).__name__}: {error}"
+        raise SecateurError(
+            f"{report}: expected the report of a run, got a damaged one ({reason}); delete it for a card without it"
+        ) from error
+    write_text(to / "README.md", card)
 
 
 def main() -> None:

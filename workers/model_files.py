@@ -50,7 +50,7 @@ def digest_of(tensor: Tensor) -> str:
     import torch
 
     found = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)} ".encode())
-    found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from orchestrator.quantities import percent
+from workers.errors import printable
 
 LOADING = {
     "timm": 'import timm\n\nmodel = timm.create_model("local-dir:FOLDER", pretrained=True).eval()',
@@ -22,10 +23,10 @@ def model_card(report: dict[str, Any] | None, library: str, name: str, classifie
     """
     head = {"library_name": library, "tags": ["pruned", "secateur"]}
     kind = "ForImageClassification" if classifier else ""
-    build = "" if target is None else f", build={target}"
+    build = "" if target is None else f", build={target}" if is_dotted_name(target) else ", build=..."
     parts = [
         "---\n" + "".join(f"{key}: {json.dumps(value)}\n" for key, value in head.items()) + "---",
-        f"# {name}, pruned",
+        f"# {_plain(name)}, pruned",
         *(_facts(report) if report is not None else []),
         "## Use",
         f"```python\n{LOADING[library].replace('{kind}', kind).replace('{build}', build)}\n```",
@@ -38,9 +39,18 @@ def model_card(report: dict[str, Any] | None, library: str, name: str, classifie
     return "\n\n".join(parts) + "\n"
 
 
+def is_dotted_name(text: str) -> bool:
+    return all(part.isidentifier() for part in text.split("."))
+
+
+def _plain(text: str) -> str:
+    """Returns text as one line of Markdown that has no elements or links: the report may be somebody else's."""
+    return printable(text).replace("<", "&lt;").replace("[", "\\[").replace("`", "\\`")
+
+
 def _facts(report: dict[str, Any]) -> list[str]:
     asked = report["pruned_weights"] / report["prunable_weights"] if report["prunable_weights"] else None
-    method = report["pruner"] or "one method"
+    method = _plain(report["pruner"]) or "one method"
     masked = "" if asked is None else f" {percent(asked)} of its prunable weights are zero."
     dense, final = report.get("dense_size"), report.get("final_size")
     removed = ""
@@ -50,13 +60,13 @@ def _facts(report: dict[str, Any]) -> list[str]:
     rows = ["| model | " + " | ".join(MEASURES[key] for key in keys) + " |", "|---|" + "---|" * len(keys)]
     for stage in report["stages"]:
         cells = (percent(stage["metrics"][key]) if key in stage["metrics"] else "" for key in keys)
-        rows.append(f"| {stage['name'].replace('_', '-')} | " + " | ".join(cells) + " |")
+        rows.append(f"| {_plain(stage['name'].replace('_', '-'))} | " + " | ".join(cells) + " |")
     samples = report["stages"][-1]["metrics"].get("test_samples")
     measured = f"Measured on {int(samples):,} test images. " if samples else ""
-    warnings = [f"- {warning}" for warning in report["warnings"]]
+    warnings = [f"- {_plain(warning)}" for warning in report["warnings"]]
     return [
         f"Pruned with {method}.{masked}{removed}",
         "\n".join(rows),
-        f"{measured}The command:\n\n```bash\n{report['command']}\n```",
+        f"{measured}The command:\n\n```bash\n{printable(report['command']).replace('```', '')}\n```",
         *(["Warnings of the run:\n\n" + "\n".join(warnings)] if warnings else []),
     ]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.report.result import Report
 from orchestrator.report.tables import Table, models, rounds, seconds, targets
+from workers.errors import printable
 
 if TYPE_CHECKING:
     import rich.table
@@ -21,12 +22,12 @@ def summary_table(report: Report) -> rich.table.Table:
     for part in (models(report), *([rounds(report)] if report.rounds else []), targets(report), seconds(report)):
         whole.add_row(drawn(part))
     for warning in report.warnings:
-        whole.add_row(Text(f"warning: {warning}", style="yellow", overflow="fold"))
+        whole.add_row(Text(printable(f"warning: {warning}"), style="yellow", overflow="fold"))
     return whole
 
 
 def drawn(table: Table, title: str | None = None) -> rich.table.Table:
-    """Numbers to the right; all but the names fold if the console is too narrow."""
+    """Numbers to the right; all but the names fold if the console is too narrow. Names come from files, and are only shown."""
     import rich.box
     import rich.table
 
@@ -34,5 +35,5 @@ def drawn(table: Table, title: str | None = None) -> rich.table.Table:
     for index, column in enumerate(table.head):
         lines.add_column(column, justify="right" if index else "left", overflow="fold", no_wrap=not index)
     for row in table.rows:
-        lines.add_row(*row)
+        lines.add_row(*("\n".join(map(printable, cell.splitlines())) for cell in row))
     return lines

@@ -13,6 +13,7 @@ from orchestrator.report.console import drawn
 from orchestrator.report.tables import Table
 from orchestrator.status.listing import ListedRun, age, at, counts, runs_in
 from orchestrator.status.page import write_page
+from workers.errors import printable
 
 HEAD = ["run", "state", "progress", "accuracy", "seen"]
 
@@ -26,7 +27,7 @@ def show_status(output: Path, console: Console) -> None:
     console.print(drawn(status_table(runs, now), ", ".join(f"{many} {kind}" for kind, many in counts(runs))))
     for run in runs:
         if run.remark:
-            console.print(f"{run.directory}: {run.what}", markup=False, highlight=False, soft_wrap=True)
+            console.print(printable(f"{run.directory}: {run.what}"), markup=False, highlight=False, soft_wrap=True)
     try:
         console.print(f"page: {write_page(output)}", markup=False, soft_wrap=True)
     except OSError as error:

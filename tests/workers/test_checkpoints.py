@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+import zipfile
 
 import numpy
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 
 from workers.errors import ConfigError
 from workers.export import save_model
-from workers.models import checkpoints
+from workers.models import checkpoint_files, checkpoints
 from workers.models.exported import Exported
 
 
@@ -284,6 +285,31 @@ def test_nothing_of_numpy_and_argparse_but_numbers_and_namespaces_is_read(tmp_pa
         return
     with pytest.raises(ConfigError, match="could run code"):
         family(tmp_path / "w.pt").pretrained_state()
+
+
+def test_a_compressed_file_is_refused_before_it_is_unpacked(tmp_path):
+    torch.save(trained().state_dict(), tmp_path / "w.pth")
+    with zipfile.ZipFile(tmp_path / "w.pth") as stored, zipfile.ZipFile(tmp_path / "z.pth", "w", zipfile.ZIP_DEFLATED) as packed:
+        for part in stored.infolist():
+            packed.writestr(part.filename, stored.read(part) + bytes(10**6 if part.filename.endswith("data.pkl") else 0))
+    with pytest.raises(ConfigError, match="not compressed"):
+        family(tmp_path / "z.pth").pretrained_state()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_with_any_bytes_changed_is_loaded_or_refused_in_one_line(tmp_path, zipped):
+    """A part of the file at a time; the first and the last bytes, which say where everything is, one by one."""
+    torch.save({"state_dict": trained().state_dict(), "epoch": 3}, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+    content, refused = (tmp_path / "w.pth").read_bytes(), 0
+    places = [*range(0, 60, 2), *range(60, len(content) - 40, len(content) // 40), *range(len(content) - 40, len(content), 2)]
+    for place in places:
+        (tmp_path / "x.pth").write_bytes(content[:place] + bytes([content[place] ^ 0x5B]) + content[place + 1 :])
+        try:
+            checkpoint_files.read(tmp_path / "x.pth")
+        except ConfigError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert 10 < refused < len(places)
 
 
 def test_types_are_allowed_only_here_and_their_code_does_not_run(tmp_path, monkeypatch):

@@ -51,10 +51,14 @@ def read(path: Path) -> dict[str, Any]:
             return load_state(path)[0] if "secateur" in read_metadata(path) else read_tensors(path)
         except SecateurError as error:
             raise ConfigError(f"model.checkpoint: {error}") from error
-    _require_stored(path)
     with torch.serialization.safe_globals([(Ignored, name) for name in ALLOWED]):
         try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            zipped = zipfile.is_zipfile(path)
+            if zipped:
+                _require_not_compressed(path)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        except ConfigError:
+            raise
         except pickle.UnpicklingError as error:
             raise ConfigError(
                 f"model.checkpoint: expected a torch file of tensors and plain values, got {path}{_other_types(path)}; loading other "
@@ -65,15 +69,10 @@ def read(path: Path) -> dict[str, Any]:
             raise ConfigError(f"model.checkpoint: expected a readable torch file, got {path} ({reason})") from error
 
 
-def _require_stored(path: Path) -> None:
-    """Raises ``ConfigError`` for a zip file whose parts are compressed, as torch writes none: a small one may unpack to any size."""
-    if not zipfile.is_zipfile(path):
-        return
-    try:
-        with zipfile.ZipFile(path) as file:
-            unpacked = sum(part.file_size for part in file.infolist())
-    except (zipfile.BadZipFile, ValueError, NotImplementedError):
-        return  # torch says what is wrong with it
+def _require_not_compressed(path: Path) -> None:
+    """Raises ``ConfigError`` for a zip file that unpacks to more than its size, as torch writes none: that may be any size."""
+    with zipfile.ZipFile(path) as file:
+        unpacked = sum(part.file_size for part in file.infolist())
     got = Phrase(f"{unpacked:,} bytes in {path} of {path.stat().st_size:,} bytes")
     require(unpacked <= path.stat().st_size, "model.checkpoint", "a torch file, which is not compressed", got)
 
