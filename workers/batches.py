@@ -36,6 +36,10 @@ class Samples:
         known = self.labels is not None and self.labels.ndim == 1 and not self.labels.is_floating_point()
         return int(self.labels.max()) + 1 if known and self.labels is not None else 0
 
+    def are_of(self, classes: int) -> bool:
+        """Returns whether the labels are classes from 0 to ``classes`` - 1, or -1 where an image has none."""
+        return self.labels is not None and 0 < self.classes <= classes and int(self.labels.min()) >= -1
+
     def save(self, folder: Path) -> Path:
         """Writes a file that the data set ``tensors`` reads; returns its path."""
         labels = {} if self.labels is None else {"labels": self.labels}
@@ -109,7 +113,7 @@ def is_classifier(model: nn.Module, samples: Samples, loss: str | Callable[[Any,
     scores = outputs.ndim == 2
     if callable(loss):
         _check_loss(loss, outputs, samples)
-        return scores and 0 < samples.classes <= outputs.shape[1] and int(samples.labels.min()) >= -1
+        return scores and samples.are_of(outputs.shape[1])
     if loss == "features" or (loss is None and samples.labels is None):
         return False
     if not scores:
@@ -118,7 +122,7 @@ def is_classifier(model: nn.Module, samples: Samples, loss: str | Callable[[Any,
         return True
     if samples.labels is None:
         raise ConfigError("loss: expected labels in the batches, got none; loss='sampled' and loss='features' need none")
-    if not 0 < samples.classes <= outputs.shape[1] or int(samples.labels.min()) < -1:
+    if not samples.are_of(outputs.shape[1]):
         got = f"{samples.labels.dtype} of {tuple(samples.labels.shape)}"
         got += f", from {samples.labels.min()} to {samples.labels.max()}" if samples.classes else ""
         expected = f"labels (N,) from 0 to {outputs.shape[1] - 1}, or -1 where an image has none"
