@@ -126,10 +126,17 @@ def workers_of(cluster: Ray) -> list[dict[str, str]]:
     return ray.get([seat.actor.__ray_call__.remote(look) for seat in cluster._crew.seats])
 
 
-def test_there_is_a_worker_for_each_gpu_of_the_cluster_and_half_a_cpu_is_enough(nodes: Nodes, attached: Callable[..., Ray]) -> None:
+def test_there_is_a_worker_for_each_gpu_of_the_cluster_and_half_a_cpu_is_enough(
+    nodes: Nodes, attached: Callable[..., Ray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cluster asks for no token, which is refused from another machine."""
     nodes.only(n2=2, n3=1)
     assert attached(cpus_per_worker=1.0).resources().workers == 2, "one CPU a node"
     cluster = attached()
+    monkeypatch.setattr(psutil, "net_if_addrs", dict)  # as on a machine outside of the cluster
+    with pytest.raises(ConfigError, match=r"cluster.address: expected a Ray cluster that asks for a token, .*cluster.insecure=true"):
+        cluster.resources()
+    monkeypatch.undo()
     assert cluster.resources().workers == 3
     cluster.start(1)
     cluster.ready()
@@ -141,6 +148,7 @@ def test_there_is_a_worker_for_each_gpu_of_the_cluster_and_half_a_cpu_is_enough(
     }
     assert all(worker["device"] == "cpu" and worker["threads"] == "1" for worker in workers)
     assert [worker["name"] for worker in workers] == ["worker 0", "worker 1", "worker 2"]
+    assert [f"{nodes.address} asks for no token" in warning for warning in cluster.warnings] == [True], "once"
 
 
 def test_few_workers_are_spread_over_the_nodes(nodes: Nodes, attached: Callable[..., Ray]) -> None:
