@@ -109,6 +109,7 @@ def is_classifier(model: nn.Module, samples: Samples, loss: str | Callable[[Any,
     scores = outputs.ndim == 2
     if callable(loss):
         _check_loss(loss, outputs, samples)
+        assert samples.labels is not None
         return scores and 0 < samples.classes <= outputs.shape[1] and int(samples.labels.min()) >= -1
     if loss == "features" or (loss is None and samples.labels is None):
         return False
