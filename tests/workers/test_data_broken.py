@@ -126,7 +126,7 @@ def test_inner_damage_is_found_by_decoding_and_named_where_it_is_met(pets):
 def test_files_are_examined_once_and_again_when_they_change(pets, monkeypatch):
     opened = []
     plain = Image.open
-    monkeypatch.setattr(Image, "open", lambda path, *rest: (opened.append(str(path)), plain(path, *rest))[1])
+    monkeypatch.setattr(Image, "open", lambda path, *rest, **formats: (opened.append(str(path)), plain(path, *rest))[1])
     (pets / "val" / "dog" / "bad.jpg").write_bytes(b"")
     settled(pets, broken=Broken.SKIP)
     assert sorted(set(opened)) == sorted(str(path) for path in pets.rglob("*.*g"))
@@ -141,7 +141,7 @@ def test_files_are_examined_once_and_again_when_they_change(pets, monkeypatch):
 def test_an_error_of_the_disk_is_not_remembered_for_the_file(pets, monkeypatch):
     plain = Image.open
 
-    def failing(path, *rest):
+    def failing(path, *rest, **formats):
         if str(path).endswith("cat/0.png"):
             raise OSError(5, "Input/output error")
         return plain(path, *rest)
