@@ -159,15 +159,15 @@ def main() -> None:
             raise
         print("error: terminated; run the same command again to continue: finished work is kept", file=sys.stderr)
         sys.exit(TERMINATED[1])
+    except (HydraException, OmegaConfBaseException) as error:  # some of Hydra's are an OSError, too
+        print(f"error: {complaint(error)}", file=sys.stderr)
+        sys.exit(2)
     except OSError as error:
         refused = refusal(error)
         if refused is None:
             raise
         print(f"error: {refused}", file=sys.stderr)
         sys.exit(1)
-    except (HydraException, OmegaConfBaseException) as error:
-        print(f"error: {complaint(error)}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

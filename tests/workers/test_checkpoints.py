@@ -13,10 +13,9 @@ import torch
 from checkpoint_cases import family, trained
 from torch import nn
 
-from workers.errors import ConfigError
+from workers.errors import ConfigError, SecateurError
 from workers.export import save_model
 from workers.models import checkpoint_files, checkpoints
-from workers.models.exported import Exported
 
 
 def assert_read(path, model, notes=()):
@@ -338,9 +337,12 @@ def test_numbers_that_are_not_finite_are_counted_by_tensor(tmp_path):
     torch.save(spoilt(), tmp_path / "w.pth")
     with pytest.raises(ConfigError, match=NAMED):
         family(tmp_path / "w.pth").pretrained_state()
-    save_model(tmp_path / "w.safetensors", family(), spoilt(), {"blocks.1.mlp.fc1": torch.rand(128, 32) < 2})
-    with pytest.raises(ConfigError, match=NAMED):
-        Exported(str(tmp_path / "w.safetensors"), ["*"], []).pretrained_state()
+
+
+def test_a_model_whose_numbers_are_not_finite_is_not_stored(tmp_path):
+    with pytest.raises(SecateurError, match=r"expected finite numbers, got NaN or infinity in blocks.1.mlp.fc1.weight"):
+        save_model(tmp_path / "w.safetensors", family(), spoilt(), {"blocks.1.mlp.fc1": torch.rand(128, 32) < 2})
+    assert not list(tmp_path.iterdir())
 
 
 def test_statistics_of_norms_that_are_not_finite_are_named_too(tmp_path):
