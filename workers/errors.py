@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
-LONGEST_MESSAGE = 2000  # characters
+LONGEST_MESSAGE, LONGEST_END = 8000, 2000  # characters of a message, and of its end, which has the remedy
 
 
 class SecateurError(Exception):
     """A failure with a remedy: printed as one line, without a traceback."""
 
     def __str__(self) -> str:
-        return printable(super().__str__())[:LONGEST_MESSAGE]
+        text = printable(super().__str__())
+        return text if len(text) <= LONGEST_MESSAGE else f"{text[: LONGEST_MESSAGE - LONGEST_END - 1]}…{text[-LONGEST_END:]}"
 
 
 class ConfigError(SecateurError):

@@ -23,7 +23,8 @@ def test_a_message_is_one_line_without_control_characters_and_not_endless() -> N
     error = ConfigError(f"model.name: got\n{ESCAPE}\tand\udcff é")
     assert str(error).isprintable() and "\\x1b]0;owned\\x07" in str(error) and "é" in str(error)
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
-    assert len(str(ConfigError("a" * 10**6))) == LONGEST_MESSAGE
+    long = str(ConfigError("a" * 10**6 + "; the remedy"))
+    assert len(long) == LONGEST_MESSAGE and long.endswith("; the remedy")
     damaged = pickle.loads(pickle.dumps(DamagedResult(Path("store"), ESCAPE)))
     assert str(damaged).isprintable() and damaged.directory == Path("store")
 
