@@ -165,7 +165,8 @@ print("equal")
 """
 
 
-@pytest.mark.parametrize("clusters", [("local", "ray"), pytest.param(("ray", "ray"), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("clusters", [("local", "ray"), ("ray", "ray")])
 def test_workers_of_ray_give_the_weights_of_this_process_also_twice(clusters: tuple[str, str], tmp_path: Path) -> None:
     """The module reaches them by value: its class is defined in the script. A process of its own, since Ray remembers earlier clusters."""
     (tmp_path / "script.py").write_text(ON_RAY, encoding="utf-8")

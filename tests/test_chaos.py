@@ -98,7 +98,8 @@ def test_outcomes_are_read_as_they_were_written() -> None:
     assert found["broken"] == [3] and found["seconds_lost"] == 10.0 and found["falls_by_part"] == {"driver": 1}
 
 
-@pytest.mark.parametrize("seeds", ["8", pytest.param("0-49", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", ["8", "0-49"])
 def test_runs_that_fall_keep_the_promise(seeds: str, tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPTS / "chaos.py"), "--seeds", seeds, "--folder", str(tmp_path)]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -35,6 +35,7 @@ def digits_laid_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_detector_is_ranked_shrunk_recovered_and_judged(digits_laid_out: Path, tmp_path: Path) -> None:
     """The average precision of the file that is left, computed anew, is the report's."""
     where = f"data.path={digits_laid_out}"
@@ -96,6 +97,7 @@ def planned(*overrides: str, recovery: str = "none") -> None:
     plan_experiment(experiment_of([*base, f"recovery={recovery}", *overrides]))
 
 
+@pytest.mark.slow
 def test_what_does_not_go_together_is_refused_before_any_work(digits_laid_out: Path) -> None:
     where = f"data.path={digits_laid_out}"
     planned(where, "pruner=sosp_h", "pruner.target.removed=0.5")

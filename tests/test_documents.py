@@ -228,6 +228,7 @@ def test_the_code_of_a_page_runs(page: Path, folder: Path) -> None:
     run_blocks(page, folder, write)
 
 
+@pytest.mark.slow
 def test_the_examples_of_contributing_run(tmp_path: Path) -> None:
     """In a copy of the project: files are written where the page says, and each command is run, with a short training."""
     for name in PROJECT:

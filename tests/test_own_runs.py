@@ -72,6 +72,7 @@ def computed(folder: Path) -> list[str]:
     return [task["verb"] for task in json.loads(reports[-1].read_text(encoding="utf-8"))["timeline"] if task["computed"]]
 
 
+@pytest.mark.slow
 def test_a_model_and_a_pruner_of_the_users_own_run_and_are_in_the_report(package: Path) -> None:
     ended = orchestrate(package, "--config-dir", "mine/conf", *MODEL, "pruner=random", "pruner.target.sparsity=0.75", *QUICK)
     assert ended.returncode == 0, ended.stderr

@@ -89,7 +89,8 @@ def test_it_leaves_less_of_an_error_with_the_same_masks(pruner: str, tmp_path: P
     assert len({report["pruned_weights"] for report in reports}) == 1
 
 
-@pytest.mark.parametrize("workers", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [2, 3])
 def test_any_number_of_ray_workers_gives_the_bytes_of_one_process(workers: int, undisturbed: Path, tmp_path: Path) -> None:
     run(tmp_path, SEQUENTIAL, STAGES, *ON_RAY, f"cluster.workers={workers}")
     assert model_bytes(tmp_path) == model_bytes(undisturbed)

@@ -56,6 +56,7 @@ def start_sweep(folder: Path, until: str, *overrides: str) -> tuple[subprocess.P
     pytest.fail(f"{until!r} was never said: {''.join(lines)}")
 
 
+@pytest.mark.slow
 def test_points_side_by_side_have_the_bytes_of_a_run_and_a_point_that_fails_stops_no_other(tmp_path: Path) -> None:
     ended = sweep(tmp_path / "side", *SIDE_BY_SIDE, "pruner.dampening=-1,1e-3", "cluster=local", "cluster.threads=1")
     run(tmp_path / "alone")

@@ -137,6 +137,7 @@ def test_settings_of_every_kind_are_read_without_torch(tmp_path: Path) -> None:
     assert ended.stdout.strip() == "read", ended.stderr
 
 
+@pytest.mark.slow
 def test_the_largest_seed_runs(tmp_path: Path) -> None:
     ended = orchestrate(*tiny_overrides(tmp_path), "seed=2147483647", "loss=sampled", cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr

@@ -57,6 +57,7 @@ def digest(folder: Path, script: str = SCRIPT, helpers: str = HELPERS) -> str:
     return runpy.run_path(str(folder / "script.py"), run_name="__main__")["digest"]
 
 
+@pytest.mark.slow
 def test_whatever_a_module_refers_to_in_its_script_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     before = digest(tmp_path)

@@ -228,6 +228,7 @@ def warnings_of(folder: Path) -> list[str]:
     return json.loads((directory(folder) / "report.json").read_text())["warnings"]
 
 
+@pytest.mark.slow
 def test_a_run_continues_when_a_node_is_lost_and_uses_one_that_joins(nodes: Nodes, undisturbed: Path, tmp_path: Path) -> None:
     """The worker on the other node is stopped until the one on the new node collects."""
     nodes.only(n2=1, n3=1)

@@ -105,7 +105,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ran]:
 READ_BEFORE = {"choose": ("workers/data/",)}  # for the shape of images
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name == "taylor" else name for name in RUNS])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in ("taylor", "sosp_i") else name for name in RUNS])
 def test_every_file_that_runs_is_among_the_sources_or_cannot_matter(
     name: str, ran: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -185,6 +185,7 @@ def written_by(script, folder, **values):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_a_checkpoint_of_deepspeed(tmp_path, stage):
     """With stage 3 a file of a rank holds no weights, and the error says how to gather them."""
