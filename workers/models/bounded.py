@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from types import FrameType
 from typing import Any, TypeVar
@@ -28,6 +28,7 @@ MOST_ENTRIES = 2**29  # of one tensor
 
 Built = TypeVar("Built")
 _weights_follow: ContextVar[bool] = ContextVar("whether initial weights are not needed", default=False)
+_kept: set[tuple[str, int, int, int, int]] = set()  # what was created, and the limits that it kept
 
 
 class _LimitReached(BaseException):
@@ -44,13 +45,24 @@ def weights_follow() -> Iterator[None]:
         _weights_follow.reset(token)
 
 
-def bounded(create: Callable[[], Built]) -> Built:
-    """Returns what ``create`` returns. Raises: ConfigError if it calls too many functions or makes too large a tensor."""
+def bounded(create: Callable[[], Built], key: str = "") -> Built:
+    """Returns what ``create`` returns. Raises: ConfigError if it calls too many functions or makes too large a tensor.
+
+    ``key`` says what is created. What was within the limits once is not watched again, since watching takes time.
+    """
+    limits = key, MOST_CALLS, MOST_OPERATIONS, MOST_PARAMETERS, MOST_ENTRIES
     try:
-        with _Operations(), _Uninitialised() if _weights_follow.get() else nullcontext(), _few_calls():
-            return create()
+        with ExitStack() as contexts:
+            if _weights_follow.get():
+                contexts.enter_context(_Uninitialised())
+            if not key or limits not in _kept:
+                contexts.enter_context(_Operations())
+                contexts.enter_context(_few_calls())
+            created = create()
     except _LimitReached as reached:
         raise ConfigError(f"model.arguments: expected an architecture of a possible size, got {reached}") from None
+    _kept.add(limits)
+    return created
 
 
 @contextmanager

@@ -184,7 +184,8 @@ def built(name: str, arguments: Mapping[str, Any], create: Callable[[], nn.Modul
     """Returns the module that a library creates, within the limits of ``workers.models.bounded``. Raises: ConfigError."""
     from workers.models.bounded import bounded
 
-    return created(name, arguments, lambda: bounded(create))
+    key = f"{create.__module__} {name} {dict(arguments)!r}"
+    return created(name, arguments, lambda: bounded(create, key))
 
 
 def matrices(model: nn.Module) -> dict[str, nn.Module]:
