@@ -119,8 +119,6 @@ def mask_weights(run: Run, pruner: WeightPruner, model: Record[ModelNumbers]) ->
     for part in run.steps():
         steps.append(mask_once(part, pruner, layers, steps[-1].model if steps else model, model))
     warn_of_zeros(run, pruner, layers, steps)
-    if all(record.numbers.notes.get("vanishing") for record in steps[0].scores.values()):
-        run.warn(f"{run.prefix}the statistic of every layer is zero, so weights were ranked by their size; check the loss and the images")
     return Masking(pruner, layers, unfit, steps)
 
 
@@ -262,6 +260,8 @@ def score(
         }
         tasks.append(ScoreTask(model.file, pruner, planned.layer, parts, run.store.destination("score", model=model, **reads)))
     records = run.map("score", Worker.score, tasks, [costs.score(planned, shards) for planned in layers])
+    if records and all(record.numbers.notes.get("vanishing") for record in records):
+        run.warn(f"{run.prefix}the statistic of every layer is zero, so weights were ranked by their size; check the loss and the images")
     return {record.numbers.layer: record for record in records}
 
 

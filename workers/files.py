@@ -39,23 +39,30 @@ def digest(path: Path) -> str:
 
 
 @contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A context with a temporary name to write to, which becomes ``path`` at the end: readers see the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A context with a temporary name to write to, which becomes ``path`` at the end: the whole file is there, or nothing.
+    """The same, and ``path`` is on the disk at the end: the whole file is there, or nothing.
 
     Raises: SecateurError if the disk does not take it.
     """
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with replaced(path) as temporary:
             yield temporary
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
 
 
 def write_text(path: Path, text: str) -> None:

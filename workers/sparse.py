@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from kernels import sparse
 from workers.errors import SecateurError
-from workers.models.folding import Watch, factors, normalisations, remaining
+from workers.models.folding import SoleReaders, factors, normalisations, remaining
 
 LEAST_ZEROS = 0.3  # with fewer zeros the dense product is faster on every machine
 TURNS = 5  # in which both products are timed
@@ -41,7 +41,7 @@ class Choice:
 class SparseLayer(nn.Module):
     """A Linear or Conv2d with zeros in its weight, which the first inputs decide whether to use.
 
-    It computes no gradients. Code that reads ``weight`` gets the dense weight.
+    It computes no gradients. Code that reads ``weight`` gets the dense weight, scaled by the normalisation that was folded into the layer.
     """
 
     def __init__(self, dense: nn.Linear | nn.Conv2d) -> None:
@@ -234,9 +234,9 @@ class Folding:
 
     def _fold(self, model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         convolutions = [module for module in model.modules() if isinstance(module, SparseLayer) or is_taken(module)]
-        with Watch(convolutions, normalisations(model)) as watch:
+        with SoleReaders(convolutions, normalisations(model)) as readers:
             outputs = model.forward(*inputs, **named)
-            pairs = {after: before for before, after in watch.pairs() if before.weight.dtype == torch.float32}
+            pairs = {after: before for before, after in readers.pairs() if before.weight.dtype == torch.float32}
             del outputs
         for normalisation, convolution in pairs.items():
             if isinstance(convolution, SparseLayer):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import socket
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, get_type_hints
+
+from workers.files import replaced
 
 STATE = "state.json"
 
@@ -89,14 +89,9 @@ def _in_range(state: State) -> State:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a file under another name and moves it into place, so that readers see the old one or the new one.
+    """Writes a file at once, so that readers see the old one or the new one.
 
     It does not wait for the disk, as results do: what a run says about itself is written again and again.
     """
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
-    try:
+    with replaced(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-        temporary.replace(path)
-    except OSError:  # of a full disk, for example
-        temporary.unlink(missing_ok=True)
-        raise

@@ -15,3 +15,14 @@ def family(checkpoint=None, name="vit_tiny_patch16_224", arguments=None):
 def trained(seed=0):
     torch.manual_seed(seed)
     return family().build()
+
+
+def assert_read(path, model, notes=()):
+    """Every tensor equals that of ``model`` to the last bit, and the remark about tensors that were left out contains all ``notes``."""
+    made, state = family(path), model.state_dict()
+    loaded = made.pretrained_state()
+    assert list(loaded) == list(state)
+    for name, tensor in state.items():
+        assert loaded[name].dtype == tensor.dtype and torch.equal(loaded[name], tensor), name
+    remarks = made.pretrained_notes()
+    assert len(remarks) == bool(notes) and all(note in remarks[0] for note in notes), remarks

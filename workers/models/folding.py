@@ -16,7 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 WITHOUT_VALUES = {"__get__", "dim", "size", "stride", "numel", "is_contiguous", "is_floating_point"}  # they tell sizes and types alone
 
 
-class Watch(TorchFunctionMode):
+class SoleReaders(TorchFunctionMode):
     """Finds the batch normalisations that alone read the output of a convolution, in one forward pass in this thread.
 
     Use it as a context around the pass. Code that does not run in the pass is not seen.
@@ -32,7 +32,7 @@ class Watch(TorchFunctionMode):
         self._normalisations = list(normalisations)
         self._hooks: list[Any] = []
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> SoleReaders:
         self._hooks = [module.register_forward_hook(self._note_output) for module in self._convolutions]
         self._hooks += [module.register_forward_pre_hook(self._note_input) for module in self._normalisations]
         super().__enter__()
