@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,12 @@ class Nodes:
 
     def remove(self, name: str) -> None:
         """Removes a node without notice, like a machine that loses power."""
-        self.cluster.remove_node(self.nodes.pop(name), allow_graceful=False)
+        node = self.nodes.pop(name)
+        workers = self._raylet(node).children()
+        self.cluster.remove_node(node, allow_graceful=False)
+        for worker in workers:  # one that is stopped would stay
+            with suppress(psutil.NoSuchProcess):
+                worker.kill()
 
     def only(self, **gpus: int) -> None:
         """Replaces all nodes by these: ``n2=1`` is 127.0.0.2 with one GPU and one CPU."""
@@ -51,9 +57,13 @@ class Nodes:
         for name, count in gpus.items():
             self.add(name, count)
 
+    @staticmethod
+    def _raylet(node: Any) -> psutil.Process:
+        return psutil.Process(node.all_processes["raylet"][0].process.pid)
+
     def caught(self, name: str, verb: str, process: Any) -> psutil.Process:
         """Returns a worker of a node, stopped while it carries out ``verb`` for an active run."""
-        raylet = psutil.Process(self.nodes[name].all_processes["raylet"][0].process.pid)
+        raylet = self._raylet(self.nodes[name])
         while process.poll() is None:
             for child in raylet.children():
                 try:
@@ -287,7 +297,7 @@ def test_a_training_gang_that_loses_a_node_resumes_on_another_to_equal_bytes(nod
     nodes.only(n2=1, n3=1)
     (tmp_path / "nodes").mkdir()
     process = start(tmp_path / "nodes", *training, *ON_NODES, f"cluster.address={nodes.address}", "cluster.workers=1")
-    while process.poll() is None and not list((tmp_path / "nodes").glob("runs/store/recover/*/*/checkpoints/*")):
+    while process.poll() is None and not list((tmp_path / "nodes").glob("runs/store/train/*/*/checkpoints/*")):
         time.sleep(0.05)
     assert process.poll() is None, process.communicate()[0]
     nodes.remove("n3")
@@ -295,5 +305,5 @@ def test_a_training_gang_that_loses_a_node_resumes_on_another_to_equal_bytes(nod
     output, _ = process.communicate(timeout=3600)
     assert process.returncode == 0, output
     assert model_bytes(tmp_path / "nodes") == model_bytes(tmp_path / "local")
-    (record,) = (tmp_path / "nodes").glob("runs/store/recover/*/*/record.json")
+    (record,) = (tmp_path / "nodes").glob("runs/store/train/*/*/record.json")
     assert json.loads(record.read_text())["numbers"]["epochs_resumed_from"] > 0
