@@ -47,6 +47,7 @@ PRUNERS = {
 CLUSTERS = {"local": ["cluster=local"], "ray": ["cluster=ray", "cluster.workers=2", "cluster.cpus_per_worker=0.5"]}
 TIMES = {  # keys of the report whose values depend on times, or on how the run was carried out
     *("timeline", "seconds", "stage_seconds", "predicted_stage_seconds", "verdict", "sentences"),
+    "sparse_layers",  # the sparse runtime takes the layers that it measures to be faster
     *("environment", "command", "experiment", "warnings"),
 }
 LEFT_SECONDS = 10.0  # that processes may take to end after their driver
