@@ -13,7 +13,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
@@ -55,8 +55,11 @@ class OnGPU(Tensor):
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         if id(self) not in memo:
             copied = OnGPU(self.inner.clone())
-            memo[id(self)] = torch.nn.Parameter(copied, self.requires_grad) if isinstance(self, torch.nn.Parameter) else copied
+            memo[id(self)] = nn.Parameter(copied, self.requires_grad) if isinstance(self, nn.Parameter) else copied
         return memo[id(self)]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:  # to a file, as checkpoints do
+        return OnGPU, (self.inner,)
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
@@ -98,6 +101,8 @@ class _Placing(TorchFunctionMode):
             raise TypeError(f"{func.__name__}: can't convert cuda:0 device type tensor; use Tensor.cpu() first")
         if func in MOVES:
             return _moved(func, args, kwargs)
+        if func is Tensor.tolist:
+            return func(_inner(args[0]))
         if func is functional.one_hot:  # creates a tensor in C++
             return _wrapped(func(_inner(args[0]), *args[1:], **kwargs)) if isinstance(args[0], OnGPU) else func(*args, **kwargs)
         if kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "cuda" and func is not torch.Generator:
@@ -121,6 +126,17 @@ def _moved(func: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Ten
     if device.type == "cuda":
         return _ToGPU.apply(here)
     return _ToCPU.apply(here) if device.type == "cpu" else func(*args, **kwargs)
+
+
+def _move_module(to: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """``Module.to``, which makes new parameters here, keeps those that are there already, as it does on CUDA."""
+
+    def move(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        device, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
+        there = all(tensor.device.type == device.type for tensor in (*module.parameters(), *module.buffers())) if device else False
+        return module if there and dtype is None else to(module, *args, **kwargs)
+
+    return move
 
 
 class _ToGPU(torch.autograd.Function):
@@ -149,16 +165,20 @@ def simulated_gpu() -> Iterator[None]:
     """A context in which torch has one GPU with 80 GB. Triton kernels are replaced by the reference that they are tested against."""
     from kernels.obs import gpu, reference
 
-    properties = mock.Mock(total_memory=80_000_000_000)
+    properties = mock.Mock(total_memory=80_000_000_000, major=8, minor=0)
     event = mock.Mock(elapsed_time=mock.Mock(return_value=1.0))
     patches = [
         mock.patch.object(gpu, "eliminate", reference.eliminate),
+        mock.patch.object(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda optimizer: None),  # asks the driver
         mock.patch.object(torch._C, "_InferenceMode", lambda mode: torch.no_grad()),  # which views of such tensors do not support
+        mock.patch.object(nn.Module, "to", _move_module(nn.Module.to)),
         *(
             mock.patch.object(torch.cuda, name, value)
             for name, value in {
                 "is_available": lambda: True,
                 "device_count": lambda: 1,
+                "current_device": lambda: 0,
+                "set_device": lambda device: None,
                 "get_device_name": lambda device=None: "simulated",
                 "get_device_properties": lambda device=None: properties,
                 "get_device_capability": lambda device=None: (8, 0),
