@@ -124,7 +124,7 @@ def broken_by(run: Run, sent: Sequence[Fall], records: dict[Path, int]) -> Itera
         yield "a traceback"
     if run.status != 0 and not killed and len(errors) != 1:
         yield f"exit status {run.status} with {len(errors)} lines of error"
-    if "waiting for" in run.said:
+    if "end that process to compute it here" in run.said:
         yield "it waited for a process that had fallen"
     if left:
         yield f"left running: {', '.join(left)}"

@@ -184,6 +184,8 @@ def test_a_killed_search_continues_with_the_point_that_was_running(tmp_path: Pat
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert (unfinished / "report.json").exists()
     assert len(list((tmp_path / "runs").glob("tiny-*/report.json"))) == 3
+    states = [json.loads(path.read_text())["state"] for path in (tmp_path / "found" / "points").glob("[0-9]*.json")]
+    assert states == ["done"] * 3, "the interrupted point counts once"
     best = json.loads((tmp_path / "found" / "best.json").read_text())
     everything = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("tiny-*/report.json")]
     one_shot = [next(s["metrics"]["top1"] for s in report["stages"] if s["name"] == "one_shot") for report in everything]

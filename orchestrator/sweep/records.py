@@ -90,6 +90,11 @@ def record_failure(sweep: Path, number: int, overrides: list[str], reason: str) 
         _write(sweep, replace(started, state=State.FAILED, seconds=time.time() - started.started, error=reason, status=1))
 
 
+def forget_point(sweep: Path, number: int) -> None:
+    """Deletes the record of a point that was interrupted and is run again under another number."""
+    (sweep / POINTS / f"{number}.json").unlink(missing_ok=True)
+
+
 def write_command(sweep: Path, command: str, overrides: list[str]) -> None:
     """Records the command of a sweep and its overrides, before they are resolved to those of the points."""
     write_text(sweep / POINTS / COMMAND, json.dumps({"command": command, "overrides": overrides}, indent=1))

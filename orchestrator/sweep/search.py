@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from orchestrator.objectives import OBJECTIVES
 from orchestrator.sweep.found import print_best, report_of
+from orchestrator.sweep.records import forget_point
 from workers.checks import require
 from workers.errors import ConfigError
 
@@ -90,7 +91,8 @@ class Search(Sweeper):
 
 
 def open_study(path: Path, objectives: Sequence[str], space: Mapping[str, BaseDistribution], fixed: Sequence[str], seed: int) -> Study:
-    """Returns the search in ``path``, a new one if there is none. Points that were running when it was stopped are asked for again.
+    """Returns the search in ``path``, a new one if there is none. Points that were running when it was stopped are asked for again, under
+    new numbers.
 
     Raises: ConfigError if optuna is missing, or if the search in ``path`` is another one.
     """
@@ -123,6 +125,7 @@ def open_study(path: Path, objectives: Sequence[str], space: Mapping[str, BaseDi
         if trial.state is optuna.trial.TrialState.RUNNING:
             study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
             study.enqueue_trial(trial.params)
+            forget_point(path.parent, trial.number)
     return study
 
 
