@@ -16,6 +16,7 @@ from chaos import Outcome, broken_by, broken_results, figures, outcome_of, plain
 from falling import STAGES, Fall, Kind, Part, draw  # noqa: E402
 
 KILLED = Fall(Kind.KILL, Part.DRIVER, "collect", 0.1)
+WAITS = "collect: waiting for 1 result that host:1 computes; end that process to compute it here\n"
 INTERRUPTED = Fall(Kind.INTERRUPT, Part.DRIVER, "collect", 0.1)
 
 
@@ -67,7 +68,11 @@ def start(status: int, said: str = "", left: tuple[str, ...] = ()) -> SimpleName
         (start(1), INTERRUPTED, ["exit status 1 with 0 lines of error"]),
         (start(1, "error: a\nerror: b\n"), INTERRUPTED, ["exit status 1 with 2 lines of error"]),
         (start(1, "Traceback (most recent call last):\nerror: a\n"), INTERRUPTED, ["a traceback"]),
-        (start(0, "collect: waiting for 1 result\n"), KILLED, ["it waited for a process that had fallen"]),
+        (
+            start(0, WAITS),
+            KILLED,
+            ["it waited for a process that had fallen"],
+        ),
         (start(-9, left=("12 raylet",)), KILLED, ["left running: 12 raylet"]),
         (SimpleNamespace(status=None, stage="collect", end=lambda: None), KILLED, ["it hung at collect"]),
     ],
