@@ -221,13 +221,14 @@ def outcome_of(entry: dict) -> Outcome:
 
 
 def seeds_of(text: str) -> list[int]:
-    first, _, last = text.partition("-")
-    return list(range(int(first), int(last or first) + 1))
+    """Returns the seeds of a text such as ``0-4,8``."""
+    ends = [part.partition("-") for part in text.split(",")]
+    return [seed for first, _, last in ends for seed in range(int(first), int(last or first) + 1)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--seeds", type=seeds_of, default=seeds_of("0-49"), metavar="FIRST-LAST")
+    parser.add_argument("--seeds", type=seeds_of, default=seeds_of("0-49"), metavar="FIRST-LAST[,...]")
     parser.add_argument("--only", type=int, metavar="SEED", help="this seed alone, also if it is in the file")
     parser.add_argument("--write", type=Path, metavar="FILE.json", help="where the outcomes are kept")
     parser.add_argument("--folder", type=Path, help="where the runs are carried out; by default a new folder")

@@ -12,7 +12,7 @@ import pytest
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-from chaos import Outcome, broken_by, broken_results, figures, outcome_of, plain  # noqa: E402
+from chaos import Outcome, broken_by, broken_results, figures, outcome_of, plain, seeds_of  # noqa: E402
 from falling import STAGES, Fall, Kind, Part, draw  # noqa: E402
 
 KILLED = Fall(Kind.KILL, Part.DRIVER, "collect", 0.1)
@@ -103,8 +103,11 @@ def test_outcomes_are_read_as_they_were_written() -> None:
     assert found["broken"] == [3] and found["seconds_lost"] == 10.0 and found["falls_by_part"] == {"driver": 1}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seeds", ["8", "0-49"])
+def test_seeds_are_single_ones_and_ranges() -> None:
+    assert seeds_of("0-2,8") == [0, 1, 2, 8] and seeds_of("17") == [17]
+
+
+@pytest.mark.parametrize("seeds", ["2,8,12", pytest.param("0-49", marks=pytest.mark.slow)])
 def test_runs_that_fall_keep_the_promise(seeds: str, tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPTS / "chaos.py"), "--seeds", seeds, "--folder", str(tmp_path)]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
