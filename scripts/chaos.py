@@ -5,7 +5,8 @@
 Each kind of run is carried out undisturbed, once. For each seed the same command is then started in a folder of its own, with
 cluster=local (even seeds) or cluster=ray, and falls one to three times: at a stage and a moment that the seed draws, a part of the run that
 it draws gets a signal or no more memory, or the clock of all of its processes jumps by hours (the wall clock that ``time.time`` reads;
-monotonic clocks go on). What has ended is started again with the same command, until it ends well.
+monotonic clocks go on). From seed 100 on, the disk of the results becomes full instead, which needs root. What has ended is
+started again with the same command, until it ends well.
 
 The promise, of which every part is checked: the model file, the tensors in the store and the numbers of the report (those that are not
 times) equal those of the undisturbed run, byte for byte; a start that fails ends with one line of error and no traceback; no finished task
@@ -28,7 +29,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from falling import STAGES, Fall, Kind, Part, Run, draw, drop, remove_groups
+from falling import STAGES, Disk, Fall, Kind, Part, Run, draw, draw_of_disk, drop, remove_groups
 
 SETTINGS = [
     "name=chaos",
@@ -50,6 +51,7 @@ TIMES = {  # keys of the report whose values depend on times, or on how the run 
     "sparse_layers",  # the sparse runtime takes the layers that it measures to be faster
     *("environment", "command", "experiment", "warnings"),
 }
+DISKS = 100  # from this seed on, the disk becomes full
 LEFT_SECONDS = 10.0  # that processes may take to end after their driver
 
 
@@ -81,30 +83,35 @@ def seed_outcome(seed: int, folder: Path, undisturbed: Path, patience: float) ->
     cluster, pruner = list(CLUSTERS)[seed % 2], "units" if seed % 5 >= 3 else "weights"
     settings, reference = [*SETTINGS, *PRUNERS[pruner], *CLUSTERS[cluster]], undisturbed / f"undisturbed-{pruner}-{cluster}"
     outcome = Outcome(seed, cluster, pruner, undisturbed_seconds=carry_out_undisturbed(reference, settings, patience))
-    falls = draw(drawn, seed, pruner)
+    disk = Disk(folder / "runs") if seed >= DISKS else None
+    falls = draw(drawn, seed, pruner) if disk is None else draw_of_disk(drawn, seed, pruner)
     records: dict[Path, int] = {}
     while not outcome.broken:
         run = Run(settings, folder, STAGES[pruner].split(","))
         outcome.starts += 1
-        sent = list(let_fall(run, falls, drawn, patience))
+        sent = list(let_fall(run, falls, drawn, disk, patience))
         outcome.falls += sent
         status = run.wait(patience)
         outcome.seconds += run.seconds
+        if disk is not None:
+            disk.free()
         outcome.broken += list(broken_by(run, sent, records))
         if status == 0:
             outcome.broken += list(broken_results(folder, reference, outcome))
-            return outcome
+            break
         outcome.messages.append(next((line for line in run.said.splitlines() if line.startswith("error: ")), run.last_line))
         if not sent and not outcome.broken:
             outcome.broken.append(f"it failed without a fall: {run.last_line}")
         records |= {path: path.stat().st_mtime_ns for path in folder.glob("runs/store/**/record.json")}
+    if disk is not None and not outcome.broken:
+        disk.remove()
     return outcome
 
 
-def let_fall(run: Run, falls: list[Fall], drawn: random.Random, patience: float) -> Iterator[Fall]:
+def let_fall(run: Run, falls: list[Fall], drawn: random.Random, disk: Disk | None, patience: float) -> Iterator[Fall]:
     """Lets the run fall, and takes from ``falls`` what happened, until it ends."""
     while falls and run.reach(falls[0], patience):
-        fall = drop(run, falls.pop(0), drawn)
+        fall = drop(run, falls.pop(0), drawn, disk)
         if fall is not None:
             yield fall
         if not run.lives(drawn.uniform(0.0, 2.0)):

@@ -37,6 +37,7 @@ STAGES = {
 }
 POLL_SECONDS, FAMILY_SECONDS = 0.005, 0.25
 LATEST_SECONDS = 2.0  # after the start of a stage
+DISK_BYTES = 2**26
 MEMORY_GROUPS = Path("/sys/fs/cgroup/memory")  # control groups that limit memory, version 1
 
 
@@ -51,6 +52,7 @@ class Part(Enum):
     GCS = "gcs_server"
     AGENT = "agent"
     ALL = "all"
+    DISK = "disk"  # which the results are written to
 
 
 class Kind(Enum):
@@ -63,6 +65,7 @@ class Kind(Enum):
     INTERRUPT = "interrupted"
     MEMORY = "without memory"
     JUMP = "with another time"
+    FULL = "full"
 
 
 SIGNALS = {Kind.KILL: signal.SIGKILL, Kind.TERMINATE: signal.SIGTERM, Kind.INTERRUPT: signal.SIGINT}
@@ -193,14 +196,47 @@ def draw(drawn: random.Random, first: int, pruner: str) -> list[Fall]:
     """Returns one to three falls in the order of their stages: one at the stage with the number ``first``, the others anywhere."""
     stages = STAGES[pruner].split(",")
     chosen = [stages[first % len(stages)], *drawn.choices(stages, k=drawn.randint(0, 2))]
-    kinds = drawn.choices(list(Kind), weights=[4, 2, 2, 1, 1, 1, 1], k=len(chosen))
-    parts = drawn.choices([part for part in Part if part is not Part.ALL], weights=[3, 3, 3, 1, 1, 1, 1], k=len(chosen))
+    kinds = drawn.choices([kind for kind in Kind if kind is not Kind.FULL], weights=[4, 2, 2, 1, 1, 1, 1], k=len(chosen))
+    parts = drawn.choices([part for part in Part if part not in (Part.ALL, Part.DISK)], weights=[3, 3, 3, 1, 1, 1, 1], k=len(chosen))
     ordered = sorted(zip(chosen, kinds, parts, strict=True), key=lambda entry: stages.index(entry[0]))
     return [Fall(kind, part, stage, drawn.uniform(0.0, LATEST_SECONDS) ** 2 / LATEST_SECONDS) for stage, kind, part in ordered]
 
 
-def drop(run: Run, fall: Fall, drawn: random.Random) -> Fall | None:
+def draw_of_disk(drawn: random.Random, first: int, pruner: str) -> list[Fall]:
+    """Returns one or two falls of the disk, as ``draw`` does."""
+    stages = STAGES[pruner].split(",")
+    chosen = sorted([stages[first % len(stages)], *drawn.choices(stages, k=drawn.randint(0, 1))], key=stages.index)
+    return [Fall(Kind.FULL, Part.DISK, stage, drawn.uniform(0.0, LATEST_SECONDS) ** 2 / LATEST_SECONDS) for stage in chosen]
+
+
+class Disk:
+    """A disk of its own for ``directory``, which can be full. Needs root on Linux."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory, self._filling = directory, directory / "filling"
+        directory.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(directory)], check=True)
+
+    def fill(self) -> None:
+        with suppress(OSError), self._filling.open("wb", buffering=0) as filling:
+            while True:
+                filling.write(bytes(2**20))
+        with suppress(OSError), self._filling.open("ab", buffering=0) as filling:
+            while True:
+                filling.write(bytes(2**9))
+
+    def free(self) -> None:
+        self._filling.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        subprocess.run(["umount", str(self.directory)], check=True)
+
+
+def drop(run: Run, fall: Fall, drawn: random.Random, disk: Disk | None) -> Fall | None:
     """Lets a run fall, and returns what happened: another part falls if the one that was drawn is not there. None if all had ended."""
+    if disk is not None:
+        disk.fill()
+        return replace(fall, stage=run.stage)
     parts = run.parts()
     part = fall.part if fall.part in parts else drawn.choice(sorted(parts, key=lambda part: part.value))
     process, happened = drawn.choice(parts[part]), replace(fall, part=part, stage=run.stage)

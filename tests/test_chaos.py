@@ -1,6 +1,7 @@
 """The script that lets runs fall finds what breaks the promise, and the promise holds."""
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -13,9 +14,11 @@ SCRIPTS = Path(__file__).parent.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 from chaos import Outcome, broken_by, broken_results, figures, outcome_of, plain, seeds_of  # noqa: E402
-from falling import STAGES, Fall, Kind, Part, draw  # noqa: E402
+from falling import STAGES, Disk, Fall, Kind, Part, draw  # noqa: E402
 
 KILLED = Fall(Kind.KILL, Part.DRIVER, "collect", 0.1)
+NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+FULL_DISKS = pytest.param("100-107", marks=(pytest.mark.slow, NEEDS_ROOT))
 WAITS = "collect: waiting for 1 result that host:1 computes; end that process to compute it here\n"
 INTERRUPTED = Fall(Kind.INTERRUPT, Part.DRIVER, "collect", 0.1)
 
@@ -92,8 +95,27 @@ def test_a_record_that_was_written_again_is_found(tmp_path: Path) -> None:
 def test_fifty_seeds_fall_at_every_stage_in_every_way_and_a_seed_draws_the_same_again() -> None:
     falls = [fall for seed in range(50) for fall in draw(random.Random(seed), seed, "weights")]
     assert {fall.stage for fall in falls} == set(STAGES["weights"].split(","))
-    assert {fall.kind for fall in falls} == set(Kind) and {fall.part for fall in falls} == set(Part) - {Part.ALL}
+    assert {fall.kind for fall in falls} == set(Kind) - {Kind.FULL}
+    assert {fall.part for fall in falls} == set(Part) - {Part.ALL, Part.DISK}
     assert draw(random.Random(7), 7, "units") == draw(random.Random(7), 7, "units")
+
+
+@NEEDS_ROOT
+def test_a_disk_is_full_until_it_is_freed(tmp_path: Path) -> None:
+    try:
+        disk = Disk(tmp_path / "disk")
+    except subprocess.CalledProcessError:
+        pytest.skip("nothing can be mounted here")
+    try:
+        (tmp_path / "disk" / "kept").write_bytes(b"kept")
+        disk.fill()
+        with pytest.raises(OSError, match="No space left"):
+            (tmp_path / "disk" / "more").write_bytes(bytes(2**12))
+        disk.free()
+        (tmp_path / "disk" / "more").write_bytes(bytes(2**12))
+        assert (tmp_path / "disk" / "kept").read_bytes() == b"kept"
+    finally:
+        disk.remove()
 
 
 def test_outcomes_are_read_as_they_were_written() -> None:
@@ -107,7 +129,7 @@ def test_seeds_are_single_ones_and_ranges() -> None:
     assert seeds_of("0-2,8") == [0, 1, 2, 8] and seeds_of("17") == [17]
 
 
-@pytest.mark.parametrize("seeds", ["2,8,12", pytest.param("0-49", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seeds", ["2,8,12", pytest.param("0-49", marks=pytest.mark.slow), FULL_DISKS])
 def test_runs_that_fall_keep_the_promise(seeds: str, tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPTS / "chaos.py"), "--seeds", seeds, "--folder", str(tmp_path)]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -152,9 +152,9 @@ def _distribution(name: str, override: Override) -> BaseDistribution:
     value = override.value()
     if isinstance(value, IntervalSweep):
         assert value.start is not None and value.end is not None
-        whole = isinstance(value.start, int) and isinstance(value.end, int)
-        kind = IntDistribution if whole else FloatDistribution
-        return kind(value.start, value.end, log="log" in value.tags)
+        if isinstance(value.start, int) and isinstance(value.end, int):
+            return IntDistribution(value.start, value.end, log="log" in value.tags)
+        return FloatDistribution(value.start, value.end, log="log" in value.tags)
     if isinstance(value, ChoiceSweep | RangeSweep):
         return CategoricalDistribution(list(override.sweep_string_iterator()))
     raise ConfigError(f"{name}: expected an interval, a choice or a range, got {override.input_line}")
