@@ -198,6 +198,7 @@ def test_a_killed_search_continues_with_the_point_that_was_running(tmp_path: Pat
     assert other.returncode == 2 and "change the name for another search" in other.stderr and len(other.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 @needs_optuna
 def test_a_search_side_by_side_does_not_recover_points_that_are_worse_than_the_best_and_goes_on_when_one_fails(tmp_path: Path) -> None:
     """Of four points, drawn among a dampening that is refused and sparsities, each that is stopped is worse than the best by the margin."""
