@@ -71,11 +71,7 @@ def start(status: int, said: str = "", left: tuple[str, ...] = ()) -> SimpleName
         (start(1), INTERRUPTED, ["exit status 1 with 0 lines of error"]),
         (start(1, "error: a\nerror: b\n"), INTERRUPTED, ["exit status 1 with 2 lines of error"]),
         (start(1, "Traceback (most recent call last):\nerror: a\n"), INTERRUPTED, ["a traceback"]),
-        (
-            start(0, WAITS),
-            KILLED,
-            ["it waited for a process that had fallen"],
-        ),
+        (start(0, WAITS), KILLED, ["it waited for a process that had fallen"]),
         (start(-9, left=("12 raylet",)), KILLED, ["left running: 12 raylet"]),
         (SimpleNamespace(status=None, stage="collect", end=lambda: None), KILLED, ["it hung at collect"]),
     ],

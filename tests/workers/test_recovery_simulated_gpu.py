@@ -14,7 +14,7 @@ from unittest import mock
 
 import pytest
 import torch
-from recovery_cases import free_port, plain_training, recipe, sparse_model, stripes, task
+from recovery_cases import Gang, free_port, plain_training, recipe, sparse_model, stripes, task
 from simulated_gpu import simulated_gpu
 
 from workers.errors import SecateurError
@@ -52,6 +52,13 @@ def on_gpu() -> Iterator[Pool]:
         yield pool
 
 
+@pytest.fixture(scope="module")
+def on_cpu() -> Iterator[Gang]:
+    gang = Gang(1)
+    yield gang
+    gang.close()
+
+
 @pytest.mark.parametrize("name", PLAIN)
 def test_a_training_on_a_gpu_equals_a_plain_torch_loop_and_keeps_zeros(name: str, on_gpu: Pool, tmp_path: Path) -> None:
     model, data = sparse_model(tmp_path / "model.safetensors"), stripes()
@@ -63,13 +70,14 @@ def test_a_training_on_a_gpu_equals_a_plain_torch_loop_and_keeps_zeros(name: str
 
 
 @pytest.mark.parametrize("kind", DISTILLED)
-def test_a_teacher_is_on_the_gpu_too(kind: Distill, on_gpu: Pool, tmp_path: Path) -> None:
+def test_a_model_learns_from_its_teacher_as_on_a_cpu(kind: Distill, on_gpu: Pool, on_cpu: Gang, tmp_path: Path) -> None:
     model, teacher = sparse_model(tmp_path / "model.safetensors"), sparse_model(tmp_path / "dense.safetensors", sparsity=0.0)
-    assert on_gpu.apply(_train, [task(tmp_path / "trained", model, DISTILLED[kind], teacher=teacher)]) == 0
-    weights, masks = load_state(tmp_path / "trained" / "model.safetensors")
-    before = load_state(model)[0]
+    asked = [task(tmp_path / where, model, DISTILLED[kind], teacher=teacher) for where in ("gpu", "cpu")]
+    assert on_gpu.apply(_train, [asked[0]]) == 0
+    (record,) = on_cpu.train(asked[1])
+    (weights, masks), (expected, _) = load_state(tmp_path / "gpu" / "model.safetensors"), load_state(record.file)
+    assert all(torch.allclose(weights[layer], tensor, atol=1e-5) for layer, tensor in expected.items())
     assert all(not weights[f"{layer}.weight"][~keep].any() for layer, keep in masks.items())
-    assert any(not torch.equal(weights[layer], before[layer]) for layer in before)
 
 
 def test_a_training_on_a_gpu_resumes_from_its_checkpoint(on_gpu: Pool, tmp_path: Path) -> None:
