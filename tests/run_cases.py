@@ -101,8 +101,9 @@ def report_of(folder: Path) -> dict:
 
 
 def stored(folder: Path, verb: str) -> list[Path]:
-    """Directories of the results of a verb, oldest first."""
-    return sorted((path.parent for path in (folder / "runs" / "store" / verb).rglob("record.json")), key=lambda path: path.stat().st_mtime)
+    """Directories of the results of a verb, in the order in which they were computed: the time of a directory is that of its last use."""
+    records = (folder / "runs" / "store" / verb).rglob("record.json")
+    return [record.parent for record in sorted(records, key=lambda record: record.stat().st_mtime_ns)]
 
 
 def macs(model: torch.nn.Module) -> int:
