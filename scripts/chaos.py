@@ -5,8 +5,8 @@
 Each kind of run is carried out undisturbed, once. For each seed the same command is then started in a folder of its own, with
 cluster=local (even seeds) or cluster=ray, and falls one to three times: at a stage and a moment that the seed draws, a part of the run that
 it draws gets a signal or no more memory, or the clock of all of its processes jumps by hours (the wall clock that ``time.time`` reads;
-monotonic clocks go on). From seed 100 on, the disk of the results becomes full instead, which needs root. What has ended is
-started again with the same command, until it ends well.
+monotonic clocks go on). From seed 100 on, the disk of the results becomes full, read-only after an error, or stands still for a while
+instead, which needs root. What has ended is started again with the same command, until it ends well.
 
 The promise, of which every part is checked: the model file, the tensors in the store and the numbers of the report (those that are not
 times) equal those of the undisturbed run, byte for byte; a start that fails ends with one line of error and no traceback; no finished task
@@ -29,7 +29,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from falling import STAGES, Disk, Fall, Kind, Part, Run, draw, draw_of_disk, drop, remove_groups
+from failing_disk import Disk
+from falling import STAGES, Fall, Kind, Part, Run, draw, draw_of_disk, drop, remove_groups
 
 SETTINGS = [
     "name=chaos",
@@ -51,7 +52,7 @@ TIMES = {  # keys of the report whose values depend on times, or on how the run 
     "sparse_layers",  # the sparse runtime takes the layers that it measures to be faster
     *("environment", "command", "experiment", "warnings"),
 }
-DISKS = 100  # from this seed on, the disk becomes full
+DISKS = 100  # from this seed on, the disk falls
 LEFT_SECONDS = 10.0  # that processes may take to end after their driver
 
 
@@ -93,16 +94,16 @@ def seed_outcome(seed: int, folder: Path, undisturbed: Path, patience: float) ->
         outcome.falls += sent
         status = run.wait(patience)
         outcome.seconds += run.seconds
-        if disk is not None:
-            disk.free()
         outcome.broken += list(broken_by(run, sent, records))
+        records |= {path: path.stat().st_mtime_ns for path in folder.glob("runs/store/**/record.json")}
+        if disk is not None:
+            disk.mend()
         if status == 0:
             outcome.broken += list(broken_results(folder, reference, outcome))
             break
         outcome.messages.append(next((line for line in run.said.splitlines() if line.startswith("error: ")), run.last_line))
         if not sent and not outcome.broken:
             outcome.broken.append(f"it failed without a fall: {run.last_line}")
-        records |= {path: path.stat().st_mtime_ns for path in folder.glob("runs/store/**/record.json")}
     if disk is not None and not outcome.broken:
         disk.remove()
     return outcome

@@ -16,6 +16,7 @@ from enum import Enum
 from pathlib import Path
 
 import psutil
+from failing_disk import Disk
 
 VARIABLE = "CHAOS_RUN"  # in the environment of every process of a start
 CLOCK = """
@@ -37,7 +38,7 @@ STAGES = {
 }
 POLL_SECONDS, FAMILY_SECONDS = 0.005, 0.25
 LATEST_SECONDS = 2.0  # after the start of a stage
-DISK_BYTES = 2**26
+LONGEST_FREEZE_SECONDS = 10.0
 MEMORY_GROUPS = Path("/sys/fs/cgroup/memory")  # control groups that limit memory, version 1
 
 
@@ -66,8 +67,11 @@ class Kind(Enum):
     MEMORY = "without memory"
     JUMP = "with another time"
     FULL = "full"
+    READ_ONLY = "read-only after an error"
+    FREEZE = "frozen for a while"
 
 
+DISK_KINDS = (Kind.FULL, Kind.READ_ONLY, Kind.FREEZE)
 SIGNALS = {Kind.KILL: signal.SIGKILL, Kind.TERMINATE: signal.SIGTERM, Kind.INTERRUPT: signal.SIGINT}
 
 
@@ -95,7 +99,7 @@ class Run:
         environment = os.environ | {VARIABLE: self._mark, "PYTHONUNBUFFERED": "1"} | _clock(folder)
         self._begun, self._looked = time.monotonic(), 0.0
         self._family: set[psutil.Process] = set()
-        self._continued: list[tuple[float, psutil.Process]] = []
+        self._later: list[tuple[float, Callable[[], None]]] = []
         with self._said.open("w") as said:
             command = [sys.executable, "-m", "orchestrator", *settings]
             self._process = subprocess.Popen(command, cwd=folder, env=environment, stdout=said, stderr=subprocess.STDOUT)
@@ -139,7 +143,7 @@ class Run:
         return False
 
     def _look(self) -> None:
-        """Notes the stage and the processes, and continues those that were stopped long enough."""
+        """Notes the stage and the processes, and calls what is due."""
         now = time.monotonic()
         with suppress(OSError, ValueError, StopIteration):
             state = json.loads(next(self.folder.glob("runs/chaos-*/state.json")).read_text(encoding="utf-8"))
@@ -148,10 +152,13 @@ class Run:
             self._looked = now
             with suppress(psutil.Error):
                 self._family |= set(self.driver.children(recursive=True))
-        for entry in [entry for entry in self._continued if entry[0] <= now]:
-            self._continued.remove(entry)
+        self._call_until(now)
+
+    def _call_until(self, now: float) -> None:
+        due, self._later = [call for when, call in self._later if when <= now], [entry for entry in self._later if entry[0] > now]
+        for call in due:
             with suppress(psutil.Error):
-                entry[1].resume()
+                call()
 
     def parts(self) -> dict[Part, list[psutil.Process]]:
         """Returns the processes of the run, by what they do."""
@@ -164,15 +171,12 @@ class Run:
                         found.setdefault(part, []).append(child)
         return found
 
-    def pause(self, process: psutil.Process, seconds: float) -> None:
-        process.suspend()
-        self._continued.append((time.monotonic() + seconds, process))
+    def call_later(self, seconds: float, call: Callable[[], None]) -> None:
+        self._later.append((time.monotonic() + seconds, call))
 
     def left(self, seconds: float) -> list[str]:
         """Returns the processes that are still there so many seconds after the end."""
-        for _, process in self._continued:
-            with suppress(psutil.Error):
-                process.resume()
+        self._call_until(float("inf"))
         _, alive = psutil.wait_procs(self._remaining(), timeout=seconds)
         return [f"{process.pid} {process.name()}" for process in alive if process.is_running()]
 
@@ -196,7 +200,7 @@ def draw(drawn: random.Random, first: int, pruner: str) -> list[Fall]:
     """Returns one to three falls in the order of their stages: one at the stage with the number ``first``, the others anywhere."""
     stages = STAGES[pruner].split(",")
     chosen = [stages[first % len(stages)], *drawn.choices(stages, k=drawn.randint(0, 2))]
-    kinds = drawn.choices([kind for kind in Kind if kind is not Kind.FULL], weights=[4, 2, 2, 1, 1, 1, 1], k=len(chosen))
+    kinds = drawn.choices([kind for kind in Kind if kind not in DISK_KINDS], weights=[4, 2, 2, 1, 1, 1, 1], k=len(chosen))
     parts = drawn.choices([part for part in Part if part not in (Part.ALL, Part.DISK)], weights=[3, 3, 3, 1, 1, 1, 1], k=len(chosen))
     ordered = sorted(zip(chosen, kinds, parts, strict=True), key=lambda entry: stages.index(entry[0]))
     return [Fall(kind, part, stage, drawn.uniform(0.0, LATEST_SECONDS) ** 2 / LATEST_SECONDS) for stage, kind, part in ordered]
@@ -206,36 +210,19 @@ def draw_of_disk(drawn: random.Random, first: int, pruner: str) -> list[Fall]:
     """Returns one or two falls of the disk, as ``draw`` does."""
     stages = STAGES[pruner].split(",")
     chosen = sorted([stages[first % len(stages)], *drawn.choices(stages, k=drawn.randint(0, 1))], key=stages.index)
-    return [Fall(Kind.FULL, Part.DISK, stage, drawn.uniform(0.0, LATEST_SECONDS) ** 2 / LATEST_SECONDS) for stage in chosen]
-
-
-class Disk:
-    """A disk of its own for ``directory``, which can be full. Needs root on Linux."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory, self._filling = directory, directory / "filling"
-        directory.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(directory)], check=True)
-
-    def fill(self) -> None:
-        with suppress(OSError), self._filling.open("wb", buffering=0) as filling:
-            while True:
-                filling.write(bytes(2**20))
-        with suppress(OSError), self._filling.open("ab", buffering=0) as filling:
-            while True:
-                filling.write(bytes(2**9))
-
-    def free(self) -> None:
-        self._filling.unlink(missing_ok=True)
-
-    def remove(self) -> None:
-        subprocess.run(["umount", str(self.directory)], check=True)
+    return [Fall(drawn.choice(DISK_KINDS), Part.DISK, stage, drawn.uniform(0.0, LATEST_SECONDS) ** 2 / LATEST_SECONDS) for stage in chosen]
 
 
 def drop(run: Run, fall: Fall, drawn: random.Random, disk: Disk | None) -> Fall | None:
     """Lets a run fall, and returns what happened: another part falls if the one that was drawn is not there. None if all had ended."""
     if disk is not None:
-        disk.fill()
+        if fall.kind is Kind.FULL:
+            disk.fill()
+        elif fall.kind is Kind.READ_ONLY:
+            disk.fail()
+        else:
+            disk.freeze()
+            run.call_later(drawn.uniform(1.0, LONGEST_FREEZE_SECONDS), disk.thaw)
         return replace(fall, stage=run.stage)
     parts = run.parts()
     part = fall.part if fall.part in parts else drawn.choice(sorted(parts, key=lambda part: part.value))
@@ -248,7 +235,8 @@ def drop(run: Run, fall: Fall, drawn: random.Random, disk: Disk | None) -> Fall 
             process.suspend()
             run.driver.kill()
         elif fall.kind is Kind.PAUSE:
-            run.pause(process, drawn.uniform(0.5, 4.0))
+            process.suspend()
+            run.call_later(drawn.uniform(0.5, 4.0), process.resume)
         elif fall.kind is Kind.MEMORY and part is not Part.DRIVER and _without_memory(process):
             return happened
         elif fall.kind is Kind.MEMORY:

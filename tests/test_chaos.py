@@ -5,20 +5,26 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from workers.errors import SecateurError
+from workers.files import write_text
+
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 from chaos import Outcome, broken_by, broken_results, figures, outcome_of, plain, seeds_of  # noqa: E402
-from falling import STAGES, Disk, Fall, Kind, Part, draw  # noqa: E402
+from failing_disk import Disk  # noqa: E402
+from falling import DISK_KINDS, STAGES, Fall, Kind, Part, draw  # noqa: E402
 
 KILLED = Fall(Kind.KILL, Part.DRIVER, "collect", 0.1)
 NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-FULL_DISKS = pytest.param("100-107", marks=(pytest.mark.slow, NEEDS_ROOT))
+FALLING_DISKS = pytest.param("100-107", marks=(pytest.mark.slow, NEEDS_ROOT))
 WAITS = "collect: waiting for 1 result that host:1 computes; end that process to compute it here\n"
 INTERRUPTED = Fall(Kind.INTERRUPT, Part.DRIVER, "collect", 0.1)
 
@@ -91,27 +97,47 @@ def test_a_record_that_was_written_again_is_found(tmp_path: Path) -> None:
 def test_fifty_seeds_fall_at_every_stage_in_every_way_and_a_seed_draws_the_same_again() -> None:
     falls = [fall for seed in range(50) for fall in draw(random.Random(seed), seed, "weights")]
     assert {fall.stage for fall in falls} == set(STAGES["weights"].split(","))
-    assert {fall.kind for fall in falls} == set(Kind) - {Kind.FULL}
+    assert {fall.kind for fall in falls} == set(Kind) - set(DISK_KINDS)
     assert {fall.part for fall in falls} == set(Part) - {Part.ALL, Part.DISK}
     assert draw(random.Random(7), 7, "units") == draw(random.Random(7), 7, "units")
 
 
-@NEEDS_ROOT
-def test_a_disk_is_full_until_it_is_freed(tmp_path: Path) -> None:
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
     try:
-        disk = Disk(tmp_path / "disk")
-    except subprocess.CalledProcessError:
-        pytest.skip("nothing can be mounted here")
-    try:
-        (tmp_path / "disk" / "kept").write_bytes(b"kept")
-        disk.fill()
-        with pytest.raises(OSError, match="No space left"):
-            (tmp_path / "disk" / "more").write_bytes(bytes(2**12))
-        disk.free()
-        (tmp_path / "disk" / "more").write_bytes(bytes(2**12))
-        assert (tmp_path / "disk" / "kept").read_bytes() == b"kept"
-    finally:
-        disk.remove()
+        made = Disk(tmp_path / "disk")
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"nothing can be mounted here: {error}")
+    yield made
+    made.remove()
+
+
+@pytest.mark.parametrize(
+    ("fails", "said"), [(Disk.fill, "got no space left"), (Disk.fail, "got read-only file system")], ids=["full", "read-only"]
+)
+def test_a_disk_takes_nothing_until_it_is_mended_and_keeps_what_it_had(fails: Callable[[Disk], None], said: str, disk: Disk) -> None:
+    write_text(disk.directory / "kept", "kept")
+    fails(disk)
+    with pytest.raises(SecateurError, match=said):
+        write_text(disk.directory / "more", "more" * 2**10)
+    disk.mend()
+    write_text(disk.directory / "more", "more" * 2**10)
+    assert (disk.directory / "kept").read_text() == "kept"
+
+
+def test_a_frozen_disk_takes_what_waited_once_it_is_thawed(disk: Disk) -> None:
+    (disk.directory / "kept").write_bytes(b"kept")
+    disk.freeze()
+    with ThreadPoolExecutor(1) as threads:
+        written = threads.submit(write_text, disk.directory / "more", "more")
+        with pytest.raises(TimeoutError):
+            written.result(0.5)
+        assert (disk.directory / "kept").read_bytes() == b"kept"
+        disk.thaw()
+        written.result(60)
+    assert (disk.directory / "more").read_text() == "more"
 
 
 def test_outcomes_are_read_as_they_were_written() -> None:
@@ -125,7 +151,7 @@ def test_seeds_are_single_ones_and_ranges() -> None:
     assert seeds_of("0-2,8") == [0, 1, 2, 8] and seeds_of("17") == [17]
 
 
-@pytest.mark.parametrize("seeds", ["8", pytest.param("0-49", marks=pytest.mark.slow), FULL_DISKS])
+@pytest.mark.parametrize("seeds", ["8", pytest.param("0-49", marks=pytest.mark.slow), FALLING_DISKS])
 def test_runs_that_fall_keep_the_promise(seeds: str, tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPTS / "chaos.py"), "--seeds", seeds, "--folder", str(tmp_path)]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

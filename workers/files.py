@@ -6,6 +6,7 @@ digests of the files, and one of all that it says itself.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -61,8 +62,21 @@ def whole(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replaced(path) as temporary:
             yield temporary
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
+            flush(temporary)
+        flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a directory, are on the disk. Raises: SecateurError if the disk does not take it."""
+    with writing(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that do not flush directories
+                raise
+        finally:
+            os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -21,6 +21,7 @@ from watch import Watch
 from workers.errors import SecateurError
 from workers.messages import TrainTask
 from workers.training import gang
+from workers.training.checkpoints import Checkpoints
 from workers.training.gang import run_gang
 from workers.training.settings import Optimizer, Training
 
@@ -143,6 +144,21 @@ def test_the_last_two_checkpoints_are_kept_until_the_result_exists(model: Path, 
     assert names == ["epoch3", "epoch3.json", "epoch4", "epoch4.json"]
     run_gang(task(tmp_path / "out", model, recipe(epochs=5)), 1, 1)
     assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_a_training_that_falls_right_after_a_checkpoint_has_told_of_its_epoch(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save_and_fall(checkpoints: Checkpoints, epoch: int, progress: dict) -> None:
+        save(checkpoints, epoch, progress)
+        raise OSError("it fell")
+
+    save = Checkpoints.save
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="it fell"):
+        patched.setattr(Checkpoints, "save", save_and_fall)
+        run_gang(task(tmp_path / "out", model, recipe(epochs=2)), 1, 1)
+    record = run_gang(task(tmp_path / "out", model, recipe(epochs=2)), 1, 1)
+    assert record.numbers.epochs_resumed_from == 1 and {8, 16} <= set(reported(tmp_path / "out"))
 
 
 def flip_a_bit(epoch: Path) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from workers.errors import ConfigError, SecateurError
 from workers.export import load_family, load_model, load_pruned, save_model
-from workers.files import append_lines, finish, read_lines, write_text
+from workers.files import append_lines, finish, flush, read_lines, write_text
 from workers.messages import TrainTask
 from workers.models.blocks import recompute
 from workers.numbers import derived_seed, finite
@@ -95,8 +95,8 @@ class Loop:
         for epoch in range(first, self.settings.epochs):
             self._epoch(epoch)
             self.hold.check(self.settings.zero_stage)
-            self.checkpoints.save(epoch + 1, asdict(self.counts))
             self._report(epoch)
+            self.checkpoints.save(epoch + 1, asdict(self.counts))
         return first
 
     def _epoch(self, epoch: int) -> None:
@@ -164,6 +164,7 @@ class Loop:
             "images_per_second": self.counts.samples / max(self.counts.seconds, 1e-9),
         }
         append_lines(self.task.progress, [line])
+        flush(self.task.progress)  # before the checkpoint that says it is there
 
     def _truncate_progress(self) -> None:
         """Leave out what was reported after the checkpoint that training resumes from."""
