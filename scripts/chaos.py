@@ -32,6 +32,8 @@ from pathlib import Path
 from failing_disk import Disk
 from falling import STAGES, Fall, Kind, Part, Run, draw, draw_of_disk, drop, remove_groups
 
+from workers.files import read_lines
+
 SETTINGS = [
     "name=chaos",
     "model.arguments={img_size:16,patch_size:8,in_chans:1,num_classes:10,embed_dim:32,depth:2,num_heads:2}",
@@ -170,7 +172,7 @@ def files(folder: Path) -> dict[str, Path]:
 
 
 def tasks(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (directory(folder) / "tasks.jsonl").read_text(encoding="utf-8").splitlines()]
+    return read_lines(directory(folder) / "tasks.jsonl")
 
 
 def numbers(folder: Path) -> object:
