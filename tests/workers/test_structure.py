@@ -4,6 +4,7 @@ import pytest
 import torch
 from structure_cases import FAMILIES, VIT, assert_the_same_without_units, family, half, on_meta, one, silenced, smaller, trained_looking
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from workers.errors import ConfigError
 from workers.export import load_family, load_pruned, save_model
@@ -70,6 +71,33 @@ def test_the_structures_of_a_vit_are_its_heads_and_hidden_neurons():
         (f"blocks.{block}.{part}", kind) for block in range(2) for part, kind in (("attn", Kind.HEAD), ("mlp", Kind.NEURON))
     ]
     assert [group.units for group in groups] == [4, 128, 4, 128]
+
+
+class Attended(TorchFunctionMode):
+    """Notes with how many heads attention is computed, and whether it may be fused."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = set()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is nn.functional.scaled_dot_product_attention:
+            self.calls.add((args[0].shape[1], torch.backends.cuda.flash_sdp_enabled()))  # for CPUs, too
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_giant_patch14_dinov2"])
+def test_attention_is_fused_where_heads_are_left_and_only_there(name):
+    """Torch 2.11 ends the process in fused attention without heads (a floating point exception)."""
+    arguments, size = FAMILIES[name]
+    made = family(name, **arguments)
+    groups, model = on_meta(made, size), trained_looking(made)
+    kept = {group.name: torch.full((group.units,), group.name != "blocks.0.attn") for group in groups}
+    _, small = smaller(made, model, groups, kept)
+    images_NCHW = torch.randn(2, 3, size, size, dtype=torch.float64)
+    with torch.no_grad(), Attended() as attended:
+        small(images_NCHW)
+    assert attended.calls == {(0, False), (4, True)}
 
 
 def test_residual_streams_are_a_kind_of_their_own():

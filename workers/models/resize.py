@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from timm.layers import Attention
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 RESHAPES = (torch.Tensor.reshape, torch.Tensor.view, torch.reshape)
@@ -37,6 +38,9 @@ def resize_(
             setattr(module, leaf, _first(old, shape) if all(map(int.__le__, shape, old.shape)) else new)
     for name, value in (sizes or {}).items():
         _set_number(model, name, value)
+        module, leaf = _owner(model, name)
+        if value == 0 and "head" in leaf:
+            _empty(module)
     for name, (heads, dense_heads) in (narrow or {}).items():
         _narrow(model.get_submodule(name), heads, dense_heads)
     for name, module in model.named_modules():
@@ -92,6 +96,8 @@ def _fit(module: nn.Module, grouped: bool) -> None:
         case Attention():
             module.attn_dim = module.proj.weight.shape[1]
             module.num_heads = module.attn_dim // module.head_dim
+            if module.num_heads == 0:
+                _empty(module)
 
 
 class NarrowHeads:
@@ -114,6 +120,8 @@ def _narrow(module: nn.Module, heads: int, dense_heads: int) -> None:
         dense_class = type(module)
         module.__class__ = type(f"Narrow{dense_class.__name__}", (NarrowHeads, dense_class), {"__module__": dense_class.__module__})
     module.units_left, module.units_whole = heads, dense_heads  # type: ignore[assignment]
+    if heads == 0:
+        _empty(module)
 
 
 class _Widths(TorchFunctionMode):
@@ -144,6 +152,20 @@ class _Widths(TorchFunctionMode):
                 if prod(shape) != count == prod(corrected):
                     return corrected
         return shape
+
+
+class EmptyHeads:
+    """Attention without heads. Torch 2.11 ends the process in fused attention without heads, so this is not fused."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with sdpa_kernel(SDPBackend.MATH):
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+
+
+def _empty(module: nn.Module) -> None:
+    if not isinstance(module, EmptyHeads):
+        whole_class = type(module)
+        module.__class__ = type(f"Empty{whole_class.__name__}", (EmptyHeads, whole_class), {"__module__": whole_class.__module__})
 
 
 class NoHeads(nn.Module):
