@@ -10,11 +10,14 @@ from contextlib import contextmanager
 from ipaddress import ip_address
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.cluster.doors import ray_environment
 from workers.checks import Phrase, require
 from workers.errors import ConfigError
+
+if TYPE_CHECKING:
+    import grpc
 
 ADDRESS = re.compile(r"(?:ray://)?(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s/:]+):(?P<port>\d{1,5})")
 SECONDS = 10.0  # that a cluster may take to answer
@@ -50,9 +53,9 @@ def _located(address: str) -> str:
 def _authentication(address: str, insecure: bool, warn: Callable[[str], None]) -> str:
     """Returns Ray's mode of authentication for this cluster: ``token`` or ``disabled``. Warns and raises as ``attached`` does."""
     token = _token()
-    if os.environ.get("RAY_USE_TLS", "0") != "0":  # the cluster asks for a certificate, and perhaps for a token as well
-        return "disabled" if token is None else "token"
     if _lets_in(address, None):
+        if _uses_tls():  # it asked for a certificate
+            return "disabled"
         expected, got = "a Ray cluster that asks for a token", Phrase(f"{address}, which runs what anyone sends it")
         require(insecure or _is_here(address), "cluster.address", expected, got, f"{REMEDY}, or set cluster.insecure=true")
         warn(f"the Ray cluster at {address} asks for no token: whoever reaches it can run code in your name; {REMEDY}")
@@ -64,7 +67,8 @@ def _authentication(address: str, insecure: bool, warn: Callable[[str], None]) -
 
 
 def no_answer(address: str, reason: str) -> ConfigError:
-    return ConfigError(f"cluster.address: no Ray cluster answers at {address!r} ({reason}); start one with `ray start`")
+    tls = "check the certificates, since RAY_USE_TLS is set" if _uses_tls() else "set RAY_USE_TLS=1 if it uses TLS"
+    return ConfigError(f"cluster.address: no Ray cluster answers at {address!r} ({reason}); start one with `ray start`, or {tls}")
 
 
 def _lets_in(address: str, token: str | None) -> bool:
@@ -72,7 +76,7 @@ def _lets_in(address: str, token: str | None) -> bool:
     import grpc
 
     service = "RayletDriver/ClusterInfo" if address.startswith("ray://") else "NodeInfoGcsService/GetAllNodeInfo"
-    with grpc.insecure_channel(address.removeprefix("ray://")) as channel:
+    with _channel(address.removeprefix("ray://")) as channel:
         try:
             channel.unary_unary(f"/ray.rpc.{service}")(b"", SECONDS, [] if token is None else [("authorization", f"Bearer {token}")])
         except grpc.RpcError as error:
@@ -80,6 +84,26 @@ def _lets_in(address: str, token: str | None) -> bool:
                 raise no_answer(address, f"{error.details()}".rpartition(": ")[2]) from error
             return error.code() is not grpc.StatusCode.UNAUTHENTICATED
     return True
+
+
+def _channel(target: str) -> grpc.Channel:
+    """Returns a channel with the certificates that Ray would show. Raises: ConfigError if they cannot be read."""
+    import grpc
+
+    if not _uses_tls():
+        return grpc.insecure_channel(target)
+    from ray._common.tls_utils import load_certs_from_env
+
+    try:
+        chain, key, authority = load_certs_from_env()
+    except (RuntimeError, OSError) as error:
+        files = "RAY_TLS_SERVER_CERT, RAY_TLS_SERVER_KEY and RAY_TLS_CA_CERT to be files that can be read"
+        raise ConfigError(f"RAY_USE_TLS: expected {files}, got: {error}") from error
+    return grpc.secure_channel(target, grpc.ssl_channel_credentials(authority, key, chain))
+
+
+def _uses_tls() -> bool:
+    return os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")  # as Ray reads it
 
 
 def _token() -> str | None:

@@ -29,8 +29,9 @@ def closed_doors() -> Iterator[dict[str, Any]]:
     token = folder / "token"
     token.touch(0o600)
     token.write_text(secrets.token_hex(32), encoding="utf-8")
+    secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": None, "RAY_AUTH_TOKEN_PATH": str(token)}
     try:
-        with ray_environment({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": None, "RAY_AUTH_TOKEN_PATH": str(token), LOOPBACK: "0"}):
+        with ray_environment(secret | {LOOPBACK: "0", "RAY_USE_TLS": None}):  # a user's certificates are those of another machine
             yield {"address": "local", "num_cpus": cores_here(), "include_dashboard": False, "_temp_dir": str(folder / "ray")}
     finally:
         shutil.rmtree(folder, ignore_errors=True)

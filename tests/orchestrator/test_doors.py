@@ -1,7 +1,9 @@
 """Who may join a Ray: the one that a run starts is for this run alone, and a cluster that lets everybody in is refused or warned of."""
 
 import os
+import shutil
 import stat
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,15 +39,17 @@ def environment() -> dict[str, str]:
 def test_every_ray_has_a_secret_of_its_own_in_a_folder_that_only_its_owner_enters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "of another cluster")
+    monkeypatch.setenv("RAY_USE_TLS", "1")  # with certificates of another cluster, too
     before, secrets = environment(), set()
     for _ in range(2):
         with closed_doors() as arguments:
             assert environment().keys() == {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"} and os.environ["RAY_AUTH_MODE"] == "token"
+            assert "RAY_USE_TLS" not in os.environ
             file = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
             secrets.add(file.read_text())
             assert stat.S_IMODE(file.stat().st_mode) == 0o600 and stat.S_IMODE(file.parent.stat().st_mode) == 0o700
             assert file.parent in Path(arguments["_temp_dir"]).parents
-        assert not file.parent.exists() and environment() == before and LOOPBACK not in os.environ
+        assert not file.parent.exists() and environment() == before and LOOPBACK not in os.environ and os.environ["RAY_USE_TLS"] == "1"
     assert len(secrets) == 2 and all(len(secret) == 64 for secret in secrets)
 
 
@@ -62,7 +66,7 @@ def test_the_paths_of_rays_sockets_are_short_enough(length: int, taken: bool, mo
 
 
 @contextmanager
-def answering(token: str | None) -> Iterator[str]:
+def answering(token: str | None, certificates: grpc.ServerCredentials | None = None) -> Iterator[str]:
     """The address of a server that answers everything, like Ray, to those who show the token (None: to everybody)."""
 
     def carry_out(request: bytes, context: grpc.ServicerContext) -> bytes:
@@ -75,7 +79,7 @@ def answering(token: str | None) -> Iterator[str]:
             return grpc.unary_unary_rpc_method_handler(carry_out)
 
     server = grpc.server(ThreadPoolExecutor(2), handlers=[All()])
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_secure_port("127.0.0.1:0", certificates) if certificates else server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
         yield f"127.0.0.1:{port}"
@@ -132,6 +136,49 @@ def test_a_cluster_without_a_token_is_warned_of_here_and_refused_elsewhere(
         assert len(join(elsewhere, insecure=True)[1]) == 1
         monkeypatch.setattr(psutil, "net_if_addrs", lambda: {"eth0": [psutil._ntuples.snicaddr(2, NOBODYS, None, None, None)]})
         assert len(join(elsewhere)[1]) == 1, "an address of this machine"
+
+
+def certificates(folder: Path) -> dict[str, str]:
+    """Ray's settings of TLS, with a new authority and a certificate of it for 127.0.0.1."""
+    folder.mkdir()
+    (folder / "names").write_text("subjectAltName=IP:127.0.0.1\n")
+    new, signed = ["-newkey", "rsa:2048", "-nodes"], ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "names"]
+    for arguments in (
+        ["req", "-x509", *new, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=authority"],
+        ["req", *new, "-keyout", "node.key", "-out", "node.csr", "-subj", "/CN=node"],
+        ["x509", "-req", "-in", "node.csr", "-out", "node.pem", *signed],
+    ):
+        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+    names = {"SERVER_CERT": "node.pem", "SERVER_KEY": "node.key", "CA_CERT": "ca.pem"}
+    return {"RAY_USE_TLS": "1"} | {f"RAY_TLS_{name}": str(folder / file) for name, file in names.items()}
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
+def test_a_cluster_with_tls_is_joined_with_its_certificates_and_not_without_or_with_others(
+    join: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A certificate takes the place of a token, and a cluster may ask for both."""
+    ours, others = certificates(tmp_path / "ours"), certificates(tmp_path / "others")
+    chain, key, authority = (Path(ours[f"RAY_TLS_{name}"]).read_bytes() for name in ("SERVER_CERT", "SERVER_KEY", "CA_CERT"))
+    with answering(None, grpc.ssl_server_credentials([(key, chain)], authority, require_client_auth=True)) as address:
+        with pytest.raises(ConfigError, match=r"no Ray cluster answers at .*, or set RAY_USE_TLS=1 if it uses TLS"):
+            join(address)
+        for name, value in others.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(ConfigError, match=r"no Ray cluster answers at .*, or check the certificates, since RAY_USE_TLS is set"):
+            join(address)
+        for name, value in ours.items():
+            monkeypatch.setenv(name, value)
+        assert join(address) == ({"RAY_AUTH_MODE": "disabled"}, []), "no warning"
+        monkeypatch.setenv("RAY_TLS_CA_CERT", str(tmp_path / "missing"))
+        with pytest.raises(ConfigError, match=r"RAY_USE_TLS: expected .* files that can be read, got: .*missing"):
+            join(address)
+    monkeypatch.setenv("RAY_TLS_CA_CERT", ours["RAY_TLS_CA_CERT"])
+    with answering("right", grpc.ssl_server_credentials([(key, chain)], authority, require_client_auth=True)) as address:
+        with pytest.raises(ConfigError, match=r"expected the token of .*, got None"):
+            join(address)
+        monkeypatch.setenv("RAY_AUTH_TOKEN", "right")
+        assert join(address)[0] == {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "right"}
 
 
 def test_what_is_no_address_and_where_nobody_answers_is_refused_in_one_line(join: Callable[..., Any]) -> None:
