@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from orchestrator.cluster.base import threads_of_rank
+from workers.disks import refusal
 from workers.errors import SecateurError, first_line
 
 
@@ -28,7 +29,7 @@ def train_rank(config: dict[str, Any]) -> None:
 
 
 def cause(error: BaseException, died: type[BaseException]) -> BaseException:
-    """Returns the project's own error inside Ray Train's ``error``, or ``error`` if there is none.
+    """Returns the project's own error inside Ray Train's ``error``, or what the disk refused, or ``error`` if there is neither.
 
     ``died`` is the class of errors of processes that have died. If the gang was lost to one, the result is an error that says so.
     """
@@ -39,6 +40,9 @@ def cause(error: BaseException, died: type[BaseException]) -> BaseException:
             if isinstance(inner, SecateurError):
                 return inner
             inner = next_cause
+    for inner in failures:
+        if (refused := refusal(inner)) is not None:
+            return refused
     for lost in [error, *failures]:
         if isinstance(lost, died):
             return SecateurError(

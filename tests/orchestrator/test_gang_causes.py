@@ -1,5 +1,7 @@
 """What a run says about a gang that failed: the error of a rank, or that a process died."""
 
+import errno
+
 from orchestrator.cluster.gang import cause
 from workers.errors import SecateurError
 
@@ -25,6 +27,12 @@ def wrapped(error: Exception) -> Exception:
 def test_the_error_of_a_rank_comes_before_the_death_of_another() -> None:
     ours = SecateurError("the data went away")
     assert cause(GangFailed({0: Died("rank 0 died"), 1: wrapped(ours)}), Died) is ours
+
+
+def test_what_the_disk_refused_to_a_rank_comes_before_the_death_of_another() -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", "/results/store")
+    found = cause(GangFailed({0: wrapped(full), 1: Died("rank 1 died")}), Died)
+    assert isinstance(found, SecateurError) and str(found).startswith("/results/store: expected room on the disk")
 
 
 def test_a_process_that_died_is_one_line_with_a_remedy() -> None:

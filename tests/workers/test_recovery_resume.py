@@ -106,6 +106,13 @@ def test_a_killed_rank_ends_the_gang_with_a_remedy_and_a_rerun_resumes(model: Pa
     assert watch.listening and not watch.open_to_others, "other machines cannot reach the ranks"
 
 
+def test_what_the_disk_refuses_to_a_rank_is_told_though_the_others_are_ended(model: Path, tmp_path: Path) -> None:
+    """A rank fails before it meets the others, which wait for it until they are killed."""
+    (tmp_path / "out").write_text("a file in the place of the folder")
+    with pytest.raises(SecateurError, match=r"out/\S*: expected a folder, got \S+ .*; remove the file that is in its place"):
+        run_gang(task(tmp_path / "out", model, recipe(ranks=2)), 2, 1)
+
+
 def test_a_rank_that_died_unnoticed_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pool never learns of its death, so its future has no result; that of the other rank waits for it."""
     monkeypatch.setattr(gang, "LOOK_SECONDS", 0.01)

@@ -8,6 +8,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from workers.disks import refusal
 from workers.errors import SecateurError
 from workers.files import read_record
 from workers.messages import TrainTask
@@ -68,10 +69,10 @@ def _spawn(ranks: int, threads: int, arguments: tuple[Any, ...]) -> None:
                 for process in processes:
                     process.kill()
     errors = [error for error in (future.exception() for future in futures) if error is not None]
-    ours = [error for error in errors if isinstance(error, SecateurError)]
+    told = [error for error in errors if isinstance(error, SecateurError)] or [known for known in map(refusal, errors) if known]
     died = [error for error in errors if isinstance(error, BrokenProcessPool)]
-    if ours or (errors and not died):
-        raise (ours or errors)[0]
+    if told or (errors and not died):
+        raise (told or errors)[0]
     if died:
         raise SecateurError(
             "training: expected all ranks to finish, got a process that died; run the same command again to resume after the last complete "

@@ -169,7 +169,6 @@ class Loop:
     def _truncate_progress(self) -> None:
         """Leave out what was reported after the checkpoint that training resumes from."""
         if self.rank == 0:
-            self.task.progress.parent.mkdir(parents=True, exist_ok=True)
             steps = range(self.counts.steps + 1)
             kept = [line for line in read_lines(self.task.progress) if line.get("step") in steps]
             write_text(self.task.progress, "".join(json.dumps(line) + "\n" for line in kept))
