@@ -28,6 +28,7 @@ class Disk:
 
     def fill(self) -> None:
         """Leaves no room until ``mend`` is called."""
+        self.thaw()
         with suppress(OSError), self._filling.open("wb", buffering=0) as filling:
             while True:
                 filling.write(bytes(2**20))
@@ -37,14 +38,16 @@ class Disk:
 
     def fail(self) -> None:
         """Lets the kernel find an error. The disk is read-only until ``mend`` is called; what had not reached it is lost."""
+        self.thaw()
         device = subprocess.run(["findmnt", "-no", "SOURCE", self.directory], check=True, capture_output=True, text=True).stdout.strip()
         Path("/sys/fs/ext4", Path(device).name, "trigger_fs_error").write_text("1")
         self._read_only = True
 
     def freeze(self) -> None:
-        """Lets all that write wait until ``thaw`` is called."""
-        _call("fsfreeze", "--freeze", self.directory)
-        self._frozen = True
+        """Lets all that write wait until ``thaw`` is called, unless nothing can be written anyway."""
+        if not (self._frozen or self._read_only):
+            _call("fsfreeze", "--freeze", self.directory)
+            self._frozen = True
 
     def thaw(self) -> None:
         if self._frozen:

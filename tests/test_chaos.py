@@ -140,6 +140,12 @@ def test_a_frozen_disk_takes_what_waited_once_it_is_thawed(disk: Disk) -> None:
     assert (disk.directory / "more").read_text() == "more"
 
 
+def test_a_disk_can_fall_again_before_it_is_mended(disk: Disk) -> None:
+    for fall in (disk.freeze, disk.freeze, disk.fill, disk.freeze, disk.fail, disk.fail, disk.freeze, disk.mend):
+        fall()
+    write_text(disk.directory / "more", "more")
+
+
 def test_outcomes_are_read_as_they_were_written() -> None:
     outcome = Outcome(3, "ray", "units", [KILLED], 2, 30.0, 20.0, 100, ["error: a"], ["a traceback"])
     assert outcome_of(json.loads(json.dumps(plain(outcome)))) == outcome
