@@ -66,6 +66,11 @@ def refusal(error: BaseException, otherwise: Path | None = None) -> SecateurErro
     return _told(otherwise if named.filename is None else Path(os.fsdecode(named.filename)), named.errno or 0)
 
 
+def full(path: Path) -> SecateurError | None:
+    """Returns in one line that the disk that ``path`` is on is full; None if it is not. For errors that do not say why."""
+    return _told(path, errno.ENOSPC) if _is_full(path) else None
+
+
 def _told(path: Path | None, number: int) -> SecateurError:
     expected, remedy = CAUSES[number]
     free = _free(path) if path is not None and number in (errno.ENOSPC, errno.EDQUOT) else None

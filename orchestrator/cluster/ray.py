@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from orchestrator.cluster.crew import Actors, Crew, WorkerDied
 from orchestrator.cluster.doors import closed_doors
 from orchestrator.cluster.gang import cause, train_rank
 from workers.checks import Phrase, require
+from workers.disks import full
 from workers.errors import ConfigError, SecateurError, first_line
 from workers.models.permitted import permitted
 
@@ -246,13 +248,13 @@ class Ray(Cluster):
         try:
             trainer.fit()
         except ControllerError as error:
-            raise SecateurError(
+            raise full(Path(folder)) or SecateurError(
                 f"recovery.ranks: {ranks} ranks did not start within {self._patience:g} seconds ({_account(request)}; "
                 f"{str(error.controller_failure).split('. ')[0]}); add nodes, or wait until they are free, then run the same command "
                 "again: finished work is kept"
             ) from error
         except Exception as error:
-            raise cause(error, RayActorError) from None
+            raise full(Path(folder)) or cause(error, RayActorError) from None  # Ray Train writes there, too
 
 
 class RayActors(Actors):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from disk_cases import files_of_at_most
 
-from workers.disks import CAUSES, refusal, writing
+from workers.disks import CAUSES, full, refusal, writing
 from workers.errors import SecateurError
 from workers.files import append_lines, copy_file, read_lines, write_tensors, write_text
 
@@ -74,12 +74,14 @@ def test_a_library_that_hides_why_it_cannot_write_is_understood_if_the_disk_is_f
         raise RuntimeError("unexpected pos 20800 vs 20694")
     with pytest.raises(SecateurError, match="epoch1: expected a disk that takes the file"), writing(tmp_path / "epoch1"):
         raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 17088 vs 16976")
-    full = os.statvfs_result((*used[:3], 0, 0, *used[5:]))
-    monkeypatch.setattr(os, "statvfs", lambda path: full)
+    assert full(tmp_path / "epoch1") is None
+    nothing_left = os.statvfs_result((*used[:3], 0, 0, *used[5:]))
+    monkeypatch.setattr(os, "statvfs", lambda path: nothing_left)
     with pytest.raises(SecateurError) as refused, writing(tmp_path / "epoch1"):
         raise RuntimeError("unexpected pos 20800 vs 20694")
     line = str(refused.value)
     assert line.startswith(f"{tmp_path / 'epoch1'}: expected room on the disk, got no space left on device, 0 MB free; free space")
+    assert str(full(tmp_path / "epoch1")) == line
 
 
 def test_other_errors_stay_as_they_are(tmp_path: Path) -> None:
