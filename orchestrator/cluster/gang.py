@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from orchestrator.cluster.base import threads_of_rank
-from workers.disks import refusal
+from workers.disks import full, refusal
 from workers.errors import SecateurError, first_line
 
 
@@ -28,10 +29,11 @@ def train_rank(config: dict[str, Any]) -> None:
     train(config["task"], config["device"])
 
 
-def cause(error: BaseException, died: type[BaseException]) -> BaseException:
+def cause(error: BaseException, died: type[BaseException], folder: Path) -> BaseException:
     """Returns the project's own error inside Ray Train's ``error``, or what the disk refused, or ``error`` if there is neither.
 
-    ``died`` is the class of errors of processes that have died. If the gang was lost to one, the result is an error that says so.
+    ``died`` is the class of errors of processes that have died. If the gang was lost to one, the result is an error that says so, or that
+    the disk of ``folder``, which Ray Train writes to, is full.
     """
     failures = list(getattr(error, "worker_failures", {}).values())
     for inner in [*failures, error.__cause__]:
@@ -45,7 +47,7 @@ def cause(error: BaseException, died: type[BaseException]) -> BaseException:
             return refused
     for lost in [error, *failures]:
         if isinstance(lost, died):
-            return SecateurError(
+            return full(folder) or SecateurError(
                 f"training: expected all ranks to finish, got a process that died ({first_line(lost)}); run the same command again to "
                 "resume after the last complete epoch"
             )

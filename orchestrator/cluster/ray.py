@@ -254,7 +254,7 @@ class Ray(Cluster):
                 "again: finished work is kept"
             ) from error
         except Exception as error:
-            raise full(Path(folder)) or cause(error, RayActorError) from None  # Ray Train writes there, too
+            raise cause(error, RayActorError, Path(folder)) from None
 
 
 class RayActors(Actors):

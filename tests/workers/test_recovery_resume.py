@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ from watch import Watch
 
 from workers.errors import SecateurError
 from workers.messages import TrainTask
-from workers.training import gang
+from workers.training import gang, loop
 from workers.training.checkpoints import Checkpoints
 from workers.training.gang import run_gang
 from workers.training.settings import Optimizer, Training
@@ -106,10 +107,19 @@ def test_a_killed_rank_ends_the_gang_with_a_remedy_and_a_rerun_resumes(model: Pa
     assert watch.listening and not watch.open_to_others, "other machines cannot reach the ranks"
 
 
-def test_what_the_disk_refuses_to_a_rank_is_told_though_the_others_are_ended(model: Path, tmp_path: Path) -> None:
-    """A rank fails before it meets the others, which wait for it until they are killed."""
-    (tmp_path / "out").write_text("a file in the place of the folder")
-    with pytest.raises(SecateurError, match=r"out/\S*: expected a folder, got \S+ .*; remove the file that is in its place"):
+def test_what_a_rank_raised_is_told_unless_a_process_died_first() -> None:
+    """Ranks that wait for one that failed are killed; those that wait for one that died raise that they lost it."""
+    raised, ended, ours = OSError("raised"), BrokenProcessPool("ended"), SecateurError("ours")
+    assert gang._cause([ended, raised], died=False) is raised
+    assert gang._cause([ended, raised, ours], died=True) is ours and gang._cause([raised, ours], died=False) is ours
+    assert "got a process that died; run the same command again" in str(gang._cause([raised, ended], died=True))
+    assert "got a process that died" in str(gang._cause([ended], died=False)), "and its status is not known yet"
+
+
+def test_an_error_of_one_rank_is_raised_though_the_other_waits_for_it(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "progress.jsonl").mkdir()  # which rank 0 alone reads
+    with pytest.raises(IsADirectoryError):
         run_gang(task(tmp_path / "out", model, recipe(ranks=2)), 2, 1)
 
 
@@ -166,6 +176,18 @@ def test_a_training_that_falls_right_after_a_checkpoint_has_told_of_its_epoch(
         run_gang(task(tmp_path / "out", model, recipe(epochs=2)), 1, 1)
     record = run_gang(task(tmp_path / "out", model, recipe(epochs=2)), 1, 1)
     assert record.numbers.epochs_resumed_from == 1 and {8, 16} <= set(reported(tmp_path / "out"))
+
+
+def test_what_was_told_of_an_epoch_is_on_the_disk_before_its_checkpoint(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[int] = []
+    before: list[list[int]] = []
+    save = Checkpoints.save
+    monkeypatch.setattr(loop, "flush", lambda path: flushed.append(json.loads(path.read_text().splitlines()[-1])["step"]))
+    monkeypatch.setattr(Checkpoints, "save", lambda *arguments: (before.append([*flushed]), save(*arguments)))
+    run_gang(task(tmp_path / "out", model, recipe(epochs=2)), 1, 1)
+    assert [steps[-1] for steps in before] == [8, 16]
 
 
 def flip_a_bit(epoch: Path) -> None:

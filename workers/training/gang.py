@@ -8,7 +8,6 @@ from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from workers.disks import refusal
 from workers.errors import SecateurError
 from workers.files import read_record
 from workers.messages import TrainTask
@@ -54,7 +53,6 @@ def _rank(rank: int, ranks: int, port: int, threads: int, task: TrainTask, devic
 def _spawn(ranks: int, threads: int, arguments: tuple[Any, ...]) -> None:
     """Runs the ranks in new processes. A failure of one ends all of them, and its error is raised here."""
     from concurrent.futures import ProcessPoolExecutor
-    from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import get_context
 
     start: dict[str, Any] = {"mp_context": get_context("spawn"), "initializer": _begin, "initargs": (threads, permitted())}
@@ -64,20 +62,31 @@ def _spawn(ranks: int, threads: int, arguments: tuple[Any, ...]) -> None:
         try:
             running = _until_one_fails(futures, processes)
             wait(running, timeout=ERROR_SECONDS)  # a failed rank breaks the connections of the others: collect all errors
+            died = any(process.exitcode for process in processes)  # by themselves, and not by what follows
         finally:
             if not all(future.done() for future in futures):
                 for process in processes:
                     process.kill()
     errors = [error for error in (future.exception() for future in futures) if error is not None]
-    told = [error for error in errors if isinstance(error, SecateurError)] or [known for known in map(refusal, errors) if known]
-    died = [error for error in errors if isinstance(error, BrokenProcessPool)]
-    if told or (errors and not died):
-        raise (told or errors)[0]
-    if died:
-        raise SecateurError(
-            "training: expected all ranks to finish, got a process that died; run the same command again to resume after the last complete "
-            "epoch"
-        ) from died[0]
+    if errors:
+        raise _cause(errors, died)
+
+
+def _cause(errors: Sequence[BaseException], died: bool) -> BaseException:
+    """Returns what ended a gang: an error of ours, or else the death of a process, or else what a rank raised.
+
+    ``died`` says whether a process died. If none did, the others were ended here, and their errors are a consequence.
+    """
+    from concurrent.futures.process import BrokenProcessPool
+
+    ours = [error for error in errors if isinstance(error, SecateurError)]
+    raised = [error for error in errors if not isinstance(error, BrokenProcessPool)]
+    if ours or (raised and not died):
+        return (ours or raised)[0]
+    return SecateurError(
+        "training: expected all ranks to finish, got a process that died; run the same command again to resume after the last complete "
+        "epoch"
+    )
 
 
 def _until_one_fails(futures: Sequence[Future[None]], processes: Sequence[BaseProcess]) -> set[Future[None]]:
