@@ -37,17 +37,19 @@ def attached(address: str, insecure: bool, warn: Callable[[str], None]) -> Itera
 
 
 def _located(address: str) -> str:
-    """Returns the address that ``auto`` stands for, and others as they are. Raises: ConfigError if there is none."""
-    if address == "auto":
-        from ray._private.services import get_ray_address_from_environment
-
-        try:
-            address = get_ray_address_from_environment("auto", None)
-        except ConnectionError as error:
-            raise no_answer("auto", "none was started on this machine") from error
+    """Returns the address that Ray will use: for ``auto`` that of the cluster on this machine, and for 127.0.0.1 that of this node, which
+    a cluster's certificate may lack. Raises: ConfigError if there is none.
+    """
     expected = "auto, host:port or ray://host:port, or null to start Ray on this machine"
-    require(ADDRESS.fullmatch(address) is not None, "cluster.address", expected, address)
-    return address
+    require(address == "auto" or ADDRESS.fullmatch(address) is not None, "cluster.address", expected, address)
+    if address.startswith("ray://"):
+        return address
+    from ray._private.services import canonicalize_bootstrap_address
+
+    try:
+        return str(canonicalize_bootstrap_address(address))
+    except ConnectionError as error:
+        raise no_answer("auto", "none was started on this machine") from error
 
 
 def _authentication(address: str, insecure: bool, warn: Callable[[str], None]) -> str:

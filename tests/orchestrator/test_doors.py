@@ -29,6 +29,7 @@ NAMES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 def without_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in (*NAMES, "RAY_ADDRESS", "RAY_USE_TLS"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("ray._private.services.get_node_ip_address", lambda: "127.0.0.1")  # the node's, which Ray uses for 127.0.0.1
     monkeypatch.setenv("HOME", str(tmp_path))
 
 
@@ -79,7 +80,7 @@ def answering(token: str | None, certificates: grpc.ServerCredentials | None = N
             return grpc.unary_unary_rpc_method_handler(carry_out)
 
     server = grpc.server(ThreadPoolExecutor(2), handlers=[All()])
-    port = server.add_secure_port("127.0.0.1:0", certificates) if certificates else server.add_insecure_port("127.0.0.1:0")
+    port = server.add_secure_port("0.0.0.0:0", certificates) if certificates else server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
         yield f"127.0.0.1:{port}"
@@ -94,7 +95,7 @@ def join() -> Callable[..., tuple[dict[str, str], list[str]]]:
     def attach(address: str, insecure: bool = False) -> tuple[dict[str, str], list[str]]:
         warnings: list[str] = []
         with attached(address, insecure, warnings.append) as arguments:
-            assert arguments == {"address": address}
+            assert arguments == {"address": address if address.startswith("ray://") else address.replace("localhost", "127.0.0.1")}
             return environment(), warnings
 
     return attach
@@ -173,6 +174,11 @@ def test_a_cluster_with_tls_is_joined_with_its_certificates_and_not_without_or_w
         monkeypatch.setenv("RAY_TLS_CA_CERT", str(tmp_path / "missing"))
         with pytest.raises(ConfigError, match=r"RAY_USE_TLS: expected .* files that can be read, got: .*missing"):
             join(address)
+        monkeypatch.setenv("RAY_TLS_CA_CERT", ours["RAY_TLS_CA_CERT"])
+        with monkeypatch.context() as node:  # whose address is not in the certificate, so that Ray would wait
+            node.setattr("ray._private.services.get_node_ip_address", lambda: "127.0.0.2")
+            with pytest.raises(ConfigError, match=r"no Ray cluster answers at '127.0.0.2:.*, or check the certificates"):
+                join(address)
     monkeypatch.setenv("RAY_TLS_CA_CERT", ours["RAY_TLS_CA_CERT"])
     with answering("right", grpc.ssl_server_credentials([(key, chain)], authority, require_client_auth=True)) as address:
         with pytest.raises(ConfigError, match=r"expected the token of .*, got None"):
