@@ -1,8 +1,11 @@
 """Training on DeepSpeed equals training in plain torch, and masked weights remain exactly zero, in every ZeRO stage."""
 
+import gc
 import json
 import math
+import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -139,6 +142,29 @@ def test_training_in_this_process_leaves_torch_as_it_was(model: Path, tmp_path: 
     before = torch.nn.functional.linear
     run_gang(task(tmp_path / "out", model, recipe(zero_stage=3)), 1, 1)
     assert torch.nn.functional.linear is before
+
+
+def held() -> dict[str, int]:
+    """What this process holds and others of a sweep would miss. An error holds what it passed, until it is collected."""
+    gc.collect()
+    modules = sum(isinstance(found, torch.nn.Module) for found in gc.get_objects())
+    return {"modules": modules, "files": len(os.listdir("/proc/self/fd")), "threads": len(os.listdir("/proc/self/task"))}
+
+
+@pytest.mark.parametrize("diverges", [False, True])
+def test_training_in_this_process_leaves_no_model_file_or_thread(diverges: bool, model: Path, tmp_path: Path) -> None:
+    """A sweep of hundred points would end at the limit of open files, and hold a hundred models."""
+
+    def train(name: str) -> None:
+        with pytest.raises(SecateurError, match="expected finite numbers") if diverges else nullcontext():
+            run_gang(task(tmp_path / name, model, recipe(), stripes(nan_from=0 if diverges else -1), teacher=model), 1, 1)
+
+    train("first")  # DeepSpeed keeps some for ever
+    before = held()
+    train("second")
+    train("third")
+    after = held()
+    assert all(after[name] <= count for name, count in before.items()), f"{before} before, {after} after"
 
 
 def test_a_weight_that_moved_is_an_error_and_not_a_result(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
@@ -31,6 +32,7 @@ def run_gang(task: TrainTask, ranks: int, threads: int, device: str | None = Non
         finally:
             os.environ.clear()
             os.environ.update(before)
+            gc.collect()  # DeepSpeed's engine is a cycle, with the model, its gradients and sockets
     else:
         _spawn(ranks, threads, arguments)
     record = read_record(task.to.directory)

@@ -27,10 +27,11 @@ class Tapped(nn.Module):
             head.register_forward_pre_hook(lambda _, inputs: self._features.append(inputs[0]))
 
     def forward(self, images_NCHW: Tensor) -> tuple[Tensor, Tensor]:
-        self._features.clear()
         with products_in(self.precision, images_NCHW.device):
             outputs_ND = self.model(images_NCHW)
-        return outputs_ND, self._features[-1] if self._features else outputs_ND
+        features_ND = self._features[-1] if self._features else outputs_ND
+        self._features.clear()  # their graph refers to the engine, which would outlive its training
+        return outputs_ND, features_ND
 
 
 def freeze_unused(model: nn.Module, settings: Training) -> None:
