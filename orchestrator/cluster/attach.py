@@ -37,19 +37,17 @@ def attached(address: str, insecure: bool, warn: Callable[[str], None]) -> Itera
 
 
 def _located(address: str) -> str:
-    """Returns the address that Ray will use: for ``auto`` that of the cluster on this machine, and for 127.0.0.1 that of this node, which
-    a cluster's certificate may lack. Raises: ConfigError if there is none.
-    """
-    expected = "auto, host:port or ray://host:port, or null to start Ray on this machine"
-    require(address == "auto" or ADDRESS.fullmatch(address) is not None, "cluster.address", expected, address)
-    if address.startswith("ray://"):
-        return address
-    from ray._private.services import canonicalize_bootstrap_address
+    """Returns the address that ``auto`` stands for, and others as they are. Raises: ConfigError if there is none."""
+    if address == "auto":
+        from ray._private.services import get_ray_address_from_environment
 
-    try:
-        return str(canonicalize_bootstrap_address(address))
-    except ConnectionError as error:
-        raise no_answer("auto", "none was started on this machine") from error
+        try:
+            address = get_ray_address_from_environment("auto", None)
+        except ConnectionError as error:
+            raise no_answer("auto", "none was started on this machine") from error
+    expected = "auto, host:port or ray://host:port, or null to start Ray on this machine"
+    require(ADDRESS.fullmatch(address) is not None, "cluster.address", expected, address)
+    return address
 
 
 def _authentication(address: str, insecure: bool, warn: Callable[[str], None]) -> str:
@@ -78,14 +76,23 @@ def _lets_in(address: str, token: str | None) -> bool:
     import grpc
 
     service = "RayletDriver/ClusterInfo" if address.startswith("ray://") else "NodeInfoGcsService/GetAllNodeInfo"
-    with _channel(address.removeprefix("ray://")) as channel:
+    target = _target(address)
+    with _channel(target) as channel:
         try:
             channel.unary_unary(f"/ray.rpc.{service}")(b"", SECONDS, [] if token is None else [("authorization", f"Bearer {token}")])
         except grpc.RpcError as error:
             if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-                raise no_answer(address, f"{error.details()}".rpartition(": ")[2]) from error
+                reason = f"{error.details()}".rpartition(": ")[2]
+                raise no_answer(address, reason if target in address else f"{target}: {reason}") from error
             return error.code() is not grpc.StatusCode.UNAUTHENTICATED
     return True
+
+
+def _target(address: str) -> str:
+    """Returns the address that Ray connects to: for 127.0.0.1 that of this node, which the certificate of the cluster may lack."""
+    from ray._private.services import canonicalize_bootstrap_address
+
+    return address.removeprefix("ray://") if address.startswith("ray://") else str(canonicalize_bootstrap_address(address))
 
 
 def _channel(target: str) -> grpc.Channel:
