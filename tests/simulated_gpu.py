@@ -167,9 +167,11 @@ def simulated_gpu() -> Iterator[None]:
 
     properties = mock.Mock(total_memory=80_000_000_000, major=8, minor=0)
     event = mock.Mock(elapsed_time=mock.Mock(return_value=1.0))
+    names = ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check")  # of torch from 2.11 on, and before
+    health_check = next(name for name in names if hasattr(torch.optim.Optimizer, name))
     patches = [
         mock.patch.object(gpu, "eliminate", reference.eliminate),
-        mock.patch.object(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda optimizer: None),  # asks the driver
+        mock.patch.object(torch.optim.Optimizer, health_check, lambda optimizer: None),  # asks the driver
         mock.patch.object(torch._C, "_InferenceMode", lambda mode: torch.no_grad()),  # which views of such tensors do not support
         mock.patch.object(nn.Module, "to", _move_module(nn.Module.to)),
         *(

@@ -157,7 +157,7 @@ def test_seeds_are_single_ones_and_ranges() -> None:
     assert seeds_of("0-2,8") == [0, 1, 2, 8] and seeds_of("17") == [17]
 
 
-@pytest.mark.parametrize("seeds", ["8", pytest.param("0-49", marks=pytest.mark.slow), FALLING_DISKS])
+@pytest.mark.parametrize("seeds", ["8", "3", pytest.param("0-49", marks=pytest.mark.slow), FALLING_DISKS])
 def test_runs_that_fall_keep_the_promise(seeds: str, tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPTS / "chaos.py"), "--seeds", seeds, "--folder", str(tmp_path)]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -187,6 +187,14 @@ def test_bf16_products_keep_zeros_and_float32_weights(pair: Gang, model: Path, t
     assert 1e-6 < difference < 2e-2, "close to float32, and not float32"
 
 
+def test_activations_that_are_computed_again_are_refused_where_masked_weights_would_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cu128")
+    for stage, again in [(3, False), (2, True)]:
+        check(recipe(zero_stage=stage, recompute=again), stripes(), Output.LOGITS, taught=False)
+    with pytest.raises(ConfigError, match=r"recovery.recompute: expected false .* torch 2.9.1.*, got True; set recovery.zero_stage=2"):
+        check(recipe(zero_stage=3, recompute=True), stripes(), Output.LOGITS, taught=False)
+
+
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_activations_that_are_computed_again_change_nothing(stage: int, pair: Gang, model: Path, tmp_path: Path) -> None:
     """Also where ZeRO gathers the weights of a module for its forward pass, and again for the one within the backward pass."""

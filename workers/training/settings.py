@@ -141,6 +141,18 @@ def check(settings: Training, data: Dataset, output: Output, taught: bool, where
         "none or logits, since models of this family do not expose their features",
         settings.distill.value,
     )
+    if settings.recompute and settings.zero_stage == 3:
+        _check_recompute(where)
     samples = data.size("train")
     most = f"at most {samples}, the number of training samples"
     require(settings.batch_size <= samples, f"{where}.batch_size", most, settings.batch_size)
+
+
+def _check_recompute(where: str) -> None:
+    """Raises: ConfigError with torch before 2.10, where masked weights change if ZeRO-3 gathers them twice in a step."""
+    import torch
+    from torch.torch_version import TorchVersion
+
+    expected = f"false for zero_stage=3 with torch {torch.__version__}, where masked weights would change"
+    newer = TorchVersion(torch.__version__) >= "2.10"
+    require(newer, f"{where}.recompute", expected, True, f"set {where}.zero_stage=2, or install torch 2.10 or newer")
