@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from orchestrator.cluster.attach import attached
-from orchestrator.cluster.doors import LONGEST, LOOPBACK, closed_doors
+from orchestrator.cluster.doors import LONGEST, LOOPBACK, closed_doors, ray_environment
 from orchestrator.composing import experiment_of
 from workers.errors import ConfigError, SecateurError
 from workers.training.meeting import free_port
@@ -26,11 +26,15 @@ NAMES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
 @pytest.fixture(autouse=True)
-def without_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def without_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     for name in (*NAMES, "RAY_ADDRESS", "RAY_USE_TLS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("ray._private.services.get_node_ip_address", lambda: "127.0.0.1")  # the node's, which Ray uses for 127.0.0.1
     monkeypatch.setenv("HOME", str(tmp_path))
+    yield
+    monkeypatch.undo()
+    with ray_environment({}):  # Ray has read what these tests set: other tests in this process would wait for a Ray with TLS, for ever
+        pass
 
 
 def environment() -> dict[str, str]:
