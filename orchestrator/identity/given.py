@@ -8,11 +8,10 @@ import pickle
 import sys
 import uuid
 from collections.abc import Iterator
-from importlib.metadata import packages_distributions
 from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.identity.own import own_code
+from orchestrator.identity.own import installed, own_code
 from orchestrator.identity.sources import package_version
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ def _code_of(value: Any) -> Iterator[str]:
     top = place.split(".")[0]
     if top in sys.stdlib_module_names and place != MAIN:
         return
-    if top in packages_distributions():
+    if installed(top):
         yield f"{top} {package_version(top)}"
     elif place != MAIN and (files := own_code(place).files):
         for name, path in files.items():

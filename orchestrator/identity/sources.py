@@ -16,12 +16,12 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from orchestrator.identity.names import PACKAGES, ROOT, Module, UnknownSource, Uses, module, uses_of
-from orchestrator.identity.own import own_code
+from orchestrator.identity.own import installed, own_code
 from workers.models.permitted import imported, permitted
 
 WORKER = "workers.worker.Worker"
@@ -156,7 +156,7 @@ def package_version(name: str) -> str:
     try:
         return version(DISTRIBUTIONS.get(name, name))
     except PackageNotFoundError:
-        packages = packages_distributions().get(name, [])
+        packages = installed(name)
         return version(packages[0]) if packages else ""
 
 

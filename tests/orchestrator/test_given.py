@@ -2,13 +2,16 @@
 
 import inspect
 import runpy
+import shutil
 import sys
 from dataclasses import fields
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 
 from orchestrator.api import Call, prune
+from orchestrator.identity.own import installed
 
 SCRIPT = """
 import copy
@@ -78,6 +81,18 @@ def test_what_cannot_be_followed_equals_nothing(tmp_path: Path, monkeypatch: pyt
     monkeypatch.syspath_prepend(tmp_path)
     script = SCRIPT.replace("SCALE = 2.0", "SCALE = (number for number in range(3))")
     assert digest(tmp_path, script) != digest(tmp_path, script)
+
+
+def test_a_package_is_known_from_when_it_is_installed_until_it_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    assert installed("freshly") == [] and installed("torch") == packages_distributions()["torch"]
+    metadata = tmp_path / "fresh_package-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: fresh-package\nVersion: 1.0\n", encoding="utf-8")
+    (metadata / "top_level.txt").write_text("freshly\n", encoding="utf-8")
+    assert installed("freshly") == ["fresh-package"]
+    shutil.rmtree(metadata)
+    assert installed("freshly") == []
 
 
 def test_prune_and_plan_have_the_same_defaults() -> None:
