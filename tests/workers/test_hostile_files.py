@@ -1,6 +1,7 @@
 """Model files that are damaged, or that a stranger wrote, are refused in one line: nothing runs, nothing is fetched, memory is bounded."""
 
 import contextlib
+import cProfile
 import json
 import sys
 from collections.abc import Iterator
@@ -138,6 +139,21 @@ def test_limits_hold_for_loops_of_python_and_leave_a_profiler_in_place(monkeypat
     finally:
         sys.setprofile(None)
     assert bounded.bounded(lambda: 3) == 3
+
+
+def test_a_model_is_loaded_under_cprofile_which_then_goes_on(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounded, "_kept", set())  # so that building is watched
+    with cProfile.Profile() as profiler:
+        load_pruned(path)
+        refusals(path)
+    assert any(entry.code is refusals.__code__ for entry in profiler.getstats())
+
+
+def test_a_model_is_loaded_under_the_profiler_of_torch(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounded, "_kept", set())
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], with_stack=True) as profiler:
+        load_pruned(path)(torch.zeros(1, 1, 16, 16))
+    assert any(event.key == "aten::addmm" for event in profiler.key_averages())
 
 
 def test_a_model_whose_weights_follow_takes_no_memory_for_initial_ones_and_a_new_model_has_them(path: Path) -> None:

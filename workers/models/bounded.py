@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from cProfile import Profile
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -67,7 +68,10 @@ def bounded(create: Callable[[], Built], key: str = "") -> Built:
 
 @contextmanager
 def _few_calls() -> Iterator[None]:
-    """Limits the calls of functions, and of parameters that modules get, in this thread. A profiler that is at work sees none of them."""
+    """Limits the calls of functions, and of parameters that modules get, in this thread. A profiler that is at work sees none of them.
+
+    Of profilers written in C, Python can start cProfile again, but not torch's, which goes on without the stacks of Python.
+    """
     register, calls, parameters = nn.Module.register_parameter.__code__, 0, 0
 
     def count(frame: FrameType, event: str, _: Any) -> None:
@@ -80,11 +84,15 @@ def _few_calls() -> Iterator[None]:
             raise _LimitReached(f"one with more than {MOST_PARAMETERS:,} parameters")
 
     before = sys.getprofile()
+    if isinstance(before, Profile):
+        before.disable()
     sys.setprofile(count)
     try:
         yield
     finally:
-        sys.setprofile(before)
+        sys.setprofile(before if callable(before) else None)
+        if isinstance(before, Profile):
+            before.enable()
 
 
 class _Operations(TorchDispatchMode):
