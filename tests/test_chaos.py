@@ -24,8 +24,15 @@ from falling import DISK_KINDS, STAGES, Fall, Kind, Part, draw  # noqa: E402
 
 KILLED = Fall(Kind.KILL, Part.DRIVER, "collect", 0.1)
 NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-FALLING_DISKS = pytest.param("100-107", marks=(pytest.mark.slow, NEEDS_ROOT))
+FALLING_DISKS = pytest.param(["100-107"], marks=(pytest.mark.slow, NEEDS_ROOT))
 WAITS = "collect: waiting for 1 result that host:1 computes; end that process to compute it here\n"
+BEING_STARTED = """Traceback (most recent call last):
+  File "<string>", line 1, in <module>
+  File "/lib/python3.11/multiprocessing/spawn.py", line 122, in spawn_main
+    exitcode = _main(fd, parent_sentinel)
+               ^^^^^^^^^^^^^^^^^^^^^^^^^^
+EOFError: Ran out of input
+"""
 INTERRUPTED = Fall(Kind.INTERRUPT, Part.DRIVER, "collect", 0.1)
 
 
@@ -77,6 +84,10 @@ def start(status: int, said: str = "", left: tuple[str, ...] = ()) -> SimpleName
         (start(1), INTERRUPTED, ["exit status 1 with 0 lines of error"]),
         (start(1, "error: a\nerror: b\n"), INTERRUPTED, ["exit status 1 with 2 lines of error"]),
         (start(1, "Traceback (most recent call last):\nerror: a\n"), INTERRUPTED, ["a traceback"]),
+        (start(-9, 'Traceback (most recent call last):\n  File "run.py"\nKeyError: 1\n'), KILLED, ["a traceback"]),
+        (start(-9, BEING_STARTED), KILLED, []),
+        (start(-9, BEING_STARTED.replace("spawn_main", "run")), KILLED, ["a traceback"]),
+        (start(1, BEING_STARTED + "error: a\n"), INTERRUPTED, ["a traceback"]),
         (start(0, WAITS), KILLED, ["it waited for a process that had fallen"]),
         (start(-9, left=("12 raylet",)), KILLED, ["left running: 12 raylet"]),
         (SimpleNamespace(status=None, stage="collect", end=lambda: None), KILLED, ["it hung at collect"]),
@@ -157,8 +168,11 @@ def test_seeds_are_single_ones_and_ranges() -> None:
     assert seeds_of("0-2,8") == [0, 1, 2, 8] and seeds_of("17") == [17]
 
 
-@pytest.mark.parametrize("seeds", ["8", "3", pytest.param("0-49", marks=pytest.mark.slow), FALLING_DISKS])
-def test_runs_that_fall_keep_the_promise(seeds: str, tmp_path: Path) -> None:
-    command = [sys.executable, str(SCRIPTS / "chaos.py"), "--seeds", seeds, "--folder", str(tmp_path)]
+@pytest.mark.parametrize(
+    "seeds", [["8,3", "--reference", "local"], pytest.param(["0-49"], marks=pytest.mark.slow), FALLING_DISKS], ids=lambda seeds: seeds[0]
+)
+def test_runs_that_fall_keep_the_promise(seeds: list[str], tmp_path: Path) -> None:
+    """Each compared with an undisturbed run, of the same cluster or of this process."""
+    command = [sys.executable, str(SCRIPTS / "chaos.py"), "--seeds", *seeds, "--folder", str(tmp_path)]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
