@@ -65,6 +65,7 @@ def one(units):
 
 
 def forward_flops(model, images_NCHW):
+    model.requires_grad_(False)  # torch's counter fails on expanded parameters that require gradients, as CaiT's class token
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(images_NCHW)
     return counter.get_total_flops()
