@@ -297,7 +297,7 @@ def test_a_training_gang_that_loses_a_node_resumes_on_another_to_equal_bytes(nod
     nodes.only(n2=1, n3=1)
     (tmp_path / "nodes").mkdir()
     process = start(tmp_path / "nodes", *training, *ON_NODES, f"cluster.address={nodes.address}", "cluster.workers=1")
-    while process.poll() is None and not list((tmp_path / "nodes").glob("runs/store/train/*/*/checkpoints/*")):
+    while process.poll() is None and not list((tmp_path / "nodes").glob("runs/store/train/*/*/checkpoints/epoch*.json")):
         time.sleep(0.05)
     assert process.poll() is None, process.communicate()[0]
     nodes.remove("n3")
