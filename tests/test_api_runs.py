@@ -43,6 +43,30 @@ def test_a_module_is_masked_to_the_asked_sparsity_and_keeps_its_accuracy(masked:
     assert "90.00 %" in str(masked) and (masked.directory / "report.html").is_file()
 
 
+class Clamped(SmallNet):
+    """With limits that stand for none, as in the vision encoder of Gemma 4."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("least", torch.tensor(-torch.inf))
+        self.register_buffer("most", torch.tensor([3.0, torch.inf, torch.inf]))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.clamp(self.least, self.most.max()))
+
+
+def test_limits_of_a_module_may_be_infinite_but_not_nan(tmp_path: Path) -> None:
+    module = Clamped()
+    module.load_state_dict(dense().state_dict(), strict=False)
+    options: dict[str, Any] = {"sparsity": 0.5, "output": tmp_path, "settings": QUICK}
+    pruned, plain = (prune(model, batches(0, 64), pruner="magnitude", **options) for model in (module, dense()))
+    assert torch.equal(pruned.model.least, module.least) and torch.equal(pruned.model.most, module.most)
+    assert torch.equal(pruned.model.hidden.weight, plain.model.hidden.weight)
+    module.most[0] = torch.nan
+    with pytest.raises(ConfigError, match=r"expected finite numbers.*most \(1 NaN of 3\)"):
+        prune(module, batches(0, 64), pruner="magnitude", **options)
+
+
 def test_the_module_that_was_given_and_the_state_of_torch_are_as_they_were(tmp_path: Path) -> None:
     model = dense()
     before, threads = copy.deepcopy(model.state_dict()), torch.get_num_threads()

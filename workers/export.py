@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from workers.checks import is_of_type, type_words
 from workers.errors import SecateurError
 from workers.files import write_tensors
-from workers.model_files import KEY, ModelFile, read_spec, require_finite, spec_text
+from workers.model_files import KEY, ModelFile, limits_of, read_spec, require_finite, spec_text
 from workers.models import permitted
 from workers.models.base import ModelFamily
 
@@ -34,7 +34,7 @@ def save_model(path: Path, family: ModelFamily, state: Mapping[str, Tensor], mas
     """Write a model file; returns its digest.
 
     ``masks`` maps layer names to bool tensors of the weight's shape, True where a weight survives.
-    Raises: SecateurError if a weight outside its mask is not exactly zero, or a number is not finite.
+    Raises: SecateurError if a weight outside its mask is not exactly zero, or a number is NaN or infinite. Limits may be infinite.
     """
     import torch
 
@@ -42,10 +42,11 @@ def save_model(path: Path, family: ModelFamily, state: Mapping[str, Tensor], mas
 
     family = family.stored
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        again = aliases(family.build())
+        model = family.build()
+    again, limits = aliases(model), limits_of(model)
     tensors = {name: tensor.detach().cpu() for name, tensor in state.items() if again.get(name) not in state}
     for name, tensor in tensors.items():
-        require_finite(str(path), name, tensor)
+        require_finite(str(path), name, tensor, name in limits)
     layers: dict[str, dict[str, Any]] = {}
     for layer, mask in masks.items():
         weight = tensors.pop(f"{layer}.weight")
@@ -177,7 +178,7 @@ def load_pruned(path: Path | str, runtime: str | None = None, build: permitted.B
                 model = family.build()
             _require_fit(file, model)
     own = model.state_dict()
-    for name, tensor in file.weights():
+    for name, tensor in file.weights(limits_of(model)):
         own[name].copy_(tensor)
     if runtime == "sparse":
         from workers.sparse import sparse_model

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +20,14 @@ from workers.errors import ConfigError, SecateurError
 from workers.files import read_metadata, read_tensors
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 KEY = "secateur"  # of the spec in the header
 FORMAT = "secateur/2"
 WITHOUT_DIGESTS = "secateur/1"  # still read
 LONGEST_SPEC = 2**23  # characters; that of a large model with the names of 20,000 classes has a tenth
 DAMAGED = "copy or export it again"
+NO_LIMITS = ("weight", "bias", "running_mean", "running_var")  # ends of names of tensors that are always finite
 
 TYPES: dict[str, Any] = {"family": str, "settings": dict[str, Any], "layers": dict[str, dict[str, Any]], "tensors": dict[str, str]}
 
@@ -136,12 +137,15 @@ class ModelFile:
         masked = {f"{name}.weight": (layer.shape, self._tensors[f"{name}.weight.values"].dtype) for name, layer in self.layers.items()}
         return masked | {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in self._whole().items()}
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Yields weights as the module has them, one by one: beside the mapped file one masked layer is held."""
+    def weights(self, limits: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Yields weights as the module has them, one by one: beside the mapped file one masked layer is held.
+
+        ``limits`` are the tensors that may be infinite. Without them, as long as the module is not known, the ends of names tell.
+        """
         for name in self.layers:
             yield f"{name}.weight", self._masked_weight(name)
         for name in self._whole():
-            yield name, self._checked(name)
+            yield name, self._checked(name, limits)
 
     def weight(self, layer: str) -> Tensor | None:
         """Returns the weight of a layer, zeros filled in; None if it is stored under another name."""
@@ -170,21 +174,30 @@ class ModelFile:
         parts = {f"{name}.weight.{part}" for name in self.layers for part in ("mask", "values")}
         return {name: tensor for name, tensor in self._tensors.items() if name not in parts}
 
-    def _checked(self, name: str) -> Tensor:
+    def _checked(self, name: str, limits: Collection[str] | None = None) -> Tensor:
         """Returns a stored tensor. Raises: SecateurError if it is not what was written, or not finite."""
         tensor, digests = self._tensors[name], self.spec.get("tensors")
         if digests is not None and digests[name] != digest_of(tensor):
             raise self._damaged(f"the tensor {name} does not match its SHA-256")
-        require_finite(str(self.path), name, tensor)
+        limit = name.rpartition(".")[2] not in (*NO_LIMITS, "values") if limits is None else name in limits
+        require_finite(str(self.path), name, tensor, limit)
         return tensor
 
     def _damaged(self, reason: str) -> SecateurError:
         return SecateurError(f"{self.path}: its content is damaged: {reason}; {DAMAGED}")
 
 
-def require_finite(where: str, name: str, tensor: Tensor) -> None:
-    """Raises ``SecateurError`` if a number is not finite."""
+def limits_of(model: nn.Module) -> set[str]:
+    """Returns the names of tensors that may be infinite: buffers such as the bounds of a clamp or the mask of an attention.
+
+    Statistics of normalisation, and weights that torchvision freezes as buffers, may not.
+    """
+    return {name for name, _ in model.named_buffers() if name.rpartition(".")[2] not in NO_LIMITS}
+
+
+def require_finite(where: str, name: str, tensor: Tensor, limit: bool) -> None:
+    """Raises ``SecateurError`` if a number is NaN or, unless the tensor is a ``limit``, infinite."""
     import torch
 
-    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+    if tensor.is_floating_point() and (torch.isnan(tensor).any() if limit else not torch.isfinite(tensor).all()):
         raise SecateurError(f"{where}: expected finite numbers, got NaN or infinity in {name}; use a model from before its training failed")

@@ -205,6 +205,7 @@ TENSORS: dict[str, Case] = {
     "layer is a number": of_spec(lambda spec: spec | {"layers": {MASKED: 3}}),
     "NaN": with_entry("head.bias", 3, float("nan")),
     "infinity": with_entry("head.bias", 3, float("inf")),
+    "infinity in a parameter of another name": with_entry("cls_token", 3, float("inf")),
     "NaN among values": with_entry(f"{MASKED}.weight.values", 0, float("nan")),
     "missing tensor": lambda path: rewritten(path, lambda tensors: {name: t for name, t in tensors.items() if name != "head.bias"}),
     "unknown tensor": lambda path: rewritten(path, lambda tensors: tensors | {"../../tail": torch.zeros(3)}),

@@ -8,9 +8,12 @@ import numpy
 import pytest
 import torch
 from checkpoint_cases import assert_read, family, trained
+from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from workers.errors import ConfigError, SecateurError
 from workers.export import save_model
+from workers.model_files import limits_of
 from workers.models import checkpoint_files
 
 
@@ -104,6 +107,12 @@ def test_numbers_that_are_not_finite_are_counted_by_tensor(tmp_path):
     torch.save(spoilt(), tmp_path / "w.pth")
     with pytest.raises(ConfigError, match=NAMED):
         family(tmp_path / "w.pth").pretrained_state()
+
+
+def test_buffers_may_be_infinite_but_neither_statistics_nor_frozen_weights():
+    model = nn.Sequential(nn.BatchNorm2d(2), FrozenBatchNorm2d(2), nn.Linear(2, 2))
+    model.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
+    assert limits_of(model) - {"0.num_batches_tracked"} == {"mask"}
 
 
 def test_a_model_whose_numbers_are_not_finite_is_not_stored(tmp_path):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from workers.checks import absolute_path, require
 from workers.errors import ConfigError, SecateurError
+from workers.model_files import limits_of
 from workers.models import bundled, checkpoint_files
 from workers.models.checkpoint_files import Fit
 
@@ -70,7 +71,7 @@ def load(checkpoint: str, model: nn.Module, heads: set[str]) -> dict[str, Tensor
                 f"{checkpoint}"
             )
     state = {name: fit.state[name].to(tensor.dtype).contiguous() for name, tensor in expected.items()}
-    require_finite(checkpoint, state)
+    require_finite(checkpoint, state, model)
     return state
 
 
@@ -79,11 +80,14 @@ def notes(checkpoint: str, model: nn.Module) -> list[str]:
     return list(_fit(checkpoint, model, cast(dict[str, Tensor], model.state_dict())).notes)
 
 
-def require_finite(checkpoint: str, state: Mapping[str, Tensor]) -> None:
-    """Raises ``ConfigError`` if a number is not finite, with counts for each tensor. One such number would spoil all outputs."""
-    counts = []
+def require_finite(checkpoint: str, state: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Raises ``ConfigError`` if a number is not finite, with counts for each tensor. One such number would spoil all outputs.
+
+    Limits of ``model`` may be infinite.
+    """
+    counts, limits = [], limits_of(model)
     for name, tensor in state.items():
-        nans, infinities = int(tensor.isnan().sum()), int(tensor.isinf().sum())
+        nans, infinities = int(tensor.isnan().sum()), 0 if name in limits else int(tensor.isinf().sum())
         if nans or infinities:
             kinds = [f"{count} {kind}" for count, kind in ((nans, "NaN"), (infinities, "infinite")) if count]
             counts.append(f"{name} ({' and '.join(kinds)} of {tensor.numel()})")

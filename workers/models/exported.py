@@ -82,8 +82,9 @@ class Exported(ModelFamily):
         from workers.models import checkpoints
 
         with _config_errors():
-            state = load_pruned(self.path).state_dict()
-        checkpoints.require_finite(str(self.checkpoint), state)
+            model = load_pruned(self.path)
+        state = model.state_dict()
+        checkpoints.require_finite(str(self.checkpoint), state, model)
         return state
 
     def pretrained_masks(self) -> dict[str, Tensor]:

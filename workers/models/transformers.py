@@ -124,7 +124,7 @@ class TransformersModel(library.PatternModel):
             remedy = "a backbone has no classifier: set model.classifier=false; one for other classes has to be trained first"
             raise ConfigError(f"model.checkpoint: {where} has no tensors that fit {', '.join(lacking[:5])}; {remedy}")
         state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-        checkpoints.require_finite(where, state)
+        checkpoints.require_finite(where, state, model)
         return state
 
     def pretrained_notes(self) -> list[str]:
