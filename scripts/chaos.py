@@ -247,7 +247,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seeds", type=seeds_of, default=seeds_of("0-49"), metavar="FIRST-LAST[,...]")
     parser.add_argument("--only", type=int, metavar="SEED", help="this seed alone, also if it is in the file")
-    parser.add_argument("--reference", choices=CLUSTERS, help="where the undisturbed runs are; by default each where its seeds fall")
+    parser.add_argument("--reference", choices=CLUSTERS, help="where the undisturbed runs are, which seconds lost count from")
     parser.add_argument("--write", type=Path, metavar="FILE.json", help="where the outcomes are kept")
     parser.add_argument("--folder", type=Path, help="where the runs are carried out; by default a new folder")
     parser.add_argument("--patience", type=float, default=3600.0, metavar="SECONDS", help="after which a run counts as hanging")

@@ -172,7 +172,7 @@ def test_seeds_are_single_ones_and_ranges() -> None:
     "seeds", [["3,8,18", "--reference", "local"], pytest.param(["0-49"], marks=pytest.mark.slow), FALLING_DISKS], ids=lambda seeds: seeds[0]
 )
 def test_runs_that_fall_keep_the_promise(seeds: list[str], tmp_path: Path) -> None:
-    """Each compared with an undisturbed run, of the same cluster or of this process."""
+    """Each is compared with an undisturbed run: on the same cluster, or for the short test without Ray."""
     command = [sys.executable, str(SCRIPTS / "chaos.py"), "--seeds", *seeds, "--folder", str(tmp_path)]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr

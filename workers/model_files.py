@@ -166,7 +166,7 @@ class ModelFile:
     def _masked_weight(self, layer: str) -> Tensor:
         import torch
 
-        values = self._checked(f"{layer}.weight.values")
+        values = self._checked(f"{layer}.weight.values", limits=())
         return torch.zeros(self.layers[layer].shape, dtype=values.dtype).masked_scatter_(self.mask(layer), values)
 
     def _whole(self) -> dict[str, Tensor]:
@@ -179,7 +179,7 @@ class ModelFile:
         tensor, digests = self._tensors[name], self.spec.get("tensors")
         if digests is not None and digests[name] != digest_of(tensor):
             raise self._damaged(f"the tensor {name} does not match its SHA-256")
-        limit = name.rpartition(".")[2] not in (*NO_LIMITS, "values") if limits is None else name in limits
+        limit = name.rpartition(".")[2] not in NO_LIMITS if limits is None else name in limits
         require_finite(str(self.path), name, tensor, limit)
         return tensor
 

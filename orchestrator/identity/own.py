@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.machinery import PathFinder
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -38,7 +38,7 @@ def installed(name: str) -> list[str]:
     return _packages(tuple((folder, os.stat(folder).st_mtime_ns) for folder in folders)).get(name, [])
 
 
-@cache
+@lru_cache(maxsize=1)
 def _packages(folders: tuple[tuple[str, int], ...]) -> Mapping[str, list[str]]:
     """Returns the installed packages by their top-level modules, while no package comes or goes: that changes the time of its folder.
 

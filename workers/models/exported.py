@@ -79,13 +79,9 @@ class Exported(ModelFamily):
     def pretrained_state(self) -> dict[str, Tensor]:
         """Returns the tensors of the file. Raises: ConfigError if they do not fit its architecture or are not finite."""
         from workers.export import load_pruned
-        from workers.models import checkpoints
 
         with _config_errors():
-            model = load_pruned(self.path)
-        state = model.state_dict()
-        checkpoints.require_finite(str(self.checkpoint), state, model)
-        return state
+            return load_pruned(self.path).state_dict()
 
     def pretrained_masks(self) -> dict[str, Tensor]:
         from workers.export import load_masks
