@@ -59,7 +59,8 @@ TIMES = {  # keys of the report whose values depend on times, or on how the run 
 DISKS = 100  # from this seed on, the disk falls
 # A driver that is killed in the milliseconds in which it starts a process leaves one that ends so in Python, before our code runs there.
 BEING_STARTED = re.compile(
-    r"Traceback \(most recent call last\):\n(?:  .*\n)+?  File .*, in spawn_main\n(?:  .*\n)+EOFError: Ran out of input\n"
+    r"Traceback \(most recent call last\):\n(?:  .*\n)+?  File .*, in spawn_main\n(?:  .*\n)+"
+    r"    .*reduction\.pickle\.load\(from_parent\)\n(?:[ ^]*\n)?EOFError: Ran out of input\n"
 )
 LEFT_SECONDS = 10.0  # that processes may take to end after their driver
 

@@ -31,6 +31,9 @@ BEING_STARTED = """Traceback (most recent call last):
   File "/lib/python3.11/multiprocessing/spawn.py", line 122, in spawn_main
     exitcode = _main(fd, parent_sentinel)
                ^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File "/lib/python3.11/multiprocessing/spawn.py", line 130, in _main
+    preparation_data = reduction.pickle.load(from_parent)
+                       ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
 EOFError: Ran out of input
 """
 INTERRUPTED = Fall(Kind.INTERRUPT, Part.DRIVER, "collect", 0.1)
@@ -87,6 +90,7 @@ def start(status: int, said: str = "", left: tuple[str, ...] = ()) -> SimpleName
         (start(-9, 'Traceback (most recent call last):\n  File "run.py"\nKeyError: 1\n'), KILLED, ["a traceback"]),
         (start(-9, BEING_STARTED), KILLED, []),
         (start(-9, BEING_STARTED.replace("spawn_main", "run")), KILLED, ["a traceback"]),
+        (start(-9, BEING_STARTED.replace("reduction.pickle.load(from_parent)", "read(file)")), KILLED, ["a traceback"]),
         (start(1, BEING_STARTED + "error: a\n"), INTERRUPTED, ["a traceback"]),
         (start(0, WAITS), KILLED, ["it waited for a process that had fallen"]),
         (start(-9, left=("12 raylet",)), KILLED, ["left running: 12 raylet"]),
